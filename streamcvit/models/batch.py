@@ -1,0 +1,62 @@
+"""What ingest hands to the learner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from streamcvit.data.sample import Quarantined, Sample
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Processor output for B samples, with the masks that learning and routing need.
+
+    Attributes:
+        tensors: keyword arguments of the model's forward: `input_ids` [B, S] int64, `attention_mask` [B, S],
+            `pixel_values` (any layout the processor gives) and whatever else it gives.
+        answer_mask: [B, S] bool, true at answer tokens (end-of-turn token included); all false for prompts.
+        prompt_mask: [B, S] bool, true at text tokens of the prompt (no image, padding or answer tokens).
+        image_mask: [B, S] bool, true at image placeholder tokens.
+        instructions: the B instructions, for the routing embedding.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    answer_mask: torch.Tensor
+    prompt_mask: torch.Tensor
+    image_mask: torch.Tensor
+    instructions: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> ModelInputs:
+        """The same inputs with every tensor on `device` (pixel dtype is left to the model)."""
+        return ModelInputs(
+            {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()},
+            self.answer_mask.to(device, non_blocking=True),
+            self.prompt_mask.to(device, non_blocking=True),
+            self.image_mask.to(device, non_blocking=True),
+            self.instructions,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A stretch of the stream: a pure function of (index, cursor, batch size, processor).
+
+    Attributes:
+        cursor: position it starts at.
+        next_cursor: position after it; positions in [cursor, next_cursor) are learned or quarantined.
+        chunk: the chunk all of it belongs to (a batch never crosses a chunk's end).
+        positions: position of each sample in `samples`.
+        samples: the readable samples, in stream order.
+        inputs: their processor output; None when every position is quarantined.
+        quarantined: the unreadable rest.
+    """
+
+    cursor: int
+    next_cursor: int
+    chunk: int
+    positions: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    inputs: ModelInputs | None
+    quarantined: tuple[Quarantined, ...] = ()
