@@ -1,0 +1,18 @@
+"""The online learner and the strategies that extend its step."""
+
+from streamcvit.learning.ledger import Ledger, read_ledger
+from streamcvit.learning.online import OnlineLearner, StepReport
+from streamcvit.learning.source import BatchSource, Schedule
+from streamcvit.learning.strategies import STRATEGIES, Replay, Sequential
+
+__all__ = [
+    "STRATEGIES",
+    "BatchSource",
+    "Ledger",
+    "OnlineLearner",
+    "Replay",
+    "Schedule",
+    "Sequential",
+    "StepReport",
+    "read_ledger",
+]

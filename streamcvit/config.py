@@ -1,0 +1,264 @@
+"""One tree of settings; every file in pipelines/ validates against it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from streamcvit.errors import UserError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are errors, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskFiles(Section):
+    """Where one task's samples lie and how it is judged (source `files`)."""
+
+    train: str = Field(description="training file, relative to stream.data")
+    test: str = Field(description="test file, relative to stream.data")
+    format: str = Field("llava", description="format of the training file, a name in streamcvit.data.formats.FORMATS")
+    test_format: str = Field("qa", description="format of the test file")
+    images: str = Field("", description="image root, relative to stream.data")
+    scorer: str = Field("exact", description="strict scorer, a name in streamcvit.evaluation.SCORERS")
+    strcvit: str = Field("", description="published scorer beside it, a name in STRCVIT_SCORERS; empty: none")
+    follow: str = Field("single_word", description="instruction-following rule, a name in FOLLOW_RULES")
+    max_new_tokens: int = Field(16, ge=1, le=4096)
+    in_average: bool = True
+
+
+class ScenarioConfig(Section):
+    """Which task gives how many samples to which chunk."""
+
+    preset: str = Field("embedded", description="`embedded`, `generate`, `task-incremental` or a published plan")
+    chunks: int = Field(15, ge=1, le=10_000)
+    samples_per_chunk: int = Field(0, ge=0, description="0: the preset's own, or all samples there are")
+    tasks_per_chunk: int = Field(3, ge=1)
+    recurrence_gap: int = Field(2, ge=0, description="chunks that pass before a task comes back (`generate`)")
+
+
+class StreamConfig(Section):
+    """What arrives."""
+
+    source: Literal["embedded", "files", "shards"] = "embedded"
+    data: str = Field("", description="root folder of the task files, or a stream folder made by `streamcvit shard`")
+    tasks: dict[str, TaskFiles] = Field(default_factory=dict)
+    scenario: ScenarioConfig = ScenarioConfig()
+    wordings: Literal["single", "five"] = Field("single", description="instruction wordings per task (embedded)")
+    test_samples: int = Field(100, ge=0, description="test items a task; 0: all there are")
+    samples_per_shard: int = Field(2000, ge=1)
+
+    @model_validator(mode="after")
+    def _files_need_tasks(self) -> StreamConfig:
+        if self.source == "files" and not self.tasks:
+            raise ValueError("source `files` needs at least one entry under stream.tasks")
+        return self
+
+
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    name_or_path: str = "embedded"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
+
+
+class LearnerConfig(Section):
+    """The update."""
+
+    batch_size: int = Field(8, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    threads: int = Field(
+        1, ge=1, description="CPU threads of learner and evaluators; other counts give other roundings"
+    )
+    commit_every: int = Field(0, ge=0, description="steps between commits inside a chunk; 0: chunk boundaries only")
+    keep_commits: int = Field(2, ge=1, description="newest commits kept resumable; older ones keep the adapter")
+
+
+class MethodConfig(Section):
+    """One way of learning the stream: an adapter, a strategy, and its learning rate."""
+
+    adapter: str = Field("smolora", description="a name in streamcvit.adapters.ADAPTERS, or `none` (zero-shot)")
+    options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own settings")
+    strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES")
+    strategy_options: dict[str, Any] = Field(default_factory=dict)
+    order: Literal["stream", "joint"] = Field("stream", description="joint: the whole stream shuffled (upper bound)")
+    lr: float | None = Field(None, gt=0, description="this method's rate; null: learner.lr")
+
+
+class EvaluationConfig(Section):
+    """The scoring of every seen task after every chunk."""
+
+    batch_size: int = Field(64, ge=1)
+    draws: int = Field(1000, ge=10, description="bootstrap draws of the intervals")
+    zero_shot: bool = Field(False, description="also score the untrained base on every task (for forward transfer)")
+
+
+class ClusterConfig(Section):
+    """How many actors share the work."""
+
+    address: str = Field("local", description="`local` starts a private Ray on this machine; or a cluster's address")
+    ingest_actors: int = Field(2, ge=1, le=256)
+    evaluators: int = Field(1, ge=1, le=256)
+    look_ahead: int = Field(8, ge=1, description="batches asked for ahead of the learner")
+    restarts: int = Field(5, ge=0, description="restarts of one actor before the run stops, resumable")
+
+
+class MonitorConfig(Section):
+    """The Prometheus endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535, description="0: any free port, printed")
+
+
+class RunConfig(Section):
+    """A whole run: one stream, one base model, and the methods that learn it, one after another."""
+
+    name: str = Field("run", pattern=NAME)
+    out: str = Field("runs", description="folder that run folders go to")
+    seed: int = Field(0, ge=0)
+    stream: StreamConfig = StreamConfig()
+    model: ModelConfig = ModelConfig()
+    learner: LearnerConfig = LearnerConfig()
+    methods: dict[str, MethodConfig] = Field(default_factory=lambda: {"smolora": MethodConfig()})
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _methods_are_known(self) -> RunConfig:
+        if not self.methods:
+            raise ValueError("methods: name at least one method")
+        from streamcvit.adapters import ADAPTERS
+        from streamcvit.learning import STRATEGIES
+
+        for name, method in self.methods.items():
+            if method.adapter not in {*ADAPTERS, "none"}:
+                raise ValueError(
+                    f"methods.{name}.adapter: unknown adapter {method.adapter!r}; "
+                    f"allowed: none, {', '.join(sorted(ADAPTERS))}"
+                )
+            if method.strategy not in STRATEGIES:
+                raise ValueError(
+                    f"methods.{name}.strategy: unknown strategy {method.strategy!r}; "
+                    f"allowed: {', '.join(sorted(STRATEGIES))}"
+                )
+        return self
+
+    def folder(self, method: str | None = None) -> Path:
+        """Folder of the run, or of one method's run inside it."""
+        root = Path(self.out) / self.name
+        return root if method is None else root / method
+
+    def dump(self) -> str:
+        """The resolved tree as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path | None, settings: list[str] | None = None, **top: Any) -> RunConfig:
+    """Read a YAML file, apply `key.path=value` settings, validate.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        settings: overrides such as `learner.lr=1e-3`; the value is YAML. Setting `learner.lr` also clears the
+            methods' own rates, so that the rate named on the command line is the rate that is used.
+        top: top-level keys that win over the file (None values are left out).
+
+    Raises:
+        UserError: unreadable file, bad YAML, unknown key or value (the message names the key and what is allowed).
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                "no such file", where=str(path), fix="Give the path of a YAML file, e.g. one in pipelines/"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot be read ({error})", where=str(path), fix="Check the path and its rights") from None
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"is not valid YAML ({_one_line(error)})", where=str(path), fix="Mend the line it names"
+            ) from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise UserError("must be a mapping of keys to values", where=str(path), fix="See pipelines/ for examples")
+        tree = loaded or {}
+    for setting in settings or []:
+        _apply(tree, setting)
+    tree.update({key: value for key, value in top.items() if value is not None})
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error), where=str(path or "settings"), fix=_allowed(error)) from None
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {setting!r} is not of the form key.path=value", fix="For example --set learner.lr=1e-3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: bad value ({_one_line(error)})", fix="Quote the value as in YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {key}: {part} is a value, not a section", fix="Shorten the key")
+    node[parts[-1]] = value
+    if parts == ["learner", "lr"]:
+        for method in tree.get("methods", {}).values():
+            if isinstance(method, dict):
+                method.pop("lr", None)
+
+
+def _explain(error: ValidationError) -> str:
+    faults = []
+    for item in error.errors()[:3]:
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such setting"
+        got = "" if item["type"] in {"extra_forbidden", "missing", "value_error"} else f" (got {item['input']!r})"
+        faults.append(f"{key}: {message}{got}" if key else f"{message}{got}")
+    more = len(error.errors()) - len(faults)
+    return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")
+
+
+def _allowed(error: ValidationError) -> str:
+    """For an unknown key: the keys that its section has."""
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return ""
+    section: Any = RunConfig
+    for part in first["loc"][:-1]:
+        fields = getattr(section, "model_fields", {})
+        if part in fields:
+            section = fields[part].annotation
+        args = [a for a in getattr(section, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
+        if args:
+            section = args[-1]
+    fields = getattr(section, "model_fields", {})
+    return f"Allowed here: {', '.join(fields)}" if fields else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,268 @@
+"""Learn from a stream one batch at a time: score it, then learn it, once."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from streamcvit.adapters import InstructionEncoder, RoutingInputs, after_step, routing_kwargs
+from streamcvit.errors import UserError
+from streamcvit.learning import commit as commits
+from streamcvit.learning.strategies import Sequential
+from streamcvit.models.base import Base
+from streamcvit.models.batch import Batch, ModelInputs
+from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, take_snapshot
+from streamcvit.models.vision import encode_images, text_tensors
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step saw before it learned ("test, then train").
+
+    Attributes:
+        step: optimizer steps so far, this one included.
+        loss: [n] float32, mean cross-entropy over each sample's answer tokens, nats.
+        correct: [n] bool, every answer token is the arg-max under teacher forcing.
+        grad_norm: norm of the gradient before clipping (a 0-dim tensor: reading it waits for the device).
+    """
+
+    step: int
+    loss: torch.Tensor
+    correct: torch.Tensor
+    grad_norm: torch.Tensor
+
+
+class OnlineLearner:
+    """One adapter on one frozen base, updated batch by batch; works in a notebook without Ray.
+
+    Args:
+        base: the frozen model with its processor.
+        model: the same model with an adapter on it (see `streamcvit.adapters.attach`).
+        strategy: what is added to the plain step.
+        encoder: embeds instructions for routing; None where the adapter takes no routing inputs.
+        lr, weight_decay, betas: of AdamW.
+        warmup_steps: steps of linear warm-up; the rate is constant after them (a stream has no end to anneal to).
+        max_grad_norm: gradients are clipped to it.
+        seed: of torch, NumPy and Python at the stream's start.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        model: PeftModel,
+        strategy: Sequential | None = None,
+        *,
+        encoder: InstructionEncoder | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.base, self.model, self.encoder = base, model, encoder
+        self.strategy = strategy or Sequential(seed)
+        self.lr, self.warmup_steps, self.max_grad_norm = lr, warmup_steps, max_grad_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        self.step, self.cursor, self.chunk = 0, 0, -1
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global state
+        random.seed(seed)
+        model.train()
+
+    def learn(self, batch: Batch) -> StepReport | None:
+        """Score a batch, then learn it once.
+
+        Returns:
+            The report, or None where every position of the batch is quarantined (the cursor still moves).
+
+        Raises:
+            ValueError: the batch does not start at the cursor (a gap or a repetition).
+        """
+        if batch.cursor != self.cursor:
+            raise ValueError(f"batch starts at {batch.cursor}, the stream's cursor is {self.cursor}")
+        if batch.chunk != self.chunk:
+            if self.chunk >= 0:
+                self.strategy.after_chunk(self.chunk, self.model)
+            self.chunk = batch.chunk
+            self.strategy.before_chunk(batch.chunk, self.model)
+        report = None
+        if batch.inputs is not None:
+            report = self._step(batch, batch.inputs)
+        self.cursor = batch.next_cursor
+        return report
+
+    def _step(self, batch: Batch, inputs: ModelInputs) -> StepReport:
+        losses_B, correct_B = self.losses(inputs)
+        extra = self.strategy.extend_batch(batch)
+        total = losses_B.sum()
+        count = len(batch.samples)
+        if extra:
+            # A forward of its own: a sample's loss does not depend on its batch, so the sum is the same.
+            replayed, _ = self.losses(self.base.collator.train(tuple(extra)))
+            total, count = total + replayed.sum(), count + len(extra)
+        loss = total / count
+        penalty = self.strategy.penalty(self.model)
+        if penalty is not None:
+            loss = loss + penalty
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        if self.warmup_steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * min(1.0, (self.step + 1) / self.warmup_steps)
+        self.optimizer.step()
+        after_step(self.model)
+        self.strategy.after_step(batch, self.model)
+        self.step += 1
+        return StepReport(self.step, losses_B.detach(), correct_B, grad_norm)
+
+    def losses(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per-sample loss on answer tokens, with graph.
+
+        Args:
+            inputs: B samples with answers.
+
+        Returns:
+            (loss [B] float32, correct [B] bool). Each sample weighs the same however long its answer is, so the
+            batch's loss is the mean of independent samples' losses.
+        """
+        answer_BS = inputs.answer_mask
+        rows_n = answer_BS.nonzero()[:, 0]  # on the host, before the transfer: no wait for the device
+        inputs = inputs.to(self.base.device)
+        vision = encode_images(self.base.model, inputs)
+        routing: dict[str, Any] = {}
+        if self.encoder is not None:
+            routing = routing_kwargs(
+                self.model,
+                RoutingInputs(
+                    instruction=self.encoder.encode(list(inputs.instructions)),
+                    visual=vision.pooled,
+                    image_mask=inputs.image_mask,
+                    prompt_mask=inputs.prompt_mask,
+                ),
+            )
+        # The token at t is predicted from t - 1, so logits are wanted one position earlier.
+        keep_BS = torch.zeros_like(inputs.answer_mask)
+        keep_BS[:, :-1] = inputs.answer_mask[:, 1:]
+        logits_nV = self.model(
+            **text_tensors(inputs),
+            mm_encoder_outputs={"image": vision.outputs},
+            logits_to_keep=keep_BS,
+            use_cache=False,
+            **routing,
+        ).logits.view(len(rows_n), -1)
+        targets_n = inputs.tensors["input_ids"][inputs.answer_mask]
+        loss_n = F.cross_entropy(logits_nV.float(), targets_n, reduction="none")
+        # A product with the membership matrix sums in a fixed order on every device (index_add does not on CUDA).
+        member_Bn = (torch.arange(len(answer_BS))[:, None] == rows_n).to(loss_n.device, loss_n.dtype, non_blocking=True)
+        lengths_B = member_Bn.sum(1)
+        losses_B = (member_Bn @ loss_n) / lengths_B
+        wrong_n = (logits_nV.detach().argmax(-1) != targets_n).to(loss_n.dtype)
+        return losses_B, (member_Bn @ wrong_n) == 0
+
+    def snapshot(self) -> Snapshot:
+        """The adapter's weights now, with version, cursor and digest."""
+        return take_snapshot(self.model, version=self.step, cursor=self.cursor, chunk=self.chunk)
+
+    def commit(self, folder: Path, before: Callable[[], object] | None = None, **state: Any) -> Path:
+        """Write everything that makes the next step the same to the bit.
+
+        Args:
+            folder: `commits/` of a run folder.
+            before: called once the files are prepared and before the commit shows (the ledger's flush).
+            state: further JSON values for `state.json`.
+
+        Returns:
+            The commit's folder: `adapter/` (what `PeftModel.from_pretrained` loads), `resume/`, `state.json`.
+        """
+        snapshot = self.snapshot()
+
+        def fill(draft: Path) -> None:
+            (draft / "adapter").mkdir()
+            (draft / commits.RESUME).mkdir()
+            name = self.model.active_adapter
+            self.model.peft_config[name].save_pretrained(str(draft / "adapter"))
+            weights = {k: v.contiguous() for k, v in adapter_state(self.model).items()}
+            save_file(weights, draft / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+            tensors, values = self._resume_state()
+            save_file(tensors, draft / commits.RESUME / "state.safetensors")
+            (draft / commits.RESUME / "state.json").write_text(json.dumps(values), encoding="utf-8")
+            if before is not None:
+                before()
+
+        state |= {"version": self.step, "cursor": self.cursor, "chunk": self.chunk, "digest": snapshot.digest}
+        return commits.write_commit(folder, self.step, fill, state)
+
+    def resume(self, commit: Path) -> dict[str, Any]:
+        """Continue from a commit as if the run had never stopped.
+
+        Returns:
+            The commit's `state.json`.
+
+        Raises:
+            UserError: the commit is damaged, or is not of this model and adapter.
+        """
+        state = commits.read_state(commit)
+        digest = load_adapter_state(self.model, load_file(commit / "adapter" / "adapter_model.safetensors"))
+        if digest != state["digest"]:
+            raise UserError(
+                "the adapter does not fit this model", where=str(commit), fix="Resume with the run's own config"
+            )
+        tensors = load_file(commit / commits.RESUME / "state.safetensors")
+        values = json.loads((commit / commits.RESUME / "state.json").read_text(encoding="utf-8"))
+        self._load_resume_state(tensors, values)
+        self.step, self.cursor, self.chunk = state["step"], state["cursor"], state["chunk"]
+        return state
+
+    def _resume_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            for i, rng in enumerate(torch.cuda.get_rng_state_all()):
+                tensors[f"rng.cuda.{i}"] = rng
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            for name, tensor in entry.items():
+                tensors[f"optimizer.{index}.{name}"] = tensor.detach().cpu().contiguous()
+        extra, values = self.strategy.state_dict()
+        tensors |= {f"strategy.{name}": tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
+        kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        python = random.getstate()
+        return tensors, {
+            "strategy": values,
+            "rng.numpy": [str(kind), np.asarray(keys).tolist(), int(place), int(has_gauss), float(gauss)],
+            "rng.python": [python[0], list(python[1]), python[2]],
+        }
+
+    def _load_resume_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        strategy: dict[str, torch.Tensor] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                index, _, name = rest.partition(".")
+                entries.setdefault(int(index), {})[name] = tensor
+            elif kind == "strategy":
+                strategy[rest] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.strategy.load_state_dict(strategy, values["strategy"])
+        torch.set_rng_state(tensors["rng.torch"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([tensors[k] for k in sorted(tensors) if k.startswith("rng.cuda.")])
+        kind, keys, place, has_gauss, gauss = values["rng.numpy"]
+        np.random.set_state((kind, np.array(keys, np.uint32), place, has_gauss, gauss))  # noqa: NPY002
+        version, internal, gauss_next = values["rng.python"]
+        random.setstate((version, tuple(internal), gauss_next))

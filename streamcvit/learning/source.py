@@ -1,0 +1,97 @@
+"""From index and cursor to batch: the pure function that exactly-once, resume and tests rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.reader import ShardReader
+from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.models.batch import Batch
+from streamcvit.models.collate import Collator
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order a run reads the stream, and where its chunks end.
+
+    Attributes:
+        order: [n] int64, stream position read at each cursor.
+        stops: [T] int64, cursor after the last sample of each chunk, increasing; the last is n.
+        batch_size: samples a batch at most.
+    """
+
+    order: np.ndarray
+    stops: np.ndarray
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls, index: StreamIndex, batch_size: int, order: Literal["stream", "joint"] = "stream", seed: int = 0
+    ) -> Schedule:
+        """The stream as it comes, or the whole of it shuffled into one chunk (`joint`, the upper bound)."""
+        n = len(index)
+        if order == "joint":
+            return cls(np.random.default_rng([seed, 1]).permutation(n), np.array([n]), batch_size)
+        stops = np.array([index.chunk_bounds(chunk)[1] for chunk in range(index.n_chunks)])
+        return cls(np.arange(n), stops, batch_size)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.stops)
+
+    def chunk_of(self, cursor: int) -> int:
+        """The chunk that the sample at `cursor` belongs to."""
+        return int(np.searchsorted(self.stops, cursor, side="right"))
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """First cursor of a chunk and the one after its last."""
+        return (int(self.stops[chunk - 1]) if chunk else 0), int(self.stops[chunk])
+
+    def next_cursor(self, cursor: int) -> int:
+        """Where the batch that starts at `cursor` ends: at cursor + batch size or at the chunk's end."""
+        return min(cursor + self.batch_size, int(self.stops[self.chunk_of(cursor)]))
+
+
+class BatchSource:
+    """`batch(cursor)`, equal to the bit however often and wherever it is asked.
+
+    Args:
+        reader: reads samples by position.
+        collator: turns samples into tensors.
+        schedule: order and chunk ends.
+    """
+
+    def __init__(self, reader: ShardReader, collator: Collator, schedule: Schedule) -> None:
+        self.reader, self.collator, self.schedule = reader, collator, schedule
+
+    def batch(self, cursor: int) -> Batch:
+        """The batch that starts at `cursor`.
+
+        Raises:
+            IndexError: the cursor is outside the stream.
+            UserError: a shard cannot be read (its name is in the message).
+        """
+        if not 0 <= cursor < len(self.schedule):
+            raise IndexError(f"cursor {cursor} is outside the stream of {len(self.schedule)} samples")
+        stop = self.schedule.next_cursor(cursor)
+        positions = self.schedule.order[cursor:stop].tolist()
+        rows = self.reader.read(positions)
+        good = [(p, row) for p, row in zip(positions, rows, strict=True) if isinstance(row, Sample)]
+        bad = [row for row in rows if isinstance(row, Quarantined)]
+        samples = tuple(row for _, row in good)
+        return Batch(
+            cursor=cursor,
+            next_cursor=stop,
+            chunk=self.schedule.chunk_of(cursor),
+            positions=tuple(p for p, _ in good),
+            samples=samples,
+            inputs=self.collator.train(samples) if samples else None,
+            quarantined=tuple(bad),
+        )
