@@ -1,0 +1,101 @@
+"""Boxes written as text: reading them, and how far two overlap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from streamcvit.errors import UserError
+
+Box = tuple[float, float, float, float]
+
+# A number that is not the tail of a word ("x1", "bbox_2d").
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(\s?%)?(?![A-Za-z_])")
+_GROUP = re.compile(r"[\[(]([^\[\]()]*)[\])]")
+UNITS = ("unit", "percent", "thousandths", "pixels")
+
+
+def _numbers(text: str) -> list[tuple[float, bool]]:
+    return [(float(value), bool(percent)) for value, percent in _NUMBER.findall(text)]
+
+
+def _four(text: str) -> list[tuple[float, bool]] | None:
+    """The one box that a text holds: its only bracket of four numbers, two brackets of two, or four numbers in all."""
+    groups = [found for found in (_numbers(group) for group in _GROUP.findall(text)) if found]
+    boxes = [group for group in groups if len(group) == 4]
+    if len(boxes) == 1:
+        return boxes[0]
+    if not boxes and len(groups) == 2 and all(len(group) == 2 for group in groups):
+        return groups[0] + groups[1]
+    everything = _numbers(text)
+    return everything if not boxes and len(everything) == 4 else None
+
+
+def read_boxes(text: str, size: Sequence[float] | None = None, unit: str | None = None) -> Iterator[Box]:
+    """The boxes that a text can mean, as (left, top, right, bottom) in 0..1.
+
+    A text must hold exactly one box: brackets or parentheses of four numbers, two corner pairs, or four numbers in
+    all. Corners in another order are put right. Numbers up to 1 are shares of the picture, numbers with a percent sign
+    percent; larger ones are ambiguous and yield both pixels (where `size` is known) and thousandths.
+
+    Args:
+        text: an answer.
+        size: width and height of the picture in pixels, for answers in pixels.
+        unit: one of `UNITS`, where the task says what its numbers are.
+    """
+    four = _four(text)
+    if four is None:
+        return
+    values = [value for value, _ in four]
+    signs = [percent for _, percent in four]
+    if all(signs):
+        readings = ["percent"]
+    elif any(signs):
+        return
+    elif unit is not None:
+        readings = [unit]
+    elif max(values) <= 1.0:
+        readings = ["unit"]
+    else:
+        readings = ["pixels", "thousandths"]
+    for reading in readings:
+        if reading == "pixels":
+            if size is None:
+                continue
+            scale = (float(size[0]), float(size[1]))
+        else:
+            scale = ({"unit": 1.0, "percent": 100.0, "thousandths": 1000.0}[reading],) * 2
+        across, down = sorted((values[0], values[2])), sorted((values[1], values[3]))
+        yield across[0] / scale[0], down[0] / scale[1], across[1] / scale[0], down[1] / scale[1]
+
+
+def reference_box(box: Any, size: Sequence[float] | None, where: str) -> Box:
+    """The box of a reference: a list of four numbers or text, in shares of the picture or in pixels of `size`.
+
+    Raises:
+        UserError: it holds no box, or pixels without a size.
+    """
+    text = box if isinstance(box, str) else str(list(box) if isinstance(box, Sequence) else box)
+    four = _four(text)
+    values = [value for value, _ in four] if four else []
+    if four and max(values) > 1.0:
+        found = list(read_boxes(text, size, "pixels")) if size is not None else []
+    else:
+        found = list(read_boxes(text))
+    if not found:
+        raise UserError(
+            f"the reference box {text!r} cannot be read",
+            where=where,
+            fix='Give "answer_bbox" as [x1, y1, x2, y2] in 0..1, or in pixels together with "size" [width, height]',
+        )
+    return found[0]
+
+
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom); 0 where both have no area."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    inner = max(0.0, width) * max(0.0, height)
+    outer = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]) - inner
+    return inner / outer if outer > 0 else 0.0

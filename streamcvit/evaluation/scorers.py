@@ -1,0 +1,196 @@
+"""The strict scorers: what an answer deserves.
+
+A scorer takes predictions and their samples and returns points per row, float64 [n]; their mean is the task's score.
+Points run from 0 to 100; CIDEr times 100 may pass. An empty answer gets 0 from every scorer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from streamcvit.data.sample import Sample
+from streamcvit.errors import UserError
+from streamcvit.evaluation import boxes
+from streamcvit.evaluation.caption import cider_d, longest_in_order, ptb_tokenise, words
+from streamcvit.evaluation.text import flatten, parse_number, same_answer, vqa_official
+
+Scorer = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
+RowRule = Callable[[str, Sample], float]
+
+
+def by_row(rule: RowRule, *, empty: float | None = 0.0) -> Scorer:
+    """A scorer from a rule for one row that gives a share in 0..1.
+
+    Args:
+        rule: (prediction, sample) to the share of full marks.
+        empty: the share of a blank prediction; None asks the rule.
+    """
+
+    def scorer(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+        check_lengths(predictions, samples)
+        shares = [
+            empty if empty is not None and not prediction.strip() else rule(prediction, sample)
+            for prediction, sample in zip(predictions, samples, strict=True)
+        ]
+        return 100.0 * np.asarray(shares, dtype=np.float64)
+
+    scorer.__doc__ = rule.__doc__
+    scorer.__name__ = rule.__name__.lstrip("_")
+    return scorer
+
+
+def check_lengths(predictions: Sequence[str], samples: Sequence[Sample]) -> None:
+    """Every prediction has its sample.
+
+    Raises:
+        ValueError: there are more of one than of the other.
+    """
+    if len(predictions) != len(samples):
+        raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples")
+
+
+def _exact(prediction: str, sample: Sample) -> float:
+    """Equality with any reference after VQA normalisation."""
+    return float(any(same_answer(prediction, answer) for answer in sample.answers))
+
+
+def _format_exact(prediction: str, sample: Sample) -> float:
+    """Equality of the strings but for blanks at the ends, case counts: the demanded format is part of the task."""
+    return float(any(prediction.strip() == answer.strip() for answer in sample.answers))
+
+
+def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy of an answer against those of several people, in 0..1 (Antol et al., VQA, 2015; `vqaEval.py`).
+
+    The mean over the sets that leave one person out of min(1, matches / 3). As in the official evaluator nothing is
+    normalised when all people agree, not even case. With three people the bar is two matches, else full marks would be
+    out of reach.
+    """
+    prediction, people = flatten(prediction), [flatten(answer) for answer in answers]
+    if len(set(people)) > 1:
+        prediction, people = vqa_official(prediction), [vqa_official(answer) for answer in people]
+    matches, n = people.count(prediction), len(people)
+    bar = min(3, n - 1)
+    left_out = matches * min(1.0, (matches - 1) / bar) + (n - matches) * min(1.0, matches / bar)
+    return left_out / n
+
+
+def _vqa(prediction: str, sample: Sample) -> float:
+    """Soft accuracy of the official VQA evaluator with three human answers or more, else normalised equality."""
+    if len(sample.answers) < 3:
+        return _exact(prediction, sample)
+    return soft_accuracy(prediction, sample.answers)
+
+
+def _classification(prediction: str, sample: Sample) -> float:
+    """Normalised equality with the label or one of `meta["synonyms"]`."""
+    names = (*sample.answers, *sample.meta.get("synonyms", ()))
+    return float(any(same_answer(prediction, name) for name in names))
+
+
+_LETTER = re.compile(r"\(?([A-Za-z])(?:\)|[.:)])?(?:\s+(?P<text>.*))?", re.DOTALL)
+
+
+def _chosen(text: str, choices: Sequence[str]) -> int | None:
+    """Index of the option that an answer names by letter, by its text, or by both."""
+    text = text.strip()
+    for index, choice in enumerate(choices):
+        if same_answer(text, choice):
+            return index
+    found = _LETTER.fullmatch(text)
+    if not found:
+        return None
+    index, rest = ord(found[1].upper()) - ord("A"), found["text"]
+    if choices and index >= len(choices):
+        return None
+    if rest and not (index < len(choices) and same_answer(rest, choices[index])):
+        return None
+    return index
+
+
+def _choice(prediction: str, sample: Sample) -> float:
+    """The right option: its letter ("B", "b", "B.", "B)", "(B)"), its text from `meta["choices"]`, or both."""
+    choices = sample.meta.get("choices", ())
+    chosen = _chosen(prediction, choices)
+    return float(chosen is not None and any(chosen == _chosen(answer, choices) for answer in sample.answers))
+
+
+def _near(prediction: float, reference: float) -> bool:
+    return prediction == reference if reference == 0 else abs(prediction - reference) <= 0.05 * abs(reference)
+
+
+def _number(prediction: str, sample: Sample) -> float:
+    """At most 5 % off a number (Masry et al., ChartQA, 2022), normalised equality for other answers."""
+    value = parse_number(prediction)
+    for answer in sample.answers:
+        reference = parse_number(answer)
+        if value is not None and reference is not None:
+            if _near(value, reference):
+                return 1.0
+        elif same_answer(prediction, answer):
+            return 1.0
+    return 0.0
+
+
+# Intersection over union is a ratio of rounded products: a box that covers exactly half must not fail by the last bit.
+_HALF = 0.5 - 1e-9
+
+
+def _grounding(prediction: str, sample: Sample) -> float:
+    """IoU of 0.5 or more with `meta["answer_bbox"]` or the first answer; formats as `boxes.read_boxes`.
+
+    `meta["size"]` is [width, height] in pixels; `meta["box_unit"]` pins what the prediction's numbers are.
+    """
+    size, unit = sample.meta.get("size"), sample.meta.get("box_unit")
+    if unit is not None and unit not in boxes.UNITS:
+        raise UserError(
+            f"unknown box_unit {unit!r}", where=sample.sample_id, fix=f"Use one of {', '.join(boxes.UNITS)}"
+        )
+    truth = boxes.reference_box(sample.meta.get("answer_bbox", sample.answer), size, sample.sample_id)
+    return float(any(boxes.iou(box, truth) >= _HALF for box in boxes.read_boxes(prediction, size, unit)))
+
+
+def _slots(prediction: str, sample: Sample) -> float:
+    """Share of the words in `meta["slots"]` that the caption has, in their order.
+
+    A slot is a word, or a list of words of which one is due. A caption longer than `meta["max_words"]` (default: the
+    longest reference's number of words) gets 0, so that listing every word does not pay.
+    """
+    slots = sample.meta.get("slots")
+    if not slots:
+        raise UserError("the sample has no slots", where=sample.sample_id, fix='Give meta "slots", a list of words')
+    said = words(prediction)
+    limit = sample.meta.get("max_words") or max(len(words(answer)) for answer in sample.answers)
+    if len(said) > limit:
+        return 0.0
+    wanted = [{slot.casefold()} if isinstance(slot, str) else {word.casefold() for word in slot} for slot in slots]
+    return longest_in_order(said, wanted) / len(wanted)
+
+
+def cider(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+    """CIDEr-D times 100 on PTB-like tokens (Vedantam et al., 2015), through pycocoevalcap.
+
+    Inverse document frequencies come from the references of the rows given: a subset scores differently, and one row
+    alone scores 0.
+    """
+    check_lengths(predictions, samples)
+    return cider_d(
+        [ptb_tokenise(prediction) for prediction in predictions],
+        [[ptb_tokenise(answer) for answer in sample.answers] for sample in samples],
+    )
+
+
+SCORERS: Mapping[str, Scorer] = {
+    "exact": by_row(_exact),
+    "format_exact": by_row(_format_exact),
+    "vqa": by_row(_vqa),
+    "classification": by_row(_classification),
+    "choice": by_row(_choice),
+    "number": by_row(_number),
+    "grounding": by_row(_grounding),
+    "slots": by_row(_slots),
+    "cider": cider,
+}

@@ -1,0 +1,167 @@
+"""The published scorers, bug for bug: what the StrCVIT scripts give (commit e409628), and a few of its peers.
+
+They exist so that numbers can be compared with published ones; nothing here is mended. docs/scoring.md says where each
+departs from what an answer deserves. Where a script pairs rows by position or by id makes no difference here: rows come
+paired. Points per row, float64 [n], as in `scorers`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from streamcvit.data.sample import Sample
+from streamcvit.evaluation.caption import cider_d
+from streamcvit.evaluation.scorers import RowRule, Scorer, by_row, check_lengths
+from streamcvit.evaluation.text import vqa_normalise
+
+
+def _vqav2(prediction: str, sample: Sample) -> float:
+    """eval_vqav2: equality after the EvalAI processor with one reference; an empty answer equals "the"."""
+    return float(vqa_normalise(prediction) == vqa_normalise(sample.answer))
+
+
+def _gqa(prediction: str, sample: Sample) -> float:
+    """eval_gqa: full stops at the end and case are ignored in the prediction only."""
+    return float(prediction.rstrip(".").lower() == sample.answer)
+
+
+def _ocrvqa(prediction: str, sample: Sample) -> float:
+    """eval_ocrvqa: equality of lower-cased strings, blanks count; "Unanswerable" anywhere is wrong."""
+    return float("Unanswerable" not in prediction and prediction.lower() == sample.answer.lower())
+
+
+def _ai2d(prediction: str, sample: Sample) -> float:
+    """eval_ai2d (AD and RS): containment, which a one-word reference inside another word satisfies."""
+    said, wanted = prediction.lower(), sample.answer.lower()
+    if " " in wanted:
+        return float(wanted in said)
+    wanted = wanted.replace(".", "")
+    if " " in said:
+        return float(any(form in said for form in (f" {wanted}", f"{wanted} ", f"{wanted}.", f"{wanted},")))
+    return float(wanted in said)
+
+
+def _finvis(prediction: str, sample: Sample) -> float:
+    """eval_finvis: blanks and full stops are removed from the prediction only; "Unanswerable" anywhere is wrong."""
+    said = prediction.lower().replace(" ", "").replace(".", "")
+    return float("Unanswerable" not in prediction and said == sample.answer.lower())
+
+
+def _either_way(said: str, wanted: str) -> float:
+    return float(wanted in said or said in wanted)
+
+
+def _imagenet(prediction: str, sample: Sample) -> float:
+    """eval_ImagetNet (ImageNet and Places): containment either way, so that an empty answer is always right."""
+    return _either_way(prediction.upper(), sample.answer.replace(".", "").upper())
+
+
+def _chartqa(prediction: str, sample: Sample) -> float:
+    """eval_chartqa: the reference without its full stops (3.5 turns into 35) is part of the prediction."""
+    return float(sample.answer.replace(".", "").upper() in prediction.upper())
+
+
+def _floats(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def _unbracketed(text: str) -> str:
+    return text.replace("[", "").replace("]", "")
+
+
+def _grounding(prediction: str, sample: Sample) -> float:
+    """eval_grounding: IoU above 0.5 of the box left after the prediction's first and last character are cut off."""
+    box = sample.meta.get("answer_bbox", sample.answer)
+    truth = _floats(_unbracketed(box)) if isinstance(box, str) else [float(number) for number in box]
+    try:
+        said = _floats(_unbracketed(prediction)[1:-1])
+    except ValueError:
+        return 0.0
+    if len(said) != 4:
+        return 0.0
+    scale = max(sample.meta.get("size", (1.0,)))
+    x1, y1, x2, y2 = (number * scale for number in said)
+    u1, v1, u2, v2 = (number * scale for number in truth)
+    inner = max(0, min(x2, u2) - max(x1, u1)) * max(0, min(y2, v2) - max(y1, v1))
+    outer = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inner
+    return float(outer > 0 and inner / outer > 0.5)
+
+
+def textcaps(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+    """eval_textcaps_proxy_cider: CIDEr-D times 100, words are what blanks part; case and punctuation count."""
+    check_lengths(predictions, samples)
+    return cider_d(predictions, [sample.answers for sample in samples])
+
+
+def flickr30k(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+    """eval_flickr30k_cider: lower case, the best single reference, then CIDEr-D with the two sides swapped."""
+    check_lengths(predictions, samples)
+    said, best = [], []
+    for prediction, sample in zip(predictions, samples, strict=True):
+        text, references = prediction.lower(), [answer.lower() for answer in sample.answers]
+        points = cider_d([text] * len(references), [[reference] for reference in references])
+        said.append(text)
+        best.append(references[int(np.argmax(points))])
+    return cider_d(best, [[text] for text in said])
+
+
+def _textvqa(prediction: str, sample: Sample) -> float:
+    """eval_textvqa and eval_vizwiz (M4C): soft accuracy with both sides always normalised."""
+    said, people = vqa_normalise(prediction), [vqa_normalise(answer) for answer in sample.answers]
+    matches, n = people.count(said), len(people)
+    return (matches * min(1.0, (matches - 1) / 3) + (n - matches) * min(1.0, matches / 3)) / n
+
+
+def _scienceqa(prediction: str, sample: Sample) -> float:
+    """eval_science_qa: "B", "B. ..." or else the first single character that stands alone, within the choices."""
+    options = "ABCDE"[: len(sample.meta.get("choices", "ABCDE"))]
+    if len(prediction) == 1 and prediction in "ABCDE":
+        said = prediction
+    elif len(prediction) >= 3 and prediction[0] in "ABCDE" and prediction[1:3] == ". ":
+        said = prediction[0]
+    else:
+        alone = re.findall(r"\b(\w)\b", prediction)
+        said = alone[0].upper() if alone else "FAILED"
+    return float(len(said) == 1 and said in options and said == sample.answer)
+
+
+def _smolora_vqav2(prediction: str, sample: Sample) -> float:
+    """SMoLoRA, CoIN and MCITlib eval_vqav2: equality of upper-cased strings, blanks count."""
+    return float(prediction.upper() == sample.answer.upper())
+
+
+def _smolora_imagenet(prediction: str, sample: Sample) -> float:
+    """SMoLoRA eval_ImagetNet: containment either way ignoring case, full stops kept."""
+    return _either_way(prediction.lower(), sample.answer.lower())
+
+
+def _coin_imagenet(prediction: str, sample: Sample) -> float:
+    """CoIN and MCITlib eval_ImagetNet: containment either way, case counts."""
+    return _either_way(prediction, sample.answer)
+
+
+def _as_published(rule: RowRule) -> Scorer:
+    # The scripts make no exception for empty answers.
+    return by_row(rule, empty=None)
+
+
+STRCVIT_SCORERS: Mapping[str, Scorer] = {
+    "vqav2": _as_published(_vqav2),
+    "gqa": _as_published(_gqa),
+    "ocrvqa": _as_published(_ocrvqa),
+    "ai2d": _as_published(_ai2d),
+    "finvis": _as_published(_finvis),
+    "imagenet": _as_published(_imagenet),
+    "chartqa": _as_published(_chartqa),
+    "grounding": _as_published(_grounding),
+    "textcaps": textcaps,
+    "flickr30k": flickr30k,
+    "textvqa": _as_published(_textvqa),
+    "scienceqa": _as_published(_scienceqa),
+    "smolora_vqav2": _as_published(_smolora_vqav2),
+    "smolora_imagenet": _as_published(_smolora_imagenet),
+    "coin_imagenet": _as_published(_coin_imagenet),
+}
