@@ -1,0 +1,11 @@
+"""Watching a run: metrics for Prometheus, the view in the terminal, and the report.
+
+Nothing here imports torch, ray, learning or evaluation: it reads run folders and plain values.
+"""
+
+from streamcvit.monitoring.exporter import Server, serve
+from streamcvit.monitoring.metrics import BucketCounts, MetricStore
+from streamcvit.monitoring.record import RunRecord, find_runs
+from streamcvit.monitoring.terminal import LiveView, results_table
+
+__all__ = ["BucketCounts", "LiveView", "MetricStore", "RunRecord", "Server", "find_runs", "results_table", "serve"]

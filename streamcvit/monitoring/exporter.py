@@ -1,0 +1,95 @@
+"""The one HTTP endpoint: `/metrics` for Prometheus and, where wanted, a page for people at `/`."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.registry import Collector
+
+from streamcvit.errors import UserError
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """A scrape every few seconds is no news."""
+
+
+class Server:
+    """A running endpoint.
+
+    Attributes:
+        port: the port it listens on (the one chosen where 0 was asked for).
+        url: address of the metrics.
+    """
+
+    def __init__(self, server: WSGIServer, host: str) -> None:
+        self._server = server
+        self.port: int = server.server_port
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.port}/metrics"
+        self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def serve(store: Collector, port: int = 0, host: str = "127.0.0.1", page: Callable[[], str] | None = None) -> Server:
+    """Serve a store's metrics at `/metrics`.
+
+    Args:
+        store: what to export, as a rule a `MetricStore`.
+        port: where to listen; 0 takes any free port.
+        host: address to listen at; the default is reachable from this machine only.
+        page: gives the HTML shown at `/` (called for each visit); without it `/` names the metrics' address.
+
+    Raises:
+        UserError: the port is taken or may not be used.
+    """
+    registry = CollectorRegistry()
+    registry.register(store)
+    metrics = make_wsgi_app(registry)
+
+    def application(environ: dict, start_response: Callable) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        if path not in ("/", "/index.html"):
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"Nothing here. Metrics are at /metrics.\n"]
+        body = (page() if page else '<!doctype html><title>streamcvit</title><a href="/metrics">Metrics</a>').encode()
+        headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
+        start_response("200 OK", [*headers, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
+        return [body]
+
+    try:
+        server = make_server(host, port, application, _ThreadingServer, _SilentHandler)
+    except OverflowError:
+        raise UserError(f"{port} is no port", fix="Give a number from 0 to 65535; 0 takes any free port") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            fix = "Stop the program that uses it, or give another port; 0 takes any free one"
+            raise UserError("this port is in use", where=f"{host}:{port}", fix=fix) from None
+        raise UserError(
+            f"cannot listen here ({error.strerror})", where=f"{host}:{port}", fix="Give another port"
+        ) from None
+    return Server(server, host)

@@ -1,0 +1,377 @@
+"""Reading a run folder: what a run has left behind so far, for the report, the status command and the live page.
+
+A folder may belong to a run that is still going on: files may be missing, the last line of `events.jsonl` may be half
+written and a Parquet file may have no footer yet. Whatever cannot be read is left out and named in `problems`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from streamcvit.errors import UserError
+
+Interval = tuple[float, float | None, float | None]
+"""Value with the two ends of its 95 % interval, in points; the ends are None where no interval is known."""
+
+METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "mif")
+"""Headline metrics in the order they are shown in."""
+
+LOWER_IS_BETTER = ("maf_best", "maf_first", "maf_previous")
+UPPER_BOUNDS = ("joint", "multitask")
+"""Methods that see all tasks at once: shown as what is possible, never as the best of a comparison."""
+UNTRAINED = ("zero-shot", "zero_shot", "zeroshot")
+"""Methods that learn nothing, and so forget nothing: left out where forgetting is compared."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every learned sample, in stream order; all arrays have one entry a sample.
+
+    Attributes:
+        position: place in the stream, int64.
+        chunk: chunk it came in, int64, from 0.
+        task: names, object array of str.
+        loss: loss in nats before learning from it, float64 (prequential).
+        correct: whether every answer token was the most likely one before learning from it, bool.
+    """
+
+    position: np.ndarray
+    chunk: np.ndarray
+    task: np.ndarray
+    loss: np.ndarray
+    correct: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def curve(self, bins_per_chunk: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Prequential loss and accuracy, averaged within equal parts of each chunk; no part spans two chunks.
+
+        Returns:
+            place of each part's middle in chunks (0.5 is the middle of the first), mean loss in nats, accuracy 0..1.
+        """
+        places, losses, hits = [], [], []
+        for chunk in np.unique(self.chunk):
+            rows = np.flatnonzero(self.chunk == chunk)
+            for part, members in enumerate(np.array_split(rows, min(bins_per_chunk, len(rows)))):
+                places.append(chunk + (part + 0.5) / min(bins_per_chunk, len(rows)))
+                losses.append(self.loss[members].mean())
+                hits.append(self.correct[members].mean())
+        return np.array(places), np.array(losses), np.array(hits)
+
+
+def _empty_ledger() -> Ledger:
+    whole = np.zeros(0, dtype=np.int64)
+    return Ledger(whole, whole, np.zeros(0, dtype=object), np.zeros(0), np.zeros(0, dtype=bool))
+
+
+@dataclass
+class RunRecord:
+    """One run folder, read.
+
+    Attributes:
+        folder: where it lies.
+        run: `run.json` (name, method, seed, versions, machine, started, finished ...); empty where missing.
+        config: `config.yaml`; empty where missing.
+        tasks: task names in the plan's order.
+        plan: samples of each task in each chunk, int64 [T, N].
+        scores: rows of `scores.parquet` as dictionaries, the newest of each (chunk, task, kind, family) only.
+        summary: `summary.json`; empty where missing.
+        events: lines of `events.jsonl` in order.
+        ledger: every learned sample.
+        problems: what could not be read, one sentence each.
+    """
+
+    folder: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
+    plan: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=_empty_ledger)
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> RunRecord:
+        """Read a run folder, finished or not.
+
+        Raises:
+            UserError: there is no such folder, or it is not a run's.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError("there is no such run folder", where=str(folder), fix="Check the path")
+        if not any((folder / name).exists() for name in ("run.json", "plan.json", "events.jsonl")):
+            raise UserError(
+                "this is not a run folder (no run.json)", where=str(folder), fix="Give the folder that a run wrote"
+            )
+        record = cls(folder)
+        record.run = record._object("run.json", json.loads)
+        record.config = record._object("config.yaml", yaml.safe_load)
+        record.summary = record._object("summary.json", json.loads)
+        record._read_plan()
+        record._read_scores()
+        record._read_ledger()
+        record.events = list(record._read_events())
+        return record
+
+    # -- what kind of run it is ------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        """Name of the method that learned."""
+        return str(self.run.get("method") or self.run.get("name") or self.folder.name)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.run.get("finished"))
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks of the whole stream, learned or not."""
+        return len(self.plan)
+
+    @property
+    def chunks_done(self) -> int:
+        """Chunks that were learned to their end."""
+        return len({event["chunk"] for event in self.chunk_events()})
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of the whole stream."""
+        return int(self.plan.sum())
+
+    @property
+    def position(self) -> int:
+        """Position of the next sample to learn."""
+        return int(self.ledger.position.max()) + 1 if len(self.ledger) else 0
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def matrix(self, family: str = "strict", column: str = "score") -> np.ndarray:
+        """A[t, i]: score of task i after chunk t, in points, float64 [T, N]; NaN where it was not evaluated.
+
+        `column` may also be `low`, `high` (ends of the interval), `following` (0..1), `n` or `disagreements`.
+        """
+        table = np.full((self.n_chunks, len(self.tasks)), np.nan)
+        place = {task: i for i, task in enumerate(self.tasks)}
+        if column == "score" and family == self.summary.get("family"):
+            columns = self.summary.get("tasks", [])
+            for chunk, row in zip(self.summary.get("chunks", []), self.summary.get("matrix", []), strict=False):
+                for task, value in zip(columns, row, strict=False):
+                    if value is not None and task in place and 0 <= chunk < self.n_chunks:
+                        table[chunk, place[task]] = value
+        for row in self.scores:
+            if row["kind"] == "boundary" and row["family"] == family and row["task"] in place:
+                value = row.get(column)
+                if value is not None and 0 <= row["chunk"] < self.n_chunks:
+                    table[row["chunk"], place[row["task"]]] = value
+        return table
+
+    def seen(self) -> np.ndarray:
+        """Whether a task had at least one sample in chunks 0..t, bool [T, N]."""
+        return np.cumsum(self.plan, axis=0) > 0
+
+    def ap_by_chunk(self) -> np.ndarray:
+        """AP_t: mean score of the tasks seen by chunk t, in points, float64 [T]; NaN where not known yet."""
+        curve = np.full(self.n_chunks, np.nan)
+        if self.summary.get("ap_by_chunk"):
+            for chunk, value in zip(self.summary.get("chunks", []), self.summary["ap_by_chunk"], strict=False):
+                if value is not None and 0 <= chunk < self.n_chunks:
+                    curve[chunk] = value
+            return curve
+        return self.mean_over_seen(self.matrix())
+
+    def mean_over_seen(self, table: np.ndarray) -> np.ndarray:
+        """Mean over the seen tasks of each row of a [T, N] table, NaN unless every one of them is known."""
+        seen = self.seen()
+        known = np.where(seen, ~np.isnan(table), True).all(axis=1) & seen.any(axis=1)
+        total = np.where(seen, np.nan_to_num(table), 0.0).sum(axis=1)
+        return np.where(known, total / np.maximum(seen.sum(axis=1), 1), np.nan)
+
+    def metric(self, name: str) -> Interval | None:
+        """A metric of `summary.json` with its 95 % interval; None where it is not known (yet)."""
+        entry = self.summary.get("metrics", {}).get(name)
+        if not isinstance(entry, dict) or entry.get("value") is None:
+            return None
+        return float(entry["value"]), entry.get("low"), entry.get("high")
+
+    def forgetting(self) -> dict[str, float]:
+        """Best score so far less the score now, in points, of each evaluated task the stream has shown."""
+        if self.summary.get("forgetting"):
+            return {task: float(value) for task, value in self.summary["forgetting"].items() if value is not None}
+        table, seen, lost = self.matrix(), self.seen(), {}
+        for i, task in enumerate(self.tasks):
+            column = table[seen[:, i], i] if len(table) else table[:, 0]
+            column = column[~np.isnan(column)]
+            if len(column):
+                lost[task] = float(column.max() - column[-1])
+        return lost
+
+    def chunk_events(self) -> list[dict[str, Any]]:
+        """The newest `chunk` event of each chunk, in order of chunks (a restart may report a chunk twice)."""
+        newest = {event["chunk"]: event for event in self.events if event.get("event") == "chunk" and "chunk" in event}
+        return [newest[chunk] for chunk in sorted(newest)]
+
+    def events_of(self, kind: str) -> list[dict[str, Any]]:
+        """All events of one kind (`quarantine`, `restart` ...), in order."""
+        return [event for event in self.events if event.get("event") == kind]
+
+    def predictions(self, version: int, task: str) -> list[dict[str, Any]]:
+        """Every prediction of an evaluation: sample_id, prediction, reference, score and more; [] where missing."""
+        path = self.folder / "predictions" / str(version) / f"{task}.parquet"
+        # A task's name comes from data: one with a path in it must not lead out of the run folder.
+        if Path(task).name != task or not path.is_file():
+            return []
+        table = self._table(path)
+        return table.to_pylist() if table is not None else []
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _object(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        try:
+            content = parse((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            self.problems.append(f"{name} cannot be read ({str(error).splitlines()[0]})")
+            return {}
+        if not isinstance(content, dict):
+            self.problems.append(f"{name} does not hold an object")
+            return {}
+        return content
+
+    def _table(self, path: Path) -> pa.Table | None:
+        try:
+            return pq.read_table(path)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError) as error:
+            self.problems.append(f"{path.relative_to(self.folder)} cannot be read ({str(error).splitlines()[0]})")
+            return None
+
+    def _read_plan(self) -> None:
+        plan = self._object("plan.json", json.loads)
+        self.tasks = [str(task) for task in plan.get("tasks", [])]
+        try:
+            chunks = np.asarray(plan.get("chunks", []), dtype=np.int64)
+            self.plan = chunks.reshape(len(chunks), len(self.tasks))
+        except ValueError:
+            self.problems.append("plan.json does not hold one row of counts a chunk")
+            self.plan = np.zeros((0, len(self.tasks)), dtype=np.int64)
+
+    def _read_scores(self) -> None:
+        table = self._table(self.folder / "scores.parquet")
+        if table is None:
+            return
+        missing = {"version", "chunk", "task", "kind", "family", "score"} - set(table.column_names)
+        if missing:
+            self.problems.append(f"scores.parquet has no column {', '.join(sorted(missing))}")
+            return
+        newest: dict[tuple, dict[str, Any]] = {}
+        for row in table.to_pylist():
+            at = row["version"] if row["kind"] == "live" else row["chunk"]
+            newest[at, row["task"], row["kind"], row["family"]] = row
+        self.scores = list(newest.values())
+
+    def _read_ledger(self) -> None:
+        names = ("position", "chunk", "task", "loss", "correct")
+        paths = sorted((self.folder / "ledger").glob("*.parquet"), key=lambda path: (len(path.stem), path.stem))
+        tables = [table.select(names) for path in paths if (table := self._table(path)) is not None]
+        if not tables:
+            return
+        columns = pa.concat_tables(tables, promote_options="permissive").to_pydict()
+        position = np.asarray(columns["position"], dtype=np.int64)
+        # After a crash a position may stand in an old file and again in a newer one: the newest is what counts.
+        _, first_reversed = np.unique(position[::-1], return_index=True)
+        rows = len(position) - 1 - first_reversed
+        self.ledger = Ledger(
+            position[rows],
+            np.asarray(columns["chunk"], dtype=np.int64)[rows],
+            np.asarray(columns["task"], dtype=object)[rows],
+            np.asarray(columns["loss"], dtype=np.float64)[rows],
+            np.asarray(columns["correct"], dtype=bool)[rows],
+        )
+
+    def _read_events(self) -> Iterator[dict[str, Any]]:
+        try:
+            lines = (self.folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return
+        for number, line in enumerate(lines, start=1):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                if number < len(lines):  # the last line may be in the writing
+                    self.problems.append(f"events.jsonl line {number} is not JSON")
+                continue
+            if isinstance(event, dict):
+                yield event
+
+
+def find_runs(folder: Path | str) -> list[Path]:
+    """The run folders at a path: itself, or those directly below it, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder), fix="Check the path")
+    if (folder / "run.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/run.json"))
+    if not found:
+        raise UserError("no run in this folder", where=str(folder), fix="Give a folder that a run wrote (run.json)")
+    return found
+
+
+def in_order(records: list[RunRecord]) -> list[RunRecord]:
+    """Records as a reader expects them: untrained first, upper bounds last, the others as given."""
+    return sorted(records, key=lambda record: (record.method in UPPER_BOUNDS) - (record.method in UNTRAINED))
+
+
+def labels_of(records: list[RunRecord]) -> list[str]:
+    """A distinct label for each record: its method, with seed or folder name where methods repeat."""
+
+    def repeated(labels: list[str]) -> bool:
+        return len(set(labels)) < len(labels)
+
+    labels = [record.method for record in records]
+    if repeated(labels):
+        labels = [f"{record.method} (seed {record.run.get('seed', '?')})" for record in records]
+    if repeated(labels):
+        labels = [f"{record.method} ({record.folder.name})" for record in records]
+    if repeated(labels):
+        labels = [f"{record.method} ({record.folder})" for record in records]
+    return labels
+
+
+def best_of(metric: str, records: Sequence[RunRecord]) -> set[int]:
+    """Which records hold the best value of a metric: upper bounds never do, untrained ones not where forgetting counts.
+
+    A comparison needs two: with fewer candidates nothing is best.
+    """
+    kind = metric.split("_")[0]
+    values = {}
+    for i, record in enumerate(records):
+        if record.method in UPPER_BOUNDS or (record.method in UNTRAINED and kind in ("bwt", "maf")):
+            continue
+        entry = record.metric(metric)
+        if entry is not None and record.finished:
+            values[i] = round(-entry[0] if metric in LOWER_IS_BETTER else entry[0], 2)
+    if len(values) < 2:
+        return set()
+    return {i for i, value in values.items() if value == max(values.values())}

@@ -1,0 +1,258 @@
+"""What a person sees in the terminal: a live view during a run, and the table of results at its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from streamcvit.monitoring.record import METRICS, UPPER_BOUNDS, RunRecord, best_of, in_order, labels_of
+
+HEADINGS = {
+    "ap": "AP ↑",
+    "map": "MAP ↑",
+    "bwt_first": "BWT first ↑",
+    "bwt_last": "BWT last ↑",
+    "maf_best": "MAF best ↓",
+    "mif": "MIF ↑",
+}
+
+
+@dataclass
+class _Row:
+    """What is known of one run."""
+
+    name: str
+    position: int = 0
+    chunk: int = 0
+    loss: float | None = None
+    rate: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    scored_chunk: int | None = None
+    forgetting: dict[str, float] = field(default_factory=dict)
+    started: float | None = None
+    finished: float | None = None
+
+
+class LiveView:
+    """Progress of a run, or of several side by side.
+
+    On a terminal: a progress bar a run, with speed, prequential loss, newest scores and what is being forgotten. Where
+    output is no terminal (a log file, CI) one plain line a chunk. Use it as a context manager; calls from several
+    threads are safe.
+
+    Args:
+        run_names: the runs, in the order they are shown in.
+        total_samples: samples of the whole stream.
+        chunks: chunks of the whole stream.
+        console: where to write; standard output unless given.
+    """
+
+    def __init__(
+        self, run_names: Sequence[str], total_samples: int, chunks: int, console: Console | None = None
+    ) -> None:
+        self.console = console or Console(highlight=False)
+        self.total_samples, self.chunks = total_samples, chunks
+        self._rows = {name: _Row(name) for name in run_names}
+        self._lock = threading.Lock()
+        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
+
+    def __enter__(self) -> LiveView:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live.is_started:
+            self._live.stop()
+
+    def progress(self, run: str, position: int, loss: float | None = None, rate: float | None = None) -> None:
+        """The learner's place in the stream, its prequential loss (nats) and its speed (samples/s)."""
+        with self._lock:
+            row = self._rows[run]
+            row.started = row.started or time.monotonic()
+            row.position = position
+            row.loss = row.loss if loss is None else loss
+            row.rate = row.rate if rate is None else rate
+            if position >= self.total_samples and row.finished is None:
+                row.finished = time.monotonic()
+
+    def chunk_done(self, run: str, chunk: int, info: Mapping[str, Any] | None = None) -> None:
+        """A chunk (counted from 0) was learned; `info` is its `chunk` event (samples, loss, correct, busy_s ...)."""
+        info = info or {}
+        with self._lock:
+            row = self._rows[run]
+            row.chunk = max(row.chunk, chunk + 1)
+            if info.get("loss") is not None:
+                row.loss = float(info["loss"])
+        parts = [f"chunk {chunk + 1}/{self.chunks} learned"]
+        if info.get("samples") is not None:
+            parts.append(f"{info['samples']} samples")
+        if info.get("loss") is not None:
+            parts.append(f"loss {info['loss']:.3f}")
+        if info.get("correct") is not None:
+            parts.append(f"right before learning {100 * info['correct']:.0f} %")
+        if info.get("samples") and info.get("busy_s"):
+            parts.append(f"{info['samples'] / info['busy_s']:.0f} samples/s")
+        self._line(run, ", ".join(parts))
+
+    def scores(
+        self, run: str, chunk: int, points: Mapping[str, float], forgetting: Mapping[str, float] | None = None
+    ) -> None:
+        """New scores after a chunk (counted from 0): points by task, and best-so-far less now by task."""
+        with self._lock:
+            row = self._rows[run]
+            row.scores, row.scored_chunk = dict(points), chunk
+            row.forgetting = dict(forgetting or {})
+        text = f"scores after chunk {chunk + 1}/{self.chunks}: "
+        if points:
+            text += f"mean {np.mean(list(points.values())):.1f}; "
+            text += ", ".join(f"{task} {value:.0f}" for task, value in points.items())
+        lost = _worst(row.forgetting)
+        if lost:
+            text += "; forgotten: " + ", ".join(f"{task} -{value:.0f}" for task, value in lost)
+        self._line(run, text)
+
+    def message(self, text: str) -> None:
+        """Say something once, above the view."""
+        self.console.print(Text(text))
+
+    def _line(self, run: str, text: str) -> None:
+        """A plain line; on a terminal the view tells the same."""
+        if not self.console.is_terminal:
+            self.console.print(Text(f"{run}: {text}" if run else text), soft_wrap=True)
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            rows = [_Row(**vars(row)) for row in self._rows.values()]
+        width = max((Text(row.name).cell_len for row in rows), default=0)
+        blocks: list[RenderableType] = []
+        for row in rows:
+            blocks.append(self._head(row, width))
+            if row.started is not None:
+                blocks.extend(Padding(line, (0, 0, 0, width + 2)) for line in self._details(row))
+        return Group(*blocks)
+
+    def _head(self, row: _Row, width: int) -> RenderableType:
+        table = Table.grid(padding=(0, 2), expand=False)
+        table.add_column(width=width, no_wrap=True)
+        table.add_column(width=min(32, max(10, self.console.width - width - 60)))
+        table.add_column(no_wrap=True)
+        bar = ProgressBar(
+            total=max(1, self.total_samples),
+            completed=row.position,
+            complete_style="cyan",
+            finished_style="green",
+            style="grey37",
+        )
+        done = row.position >= self.total_samples > 0
+        shown = self.chunks if done else min(row.chunk + 1, self.chunks)
+        facts = Text()
+        if row.started is None:
+            facts.append("waiting", "dim")
+        else:
+            facts.append(f"chunk {shown:>{len(str(self.chunks))}}/{self.chunks}")
+            facts.append(f"  {100 * row.position / max(1, self.total_samples):3.0f} %", "bold")
+            if row.rate is not None:
+                facts.append(f"  {row.rate:,.0f} samples/s")
+            if row.loss is not None:
+                facts.append(f"  loss {row.loss:.3f}")
+            facts.append(f"  {_clock(row, self.total_samples)}", "dim")
+        style = "bold green" if done else "bold" if row.started is not None else "dim"
+        table.add_row(Text(row.name, style), bar, facts)
+        return table
+
+    def _details(self, row: _Row) -> list[Text]:
+        lines: list[Text] = []
+        if row.scores and row.scored_chunk is not None:
+            line = Text.assemble(
+                (f"after chunk {row.scored_chunk + 1}  ", "dim"),
+                ("mean ", ""),
+                (f"{np.mean(list(row.scores.values())):.1f}", "bold"),
+                "  ",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+            for task, value in row.scores.items():
+                line.append(f" {task} ", "dim")
+                line.append(f"{value:.0f}", _score_style(value))
+            lines.append(line)
+        lost = _worst(row.forgetting)
+        if lost:
+            line = Text("forgetting ", "dim", no_wrap=True, overflow="ellipsis")
+            for task, value in lost:
+                line.append(f" {task} ")
+                line.append(f"−{value:.0f}", "bold red" if value >= 20 else "yellow" if value >= 5 else "")
+            lines.append(line)
+        return lines
+
+
+def _worst(forgetting: Mapping[str, float], n: int = 3) -> list[tuple[str, float]]:
+    ranked = sorted(forgetting.items(), key=lambda item: -item[1])
+    return [(task, value) for task, value in ranked[:n] if value >= 0.5]
+
+
+def _score_style(points: float) -> str:
+    return "green" if points >= 66 else "yellow" if points >= 33 else "red"
+
+
+def _clock(row: _Row, total: int) -> str:
+    if row.started is None:
+        return ""
+    spent = (row.finished or time.monotonic()) - row.started
+    if row.finished is not None or not row.rate:
+        return f"{_minutes(spent)}"
+    return f"{_minutes(spent)}, about {_minutes((total - row.position) / row.rate)} left"
+
+
+def _minutes(seconds: float) -> str:
+    seconds = int(round(seconds))
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def results_table(records: Sequence[RunRecord]) -> Table:
+    """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold."""
+    table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]; bold: best of those compared", caption_style="dim")
+    records = in_order(list(records))
+    unfinished = any(not record.finished for record in records)
+    table.add_column("method", no_wrap=True)
+    if unfinished:
+        table.add_column("chunks", justify="right")
+    for name in METRICS:
+        table.add_column(HEADINGS[name], justify="right")
+    best = {name: best_of(name, records) for name in METRICS}
+    for i, (record, label) in enumerate(zip(records, labels_of(records), strict=True)):
+        name_cell = Text(label)
+        if record.method in UPPER_BOUNDS:
+            name_cell.append("\nupper bound", "dim")
+        elif not record.finished:
+            name_cell.append("\nnot finished", "yellow")
+        cells: list[RenderableType] = [name_cell]
+        if unfinished:
+            cells.append(Text(f"{record.chunks_done}/{record.n_chunks}"))
+        for name in METRICS:
+            entry = record.metric(name)
+            if entry is None:
+                cells.append(Text("–", "dim"))
+                continue
+            value, low, high = entry
+            cell = Text(f"{value:.1f}", "bold green" if i in best[name] else "")
+            if low is not None and high is not None:
+                cell.append(f"\n[{low:.1f}, {high:.1f}]", "dim")
+            cells.append(cell)
+        table.add_row(*cells)
+    return table
