@@ -1,0 +1,380 @@
+"""`index.parquet`: which sample lies where. With it a position of the stream is one seek away."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from . import locations
+from .formats import BAD_SHARE, FORMATS, BadRow
+from .sample import TaskSpec
+from .scenario import Plan
+from .tarscan import MAX_MEMBER, Fault, Group, HashingStream, scan_groups
+
+INDEX_NAME = "index.parquet"
+EVAL_FOLDER = "eval"
+VERSION = 1
+
+SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("sample_id", pa.string()),
+        ("task", pa.string()),
+        ("chunk", pa.int32()),
+        ("shard", pa.int32()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+        ("image_ext", pa.string()),
+        ("json_crc32", pa.uint32()),
+        ("image_crc32", pa.uint32()),
+    ]
+)
+_META_KEY = b"streamcvit"
+_DIGEST_KEY = b"streamcvit_digest"
+_REBUILD = "Write the stream again, or build its index with `streamcvit index`"
+
+
+class StreamIndex:
+    """The table of a stream folder.
+
+    Attributes:
+        folder: path or URL of the stream folder.
+        table: one row a sample, in stream order (columns as in `SCHEMA`; offsets and sizes in bytes).
+        meta: version, seed, format, shards [{path, bytes, sha256}], tasks, plan, eval (digest of the test sets'
+            index or null) and faults found while indexing.
+        digest: SHA-256 (hex) of the table and the metadata; names of folders and shards are no part of it.
+        task_of, chunk_of, sample_id_of: numpy arrays [n]: task names (str objects), chunks (int32, -1 in test sets),
+            ids (str objects).
+    """
+
+    def __init__(self, folder: str | os.PathLike, table: pa.Table, meta: Mapping[str, Any]) -> None:
+        self.folder = os.fspath(folder)
+        self.table = table
+        self.meta = dict(meta)
+        self.digest = _digest(table, self.meta)
+        self.tasks: dict[str, TaskSpec] = {task["name"]: TaskSpec(**task) for task in self.meta["tasks"]}
+        self.task_of = np.array(table["task"].to_pylist(), dtype=object)
+        self.sample_id_of = np.array(table["sample_id"].to_pylist(), dtype=object)
+        self.chunk_of = self.column("chunk")
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> StreamIndex:
+        """Read the index of a stream folder (path or URL).
+
+        Raises:
+            UserError: there is none, it is damaged, or another version wrote it.
+        """
+        folder = os.fspath(folder)
+        where = locations.join(folder, INDEX_NAME)
+        if not locations.is_url(where) and not os.path.isfile(where):
+            raise UserError("there is no stream here: index.parquet is missing", where=folder, fix=_REBUILD)
+        with locations.open_binary(where) as stream:
+            raw = stream.read()
+        try:
+            table = pq.read_table(io.BytesIO(raw), page_checksum_verification=True)
+            notes = table.schema.metadata or {}
+            meta = json.loads(notes[_META_KEY])
+            if meta["version"] != VERSION:
+                raise UserError(
+                    f"index version {meta['version']}; this release reads {VERSION}", where=where, fix=_REBUILD
+                )
+            table = table.select(SCHEMA.names).cast(SCHEMA)
+            index = cls(folder, table, meta)
+            index._check()
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as fault:
+            raise UserError(f"the index is damaged: {fault}", where=where, fix=_REBUILD) from None
+        if notes.get(_DIGEST_KEY, b"").decode() != index.digest:
+            raise UserError("the index is damaged: its digest does not match", where=where, fix=_REBUILD)
+        return index
+
+    def save(self) -> None:
+        """Write `index.parquet` into the folder: complete or not at all."""
+        notes = {_META_KEY: _canonical(self.meta), _DIGEST_KEY: self.digest.encode()}
+        path = Path(self.folder, INDEX_NAME)
+        part = path.with_name(f".{INDEX_NAME}.{os.getpid()}")
+        with part.open("wb") as stream:
+            table = self.table.replace_schema_metadata(notes)
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __reduce__(self) -> tuple:
+        # Actors reopen the folder: megabytes of columns need not travel.
+        return (StreamIndex.open, (self.folder,))
+
+    def column(self, name: str) -> np.ndarray:
+        """A numeric column as numpy array [n]."""
+        return self.table[name].to_numpy()
+
+    @property
+    def plan(self) -> Plan:
+        """What the chunks hold, as counted in the shards."""
+        return Plan.from_json(self.meta["plan"])
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks in the stream; 0 for test sets."""
+        return len(self.meta["plan"]["chunks"])
+
+    @property
+    def shards(self) -> list[str]:
+        """Paths or URLs of the shards."""
+        return [locations.join(self.folder, shard["path"]) for shard in self.meta["shards"]]
+
+    def chunk_bounds(self, chunk: int) -> tuple[int, int]:
+        """Positions [start, stop) of a chunk."""
+        if not 0 <= chunk < self.n_chunks:
+            raise UserError(f"there is no chunk {chunk}; the stream has {self.n_chunks}", where=self.folder)
+        start, stop = np.searchsorted(self.chunk_of, [chunk, chunk + 1])
+        return int(start), int(stop)
+
+    def seen_tasks(self, chunk: int) -> list[str]:
+        """Tasks with at least one sample in chunks 0..chunk, in the order of `tasks`."""
+        seen = set(self.task_of[: self.chunk_bounds(chunk)[1]])
+        return [task for task in self.tasks if task in seen]
+
+    def eval_index(self) -> StreamIndex:
+        """The test sets' index; its rows lie task by task.
+
+        Raises:
+            UserError: the stream has none, or another than it was written with.
+        """
+        if self.meta["eval"] is None:
+            raise UserError("the stream has no test sets", where=self.folder, fix="Write it again with test samples")
+        folder = f"{self.folder.rstrip('/')}/{EVAL_FOLDER}"
+        index = StreamIndex.open(folder)
+        if index.digest != self.meta["eval"]:
+            raise UserError("the test sets are not those the stream was written with", where=folder, fix=_REBUILD)
+        return index
+
+    def _check(self) -> None:
+        rows = len(self)
+        if not np.array_equal(self.column("position"), np.arange(rows)):
+            raise ValueError("positions are not 0, 1, 2, ...")
+        if rows and (np.diff(self.chunk_of).min(initial=0) < 0 or self.column("chunk").max() >= max(self.n_chunks, 1)):
+            raise ValueError("chunks are out of order")
+        if rows and not 0 <= self.column("shard").min() <= self.column("shard").max() < len(self.meta["shards"]):
+            raise ValueError("rows name shards that are not listed")
+        for name in ("json", "image"):
+            sizes = self.column(f"{name}_size")
+            if rows and not (
+                sizes.min() >= 0 and sizes.max() <= MAX_MEMBER and self.column(f"{name}_offset").min() >= 0
+            ):
+                raise ValueError(f"{name} sizes are impossible")
+        if unknown := set(self.task_of) - set(self.tasks):
+            raise ValueError(f"rows name tasks that are not listed: {sorted(unknown)}")
+
+
+def _canonical(meta: Mapping[str, Any]) -> bytes:
+    return json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _digest(table: pa.Table, meta: Mapping[str, Any]) -> str:
+    shards = [{"bytes": shard["bytes"], "sha256": shard["sha256"]} for shard in meta["shards"]]
+    digest = hashlib.sha256(_canonical({**meta, "shards": shards, "faults": []}))
+    for name in SCHEMA.names:
+        column = table[name]
+        raw = "\0".join(column.to_pylist()).encode() if pa.types.is_string(column.type) else column.to_numpy().tobytes()
+        digest.update(f"\n{name} {len(raw)}\n".encode() + raw)
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class ShardScan:
+    """What a scan of shards found: index rows by column, the shards and their faults."""
+
+    columns: dict[str, list] = dataclasses.field(default_factory=lambda: {name: [] for name in SCHEMA.names})
+    shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    faults: list[Fault] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.columns["sample_id"])
+
+    def table(self, chunks: Sequence[int] | np.ndarray) -> pa.Table:
+        """The index table; `chunks` [n] gives each row's chunk."""
+        columns = {**self.columns, "position": np.arange(len(self)), "chunk": np.asarray(chunks, dtype=np.int32)}
+        return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def scan_shards(named: Iterable[tuple[str, str]], format: str = "streamcvit", task: str = "") -> ShardScan:
+    """Scan shards, given as (name in the index, location), in stream order."""
+    scan = ShardScan()
+    for name, location in named:
+        with contextlib.closing(locations.open_binary(location)) as raw:
+            stream = HashingStream(raw)
+            for found in scan_groups(stream, name):
+                if isinstance(found, Fault):
+                    scan.faults.append(found)
+                    continue
+                fault = _add_row(scan, len(scan.shards), found, name, format, task)
+                if fault:
+                    scan.faults.append(fault)
+            scan.shards.append({"path": name, "bytes": stream.position, "sha256": stream.hexdigest()})
+    return scan
+
+
+def _add_row(scan: ShardScan, shard: int, group: Group, name: str, format: str, task: str) -> Fault | None:
+    text, image = group.members["json"], group.image
+    assert image is not None
+    try:
+        row = FORMATS[format](json.loads(text.data.decode()))
+    except (ValueError, RecursionError, BadRow) as wrong:
+        return Fault(name, text.offset, "json", f"key {group.key!r}: {wrong}")
+    if not (row.task or task):
+        return Fault(name, text.offset, "json", f"key {group.key!r} names no task")
+    values = {
+        "sample_id": row.sample_id or group.key,
+        "task": row.task or task,
+        "shard": shard,
+        "json_offset": text.offset,
+        "json_size": text.size,
+        "image_offset": image.offset,
+        "image_size": image.size,
+        "image_ext": image.ext,
+        "json_crc32": zlib.crc32(text.data),
+        "image_crc32": zlib.crc32(image.data),
+    }
+    for column, value in values.items():
+        scan.columns[column].append(value)
+    return None
+
+
+def build_index(
+    folder: str | os.PathLike,
+    scan: ShardScan,
+    chunks: Sequence[int] | np.ndarray,
+    tasks: Mapping[str, TaskSpec],
+    *,
+    seed: int = 0,
+    n_chunks: int | None = None,
+    format: str = "streamcvit",
+    evaluation: StreamIndex | None = None,
+) -> StreamIndex:
+    """An index (not yet saved) of scanned shards; `chunks` [n] gives each sample's chunk, -1 in test sets.
+
+    Raises:
+        UserError: a sample names a task that is not in `tasks`, or two samples have one id.
+    """
+    table = scan.table(chunks)
+    names, ids = scan.columns["task"], scan.columns["sample_id"]
+    if unknown := sorted(set(names) - set(tasks)):
+        raise UserError(f"samples of unknown task {unknown[0]!r}", where=str(folder), fix="Name every task in `tasks`")
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
+        raise UserError(f"two samples have the id {twice!r}", where=str(folder), fix="Give every sample its own id")
+    column = {task: place for place, task in enumerate(tasks)}
+    size = max([n_chunks or 0, *(int(chunk) + 1 for chunk in set(chunks))])
+    counts = np.zeros((size, len(tasks)), dtype=np.int64)
+    if size:
+        np.add.at(
+            counts, (np.asarray(chunks, dtype=np.int64), np.array([column[name] for name in names], dtype=np.int64)), 1
+        )
+    meta = {
+        "version": VERSION,
+        "seed": seed,
+        "format": format,
+        "shards": scan.shards,
+        "tasks": [dataclasses.asdict(spec) for spec in tasks.values()],
+        "plan": Plan(tuple(tasks), counts).to_json(),
+        "eval": evaluation.digest if evaluation else None,
+        "faults": [dataclasses.asdict(fault) for fault in scan.faults],
+    }
+    return StreamIndex(folder, table, meta)
+
+
+def index_shards(
+    shards: Sequence[str | os.PathLike],
+    folder: str | os.PathLike,
+    tasks: Mapping[str, TaskSpec],
+    *,
+    test_shards: Sequence[str | os.PathLike] = (),
+    format: str = "streamcvit",
+    task: str = "",
+    samples_per_chunk: int | None = None,
+    keep_whole: bool = False,
+) -> StreamIndex:
+    """Index WebDataset shards of others (a `.json` and a picture a sample) where they lie.
+
+    Args:
+        shards: paths or URLs, in stream order; those beneath `folder` are listed relative to it.
+        folder: where `index.parquet` goes; may be the shards' own folder.
+        tasks: every task that the samples name.
+        test_shards: the same for the test sets.
+        format: a name in `FORMATS`: how to read the `.json` members.
+        task: the task of samples whose record names none.
+        samples_per_chunk: length of a chunk; without it each shard is one chunk.
+        keep_whole: of a damaged shard index the samples before the damage, instead of refusing it.
+
+    Raises:
+        UserError: a shard is damaged (the message gives the byte), or more than 5 % of the samples have faults.
+    """
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}", fix=f"Choose one of {', '.join(FORMATS)}")
+    folder = os.path.abspath(folder)
+    evaluation = None
+    if test_shards:
+        scan = _scan_foreign(test_shards, f"{folder}/{EVAL_FOLDER}", format, task, keep_whole)
+        evaluation = build_index(f"{folder}/{EVAL_FOLDER}", scan, np.full(len(scan), -1), tasks, format=format)
+    scan = _scan_foreign(shards, folder, format, task, keep_whole)
+    places = np.arange(len(scan)) // samples_per_chunk if samples_per_chunk else np.array(scan.columns["shard"])
+    index = build_index(folder, scan, places, tasks, format=format, evaluation=evaluation)
+    if evaluation:
+        os.makedirs(evaluation.folder, exist_ok=True)
+        evaluation.save()
+    os.makedirs(folder, exist_ok=True)
+    index.save()
+    return index
+
+
+def _scan_foreign(
+    shards: Sequence[str | os.PathLike], folder: str, format: str, task: str, keep_whole: bool
+) -> ShardScan:
+    named = []
+    for shard in [os.fspath(path) for path in shards]:
+        locations.check_location(shard)
+        location = shard if locations.is_url(shard) else os.path.abspath(shard)
+        inside = location.startswith(folder + os.sep)
+        named.append((os.path.relpath(location, folder) if inside else location, location))
+    scan = scan_shards(named, format, task)
+    fatal = next((fault for fault in scan.faults if fault.fatal), None)
+    if fatal and not keep_whole:
+        raise UserError(
+            f"damaged: {fault_line(fatal)}; {len(scan)} whole samples were found in all shards",
+            where=fatal.shard,
+            fix="Fetch the shard again, or keep the whole samples with --keep-whole",
+        )
+    lost = sum(not fault.fatal for fault in scan.faults)
+    if lost > BAD_SHARE * (len(scan) + lost):
+        raise UserError(
+            f"{lost} faults beside {len(scan)} good samples; the first: {fault_line(scan.faults[0])}",
+            where=scan.faults[0].shard,
+            fix=f"Mend the shards; at most {BAD_SHARE:.0%} may be faulty",
+        )
+    return scan
+
+
+def fault_line(fault: Fault) -> str:
+    """A fault's place and detail in words."""
+    return f"byte {fault.offset}: {fault.detail}"
