@@ -2,19 +2,25 @@
 
 from .formats import FORMATS
 from .index import StreamIndex, index_shards
+from .plan import Plan
 from .reader import ShardReader
 from .sample import Quarantined, Sample, TaskSpec
-from .scenario import Plan
+from .scenario import PRESETS, generate, order, scale_plan, task_incremental
 from .shards import write_stream
 
 __all__ = [
     "FORMATS",
+    "PRESETS",
     "Plan",
     "Quarantined",
     "Sample",
     "ShardReader",
     "StreamIndex",
     "TaskSpec",
+    "generate",
     "index_shards",
+    "order",
+    "scale_plan",
+    "task_incremental",
     "write_stream",
 ]

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from . import locations
 from .formats import BAD_SHARE, FORMATS, BadRow
+from .plan import Plan
 from .sample import TaskSpec
-from .scenario import Plan
 from .tarscan import MAX_MEMBER, Fault, Group, HashingStream, scan_groups
 
 INDEX_NAME = "index.parquet"

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import UserError
 from .index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index, scan_shards
+from .plan import Plan
 from .sample import Sample, TaskSpec
-from .scenario import Plan
 from .tarscan import MAX_MEMBER
 
 SHARD_BYTES = 256 << 20
