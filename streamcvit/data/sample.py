@@ -75,7 +75,8 @@ class Sample:
             raise ValueError("answers must be a list of one string or more")
         if not isinstance(meta, dict):
             raise ValueError("meta must be an object")
-        return cls(*strings, tuple(answers), image, image_ext, meta)
+        sample_id, task, question, instruction = strings
+        return cls(sample_id, task, question, instruction, tuple(answers), image, image_ext, meta)
 
 
 @dataclass(frozen=True)

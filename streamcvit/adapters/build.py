@@ -1,0 +1,49 @@
+"""Put an adapter on a base model, reproducibly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+
+from streamcvit.errors import UserError
+
+
+def attach(
+    model: torch.nn.Module,
+    name: str,
+    target_modules: str | list[str],
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] = {},
+) -> PeftModel:
+    """Wrap `model` with a fresh adapter whose start depends on `seed` alone.
+
+    Args:
+        model: the frozen base; its modules are wrapped in place (`PeftModel.unload()` restores them).
+        name: a key of `ADAPTERS`.
+        target_modules: which linear layers, as PEFT takes them.
+        seed: of the adapter's initial weights; the global random state is left as it was.
+        options: the adapter's own settings.
+
+    Raises:
+        UserError: unknown adapter or option.
+    """
+    from streamcvit.adapters import ADAPTERS
+
+    if name not in ADAPTERS:
+        raise UserError(f"unknown adapter {name!r}", fix=f"Choose one of {', '.join(sorted(ADAPTERS))}")
+    try:
+        config = ADAPTERS[name](dict(options), target_modules)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{error}", where=f"options of adapter {name!r}", fix="See docs/adapters.md for its settings"
+        ) from None
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped

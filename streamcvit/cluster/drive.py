@@ -1,0 +1,155 @@
+"""The run: chunks are learned in order, every boundary is scored on every seen task, nothing waits for the rest."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from streamcvit.cluster.folder import ZERO, RunFolder
+from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
+from streamcvit.cluster.pools import Pool
+from streamcvit.cluster.workers import boundary_reports
+from streamcvit.config import RunConfig
+from streamcvit.data.index import StreamIndex
+from streamcvit.learning import Schedule
+from streamcvit.monitoring.terminal import LiveView
+
+POLL_SECONDS = 0.3
+
+
+def open_folders(config: RunConfig, index: StreamIndex, base_digest: str) -> dict[str, RunFolder]:
+    """A run folder for every method, as it was left or new."""
+    return {
+        name: RunFolder(config, name, index, task_counts(config, index, name), base_digest) for name in config.methods
+    }
+
+
+def task_counts(config: RunConfig, index: StreamIndex, method: str) -> np.ndarray:
+    """[T, tasks] samples of each task in each chunk as a method reads the stream; T is 0 where it learns nothing."""
+    settings = config.methods[method]
+    tasks = list(index.tasks)
+    if settings.adapter == "none":
+        return np.zeros((0, len(tasks)), int)
+    schedule = Schedule.of(index, config.learner.batch_size, settings.order, config.seed)
+    counts = np.zeros((schedule.n_chunks, len(tasks)), int)
+    chunk_of = np.searchsorted(schedule.stops, np.arange(len(schedule)), side="right")
+    number = {task: i for i, task in enumerate(tasks)}
+    np.add.at(counts, (chunk_of, [number[task] for task in index.task_of[schedule.order]]), 1)
+    return counts
+
+
+class Driver:
+    """Keeps the learner and the evaluators of a pool busy until every method is learned and scored.
+
+    Args:
+        config: the run.
+        pool: who does the work.
+        folders: where results go, a folder a method.
+        view: what a person sees meanwhile.
+    """
+
+    def __init__(self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView) -> None:
+        self.config, self.pool, self.folders, self.view = config, pool, folders, view
+        self.jobs: deque[Job] = deque()
+        self.open: dict[tuple[str, int], set[str]] = {}  # boundary -> tasks not scored yet
+        self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
+        self.restarts: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Until all is done.
+
+        Raises:
+            UserError: an actor is lost for good, or a shard stays unreadable; the run can be resumed.
+        """
+        chunks = self._chunks_to_learn()
+        for folder in self.folders.values():
+            self._finish_if_done(folder)
+        learning = 0
+        more = True
+        while more or self.pending or self.jobs:
+            while more and learning < self.pool.learn_ahead:
+                task = next(chunks, None)
+                more = task is not None
+                if task is not None:
+                    self.pending[self.pool.learn(*task)] = None
+                    learning += 1
+            while self.jobs and sum(job is not None for job in self.pending.values()) < self.pool.evaluators:
+                job = self.jobs.popleft()
+                self.pending[self.pool.evaluate(job)] = job
+            for future, result in self.pool.wait(list(self.pending), POLL_SECONDS):
+                del self.pending[future]
+                if isinstance(result, ChunkReport):
+                    learning -= 1
+                    self._learned(result)
+                else:
+                    self._scored(result)
+            self._watch()
+
+    def _chunks_to_learn(self) -> Iterator[tuple[str, int]]:
+        """All (method, chunk) that have no commit yet; evaluations that a former life left open are queued first."""
+        todo: list[tuple[str, int]] = []
+        for name, folder in self.folders.items():
+            if folder.finished():
+                continue
+            folder.event("started")
+            done = boundary_reports(folder.path, name)
+            for report in done.values():
+                folder.chunk_done(report)
+                self._queue(folder, report.chunk, folder.missing(report))
+            if folder.n_chunks == 0 or self.config.evaluation.zero_shot:
+                self._queue(folder, ZERO, folder.missing(None))
+            todo += [(name, chunk) for chunk in range(folder.n_chunks) if chunk not in done]
+        return iter(todo)
+
+    def _queue(self, folder: RunFolder, chunk: int, jobs: list[Job]) -> None:
+        self.open[folder.method, chunk] = {job.task for job in jobs}
+        self.jobs.extend(jobs)
+
+    def _learned(self, report: ChunkReport) -> None:
+        folder = self.folders[report.method]
+        folder.chunk_done(report)
+        self.view.chunk_done(report.method, report.chunk, report.info)
+        self._queue(folder, report.chunk, folder.missing(report))
+        self.pool.folder_changed(str(folder.path))
+
+    def _scored(self, found: TaskScores) -> None:
+        job = found.job
+        folder = self.folders[job.method]
+        folder.add(found)
+        boundary = self.open[job.method, job.chunk]
+        boundary.discard(job.task)
+        if boundary:
+            return
+        summary = folder.write_scores()
+        row = folder.points[job.chunk]
+        points = {task: float(np.mean(row[task])) for task in folder.seen(job.chunk)}
+        self.view.scores(job.method, max(job.chunk, 0), points, summary["forgetting"])
+        self._finish_if_done(folder)
+        self.pool.folder_changed(str(folder.path))
+
+    def _finish_if_done(self, folder: RunFolder) -> None:
+        """Mark a run whose last boundary, and every one before it, is scored."""
+        wanted = set(range(folder.n_chunks))
+        if folder.n_chunks == 0 or self.config.evaluation.zero_shot:
+            wanted.add(ZERO)
+        scored = {chunk for (name, chunk), tasks in self.open.items() if name == folder.method and not tasks}
+        if wanted <= scored and not folder.finished():
+            folder.write_scores()
+            folder.finish()
+
+    def _watch(self) -> None:
+        """Pass the learner's newest word on to the person watching, and note restarts."""
+        progress, restarts = self.pool.latest()
+        if progress is not None:
+            self.view.progress(progress.run, progress.cursor, progress.loss, progress.samples_per_second)
+        for actor, count in restarts.items():
+            if count > self.restarts.get(actor, 0):
+                self.restarts[actor] = count
+                self.view.message(f"{actor} was restarted ({count})")
+                for folder in self.folders.values():
+                    if not folder.finished():
+                        folder.event("restart", actor=actor, count=count)
+                        break

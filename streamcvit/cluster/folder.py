@@ -1,0 +1,309 @@
+"""The one writer of a run folder: config, events, predictions, scores and their summary."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections import defaultdict
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streamcvit import __version__
+from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
+from streamcvit.config import RunConfig
+from streamcvit.data.index import StreamIndex
+from streamcvit.errors import UserError
+from streamcvit.evaluation.matrix import bootstrap_mean, summarise
+from streamcvit.learning.commit import fsync_folder, write_json
+
+ZERO = -1
+"""The chunk number of an evaluation before any learning."""
+
+SCORES = pa.schema(
+    [
+        ("version", pa.int64()),
+        ("digest", pa.string()),
+        ("chunk", pa.int32()),
+        ("task", pa.string()),
+        ("kind", pa.string()),
+        ("metric", pa.string()),
+        ("family", pa.string()),
+        ("score", pa.float64()),
+        ("following", pa.float64()),
+        ("n", pa.int64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("seconds", pa.float64()),
+        ("disagreements", pa.int64()),
+    ]
+)
+
+
+def now() -> str:
+    """UTC, ISO 8601, seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def machine() -> str:
+    """What kind of machine this is, for the record of a figure."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    memory = psutil.virtual_memory().total / 2**30
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} x {name}, {memory:.0f} GiB{gpu}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("torch", "transformers", "peft", "ray", "webdataset", "pyarrow", "numpy", "tokenizers", "safetensors")
+    return {"streamcvit": __version__, "python": platform.python_version()} | {n: package_version(n) for n in names}
+
+
+def build_labels() -> dict[str, str]:
+    """The labels of the build_info metric."""
+    found = versions()
+    return {"version": found["streamcvit"]} | {n: found[n] for n in ("python", "torch", "transformers", "peft", "ray")}
+
+
+def _git_commit() -> str:
+    try:
+        root = Path(__file__).resolve().parent
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
+
+
+class RunFolder:
+    """A method's run folder.
+
+    Args:
+        config: the run.
+        method: a key of `config.methods`.
+        index: the stream.
+        schedule_tasks: [T, tasks] samples of each task in each chunk, as this method reads the stream.
+        base_digest: of the base model's weights.
+    """
+
+    def __init__(
+        self, config: RunConfig, method: str, index: StreamIndex, counts: np.ndarray, base_digest: str
+    ) -> None:
+        self.config, self.method, self.index = config, method, index
+        self.path = config.folder(method)
+        self.tasks = list(index.tasks)
+        self.counts = counts
+        self.rows: list[dict[str, Any]] = []
+        self.points: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
+        self.follows: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "run.json").exists():
+            (self.path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+            plan = {"tasks": self.tasks, "chunks": counts.tolist()}
+            write_json(self.path / "plan.json", plan)
+            record = {
+                "name": f"{config.name}/{method}",
+                "method": method,
+                "seed": config.seed,
+                "versions": versions(),
+                "git_commit": _git_commit(),
+                "machine": machine(),
+                "base_digest": base_digest,
+                "index_digest": index.digest,
+                "started": now(),
+                "finished": None,
+            }
+            write_json(self.path / "run.json", record)
+        self._read_predictions()
+        self.events = {self._key(event) for event in self._read_events()}
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.counts)
+
+    def seen(self, chunk: int) -> list[str]:
+        """Tasks with at least one sample in chunks 0..chunk; before any learning, all."""
+        if chunk == ZERO:
+            return self.tasks
+        return [task for task, count in zip(self.tasks, self.counts[: chunk + 1].sum(0), strict=True) if count]
+
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))["finished"] is not None
+
+    def finish(self) -> None:
+        """Note that everything is learned and scored."""
+        record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        write_json(self.path / "run.json", {**record, "finished": now()})
+        self.event("finished")
+
+    def missing(self, report: ChunkReport | None) -> list[Job]:
+        """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet."""
+        if report is None:
+            return [Job(self.method, ZERO, task, 0, "", "") for task in self.tasks if task not in self.points[ZERO]]
+        return [
+            Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
+            for task in self.seen(report.chunk)
+            if task not in self.points[report.chunk]
+        ]
+
+    def event(self, name: str, **values: Any) -> None:
+        """Append to events.jsonl; what a replayed step says again is written once."""
+        event = {"time": now(), "event": name, **values}
+        if name in ("chunk", "quarantine") and self._key(event) in self.events:
+            return
+        self.events.add(self._key(event))
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def chunk_done(self, report: ChunkReport) -> None:
+        """Note a learned chunk and what of it was quarantined."""
+        for bad in report.quarantined:
+            self.event("quarantine", chunk=report.chunk, **bad)
+        self.event("chunk", chunk=report.chunk, step=report.version, digest=report.digest, **report.info)
+
+    def add(self, found: TaskScores) -> None:
+        """Keep an evaluation: predictions once, durably; scores follow from them.
+
+        Raises:
+            UserError: the evaluator's digest is not the snapshot's.
+        """
+        job = found.job
+        if found.digest != job.digest:
+            raise UserError(
+                "an evaluation came back for other weights than were sent", where=f"{job}", fix="Resume the run"
+            )
+        spec = self.index.tasks[job.task]
+        meta = {
+            "chunk": job.chunk,
+            "version": job.version,
+            "digest": job.digest,
+            "seconds": found.seconds,
+            "task": job.task,
+            "metric": spec.scorer,
+            "published": spec.strcvit,
+        }
+        table = pa.table(
+            {
+                "sample_id": found.sample_ids,
+                "prediction": found.predictions,
+                "reference": found.references,
+                "score": found.points,
+                "score_strcvit": found.published if found.published is not None else [None] * len(found.points),
+                "follows": found.follows,
+            },
+            schema=PREDICTIONS,
+        ).replace_schema_metadata({"streamcvit": json.dumps(meta)})
+        folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{job.task}.parquet"
+        if not path.exists():
+            draft = folder / f".{job.task}.{os.getpid()}"
+            with open(draft, "wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+            fsync_folder(folder)
+            self._take(table)
+
+    def write_scores(self) -> dict[str, Any]:
+        """Derive scores.parquet and summary.json from the predictions; returns the summary."""
+        order = {task: number for number, task in enumerate(self.tasks)}
+        rows = sorted(self.rows, key=lambda row: (row["chunk"], order[row["task"]], row["family"]))
+        draft = self.path / ".scores.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), draft, compression="zstd")
+        os.replace(draft, self.path / "scores.parquet")
+        summary = self._summary()
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def _summary(self) -> dict[str, Any]:
+        only_zero = self.n_chunks == 0
+        chunks = [ZERO] if only_zero else sorted(c for c in self.points if c >= 0)
+        counts = np.ones((1, len(self.tasks)), int) if only_zero else self.counts[: max(chunks, default=-1) + 1]
+
+        def stack(found: dict[int, dict[str, np.ndarray]], task: str) -> np.ndarray:
+            length = max((len(found[c][task]) for c in found if task in found[c]), default=0)
+            empty = np.full(length, np.nan)
+            span = [ZERO] if only_zero else range(len(counts))
+            return np.stack([found[c].get(task, empty) if c in found else empty for c in span])
+
+        return summarise(
+            {task: stack(self.points, task) for task in self.tasks},
+            {task: stack(self.follows, task) for task in self.tasks},
+            counts,
+            in_average=[task for task, spec in self.index.tasks.items() if spec.in_average],
+            draws=self.config.evaluation.draws,
+            seed=self.config.seed,
+            zero_shot=None if only_zero else (dict(self.points[ZERO]) or None),
+        ).to_json()
+
+    def _take(self, table: pa.Table) -> None:
+        meta = json.loads(table.schema.metadata[b"streamcvit"])
+        chunk, task = meta["chunk"], meta["task"]
+        points = table["score"].to_numpy()
+        follows = table["follows"].to_numpy(zero_copy_only=False).astype(float)
+        published = table["score_strcvit"]
+        families = {"strict": (meta["metric"], points)}
+        if meta["published"]:
+            families["strcvit"] = (meta["published"], published.to_numpy())
+        differ = int(np.sum(np.abs(points - published.to_numpy()) > 1e-9)) if meta["published"] else 0
+        self.points[chunk][task], self.follows[chunk][task] = points, follows
+        for family, (metric, values) in families.items():
+            low, high = bootstrap_mean(values)
+            self.rows.append(
+                {
+                    **{key: meta[key] for key in ("version", "digest", "chunk", "task", "seconds")},
+                    "kind": "zero" if chunk == ZERO else "boundary",
+                    "metric": metric,
+                    "family": family,
+                    "score": float(np.mean(values)),
+                    "following": float(np.mean(follows)),
+                    "n": len(values),
+                    "low": low,
+                    "high": high,
+                    "disagreements": differ,
+                }
+            )
+
+    def _read_predictions(self) -> None:
+        for path in sorted((self.path / "predictions").glob("*/*.parquet")):
+            self._take(pq.read_table(path))
+
+    def _read_events(self) -> list[dict[str, Any]]:
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    @staticmethod
+    def _key(event: dict[str, Any]) -> tuple:
+        return (event["event"], event.get("chunk"), event.get("position"))
+
+
+PREDICTIONS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("prediction", pa.string()),
+        ("reference", pa.string()),
+        ("score", pa.float64()),
+        ("score_strcvit", pa.float64()),
+        ("follows", pa.bool_()),
+    ]
+)

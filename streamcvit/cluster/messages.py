@@ -1,0 +1,100 @@
+"""The small typed messages between driver, learner and evaluators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from streamcvit.monitoring.metrics import BucketCounts
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """A chunk that has been learned and committed.
+
+    Attributes:
+        method: the run it belongs to.
+        chunk: its number, from 0.
+        commit: folder of the commit that ends it.
+        version: optimizer steps at that commit.
+        digest: SHA-256 of the adapter at that commit.
+        info: the chunk's event: samples, seconds busy and waiting, loss, correct, expert shares (JSON values).
+        quarantined: events of positions that could not be learned.
+    """
+
+    method: str
+    chunk: int
+    commit: str
+    version: int
+    digest: str
+    info: dict[str, Any]
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Score one task with one snapshot; asked twice, it gives the same result.
+
+    Attributes:
+        method: whose adapter.
+        chunk: boundary it belongs to (-1: before any learning).
+        task: what to score.
+        version, digest: of the snapshot.
+        commit: the folder it can always be read from; empty for the bare base.
+    """
+
+    method: str
+    chunk: int
+    task: str
+    version: int
+    digest: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What an evaluator found for one job.
+
+    Attributes:
+        job: what was asked.
+        digest: of the adapter the evaluator held, computed from its own weights (proof of delivery).
+        sample_ids, predictions, references: [n] strings.
+        points: [n] float64, strict scorer, 0-100.
+        published: [n] float64 of the published scorer, or None where the task names none.
+        follows: [n] bool, instruction following.
+        seconds: generation and scoring.
+    """
+
+    job: Job
+    digest: str
+    sample_ids: list[str]
+    predictions: list[str]
+    references: list[str]
+    points: np.ndarray
+    published: np.ndarray | None
+    follows: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the learner is, for people to watch.
+
+    Attributes:
+        run: method name.
+        chunk: being learned.
+        cursor, total: samples behind it, samples in all.
+        loss: prequential, nats, mean of the last batches.
+        samples_per_second: since the chunk's start, waiting included.
+        step_seconds: histogram of the run's steps so far.
+    """
+
+    run: str
+    chunk: int
+    cursor: int
+    total: int
+    loss: float
+    samples_per_second: float
+    step_seconds: BucketCounts

@@ -1,0 +1,96 @@
+"""From a config to finished run folders: build the stream, start the pool, drive it, report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from streamcvit.cluster.drive import Driver, open_folders
+from streamcvit.cluster.pools import LocalPool, Pool, RayPool
+from streamcvit.cluster.session import session
+from streamcvit.cluster.stream import prepare_stream
+from streamcvit.config import RunConfig
+from streamcvit.data.index import StreamIndex
+from streamcvit.errors import UserError
+from streamcvit.models.base import weight_bytes
+from streamcvit.monitoring.report import write_report
+from streamcvit.monitoring.terminal import LiveView
+
+MAY_CHANGE = ("out", "cluster", "monitor")
+"""Sections that a resumed run may change: they do not touch what is learned or scored."""
+
+
+def execute(config: RunConfig, *, local: bool = False, resume: bool = False, view: LiveView | None = None) -> Path:
+    """Run every method of a config on its stream.
+
+    Args:
+        config: the run.
+        local: in this process, without Ray.
+        resume: continue the run that is in the folder.
+        view: what a person sees meanwhile; standard output unless given.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: a user's mistake, or a run that stopped and can be resumed (the message says which).
+    """
+    folder = config.folder()
+    _check_folder(config, folder, resume)
+    size = weight_bytes(config.model.name_or_path)
+    index = prepare_stream(config, folder / "stream")
+    stream = str((folder / "stream").absolute())
+    # Every process of the run sees the same folder, whatever its working directory.
+    config = config.model_copy(update={"out": str(Path(config.out).absolute())})
+    (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    view = view or LiveView(list(config.methods), len(index), index.n_chunks)
+    view.message(
+        f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
+    )
+    with _pool(config, stream, size, local, view) as pool:
+        folders = open_folders(config, index, pool.base_digest)
+        if pool.url:
+            view.message(f"metrics: {pool.url}")
+        with view:
+            Driver(config, pool, folders, view).run()
+    return write_report([config.folder(name) for name in config.methods], folder / "report.html", title=config.name)
+
+
+@contextlib.contextmanager
+def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView) -> Iterator[Pool]:
+    if local:
+        yield LocalPool(config, stream, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second))
+        return
+    with session(config, size) as ray:
+        yield RayPool(ray, config, stream)
+
+
+def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
+    """A new run wants a new folder; a resumed one the config it was started with."""
+    saved = folder / "config.yaml"
+    if not resume:
+        if saved.exists():
+            raise UserError(
+                "this run exists", where=str(folder), fix="Continue it with --resume, or choose another --name"
+            )
+        return
+    if not saved.exists():
+        raise UserError("there is no run to resume", where=str(folder), fix="Start it without --resume")
+    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    after = config.model_dump(mode="json")
+    changed = [key for key in after if key not in MAY_CHANGE and after[key] != before.get(key)]
+    if changed:
+        raise UserError(
+            f"the config differs from the one the run was started with in: {', '.join(changed)}",
+            where=str(folder),
+            fix="Resume with the run's own config.yaml, or start another --name",
+        )
+
+
+def find_stream(folder: str | Path) -> StreamIndex:
+    """The index of a stream folder, or of the stream inside a run folder."""
+    folder = Path(folder)
+    return StreamIndex.open(folder / "stream" if (folder / "stream").is_dir() else folder)

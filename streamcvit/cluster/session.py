@@ -1,0 +1,103 @@
+"""Start a private Ray on this machine, or join a cluster; check first that what a run asks for is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from streamcvit.config import RunConfig
+from streamcvit.errors import UserError
+
+ACTOR_MIB = 450  # a process with torch, transformers and peft, before its model (measured: 330-400 MiB USS)
+STORE_MIB = 256  # object store of a private Ray: look-ahead batches and a few snapshots
+
+
+def needed_mib(config: RunConfig, base_bytes: int) -> int:
+    """Memory that a run's actors need together, MiB."""
+    with_model = 1 + config.cluster.evaluators
+    return (with_model + config.cluster.ingest_actors) * ACTOR_MIB + with_model * base_bytes // 2**20 + STORE_MIB
+
+
+def check_memory(config: RunConfig, base_bytes: int) -> None:
+    """Fail in a moment, not in the middle of a run.
+
+    Raises:
+        UserError: less memory is available than the actors need.
+    """
+    need, free = needed_mib(config, base_bytes), psutil.virtual_memory().available // 2**20
+    if free < need:
+        raise UserError(
+            f"too little memory: the actors need about {need} MiB, {free} MiB are free",
+            fix="Close programs, lower cluster.ingest_actors or cluster.evaluators, or use --local",
+        )
+
+
+@contextlib.contextmanager
+def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
+    """The `ray` module, connected; a private Ray goes with the context.
+
+    Ray's own processes bind to all interfaces whatever one asks, so a private Ray always runs with token
+    authentication, the token in a file of mode 0600.
+
+    Raises:
+        UserError: Ray is missing, does not start, or lacks what the run asks for.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = config.cluster.address == "local"
+    private = Path(tempfile.mkdtemp(prefix="scv-"))  # short: Ray puts sockets below it, their paths end at 107 bytes
+    try:
+        if local:
+            check_memory(config, base_bytes)
+            token = private / "token"
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32), encoding="ascii")
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        try:
+            import ray
+        except ImportError:
+            raise UserError("Ray is not installed", fix="Run `pip install ray`, or add --local") from None
+        asked = 2 + config.cluster.ingest_actors + config.cluster.evaluators
+        settings: dict[str, Any] = {
+            "logging_level": "error",
+            "log_to_driver": False,
+            "namespace": f"streamcvit-{os.getpid()}",
+        }
+        if local:
+            settings |= {
+                "address": "local",
+                "include_dashboard": False,
+                "num_cpus": max(asked, os.cpu_count() or 1),
+                "object_store_memory": STORE_MIB * 2**20,
+                "_temp_dir": str(private / "ray"),
+            }
+        else:
+            settings["address"] = config.cluster.address
+        try:
+            ray.init(**settings)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"Ray does not start: {reason}", fix="Run `streamcvit doctor`, or add --local") from None
+        try:
+            there = ray.cluster_resources()
+            if there.get("CPU", 0) < asked:
+                raise UserError(
+                    f"the cluster has {there.get('CPU', 0):.0f} CPUs, the run asks for {asked}",
+                    where=config.cluster.address,
+                    fix="Lower cluster.ingest_actors or cluster.evaluators, or add a node",
+                )
+            yield ray
+        finally:
+            ray.shutdown()
+    finally:
+        shutil.rmtree(private, ignore_errors=True)

@@ -1,0 +1,298 @@
+"""What the learner and evaluator actors do, as plain classes: the local run uses them without Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from streamcvit.adapters import InstructionEncoder, attach, expert_usage, needs_routing
+from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.config import RunConfig
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.reader import ShardReader
+from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.errors import UserError
+from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator
+from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, Schedule
+from streamcvit.learning import commit as commits
+from streamcvit.models.base import Base, load_base, target_modules
+from streamcvit.models.batch import Batch
+from streamcvit.models.collate import Collator
+from streamcvit.models.snapshot import Snapshot, load_adapter_state
+from streamcvit.models.vision import vision_dim
+from streamcvit.monitoring.metrics import BucketCounts
+
+Feed = Callable[[str, int, int], Iterator[Batch]]
+"""(order, first cursor, cursor to stop at) -> the batches between, in order."""
+
+
+def settle(config: RunConfig) -> None:
+    """Make this process compute as every other process of the run does."""
+    torch.set_num_threads(config.learner.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def load_model(config: RunConfig) -> Base:
+    """The frozen base that a config names."""
+    model = config.model
+    return load_base(model.name_or_path, device=model.device, dtype=model.dtype, max_length=model.max_length)
+
+
+def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
+    """The base with a method's fresh adapter on it; the same weights in every process."""
+    settings = config.methods[method]
+    options: dict[str, Any] = dict(settings.options)
+    if needs_routing(settings.adapter):
+        options.setdefault("instruction_dim", encoder.dim)
+        options.setdefault("visual_dim", vision_dim(base.model))
+    return attach(base.model, settings.adapter, target_modules(base.model), seed=config.seed, options=options)
+
+
+def local_feed(config: RunConfig, stream: str) -> Feed:
+    """Batches read in this process, one after another."""
+    index = StreamIndex.open(stream)
+    reader = ShardReader(index)
+    collator = Collator.from_pretrained(config.model.name_or_path, max_length=config.model.max_length)
+
+    def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
+        schedule = Schedule.of(index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
+        source = BatchSource(reader, collator, schedule)
+        while cursor < stop:
+            batch = source.batch(cursor)
+            yield batch
+            cursor = batch.next_cursor
+
+    return feed
+
+
+class LearnerWorker:
+    """Learns chunks of any method of a run on one loaded base.
+
+    Args:
+        config: the run.
+        stream: folder of shards and index.
+        feed: gives batches.
+        progress: told where the learner is, a few times a second.
+    """
+
+    def __init__(
+        self, config: RunConfig, stream: str, feed: Feed, progress: Callable[[Progress], None] = lambda _: None
+    ) -> None:
+        settle(config)
+        self.config, self.feed, self.progress = config, feed, progress
+        self.index = StreamIndex.open(stream)
+        self.base = load_model(config)
+        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.tokenizer)
+        self.method = ""
+        self._last_end: float | None = None
+
+    def learn_chunk(self, method: str, chunk: int) -> ChunkReport:
+        """Make chunk `chunk` exist as a commit of `method`: learn what is missing of it, or nothing."""
+        idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
+        if method != self.method:
+            self._begin(method)
+        _, stop = self.schedule.bounds(chunk)
+        report = self._learn_to(chunk, stop, idle) if self.learner.cursor < stop else self._committed(chunk)
+        self._last_end = time.perf_counter()
+        return report
+
+    def _begin(self, method: str) -> None:
+        """Set up a method's learner, from its newest commit where there is one."""
+        if self.method:
+            self.model.unload()
+        config, settings = self.config, self.config.methods[method]
+        self.folder = config.folder(method)
+        self.schedule = Schedule.of(self.index, config.learner.batch_size, settings.order, config.seed)
+        self.model = wrap(self.base, self.encoder, config, method)
+        try:
+            strategy = STRATEGIES[settings.strategy](config.seed, **settings.strategy_options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{error}", where=f"methods.{method}.strategy_options", fix="See docs/methods.md") from None
+        self.learner = OnlineLearner(
+            self.base,
+            self.model,
+            strategy,
+            encoder=self.encoder if needs_routing(settings.adapter) else None,
+            lr=settings.lr or config.learner.lr,
+            weight_decay=config.learner.weight_decay,
+            betas=config.learner.betas,
+            warmup_steps=config.learner.warmup_steps,
+            max_grad_norm=config.learner.max_grad_norm,
+            seed=config.seed,
+        )
+        self.ledger = Ledger(self.folder / "ledger")
+        self.method, self.step_seconds = method, BucketCounts()
+        found = commits.newest_resumable(self.folder / "commits")
+        if found is not None:
+            self.learner.resume(found[0])
+        self.ledger.rewind(self.learner.step)
+
+    def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
+        """The stream's inner loop: take a batch, score it, learn it, note it."""
+        learner, began = self.learner, time.perf_counter()
+        waited, told, first = 0.0, 0.0, learner.cursor
+        losses: list[torch.Tensor] = []
+        correct: list[torch.Tensor] = []
+        quarantined: list[dict[str, Any]] = []
+        batches = self.feed(self.config.methods[self.method].order, learner.cursor, stop)
+        while learner.cursor < stop:
+            asked = time.perf_counter()
+            batch = next(batches)
+            arrived = time.perf_counter()
+            waited += arrived - asked
+            report = learner.learn(batch)
+            self.step_seconds.observe(time.perf_counter() - arrived)
+            quarantined += [_event(bad) for bad in batch.quarantined]
+            if report is not None:
+                losses.append(report.loss)
+                correct.append(report.correct)
+                self.ledger.add(batch, report.step, report.loss, report.correct)
+            now = time.perf_counter()
+            if now - told > 0.25 and losses:
+                told = now
+                rate = (learner.cursor - first) / max(now - began, 1e-9)
+                mean = float(torch.cat(losses[-20:]).mean())
+                total = len(self.schedule)
+                self.progress(Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds))
+            every = self.config.learner.commit_every
+            if every and learner.step % every == 0 and learner.cursor < stop:
+                self._commit(chunk=chunk, boundary=False)
+        learned = time.perf_counter()
+        info = {
+            "samples": sum(len(part) for part in losses),
+            "positions": stop - first,
+            "loss": float(torch.cat(losses).mean()) if losses else None,
+            "correct": float(torch.cat(correct).float().mean()) if correct else None,
+            "busy_s": learned - began - waited,
+            "wait_ingest_s": waited,
+            "wait_evaluation_s": idle,
+            "expert_share": expert_usage(self.model),
+        }
+        folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": _size(folder)}
+        return ChunkReport(self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined)
+
+    def _commit(self, **state: Any) -> Path:
+        step = self.learner.step
+        folder = self.learner.commit(self.folder / "commits", before=lambda: self.ledger.flush(step), **state)
+        commits.prune(self.folder / "commits", self.config.learner.keep_commits)
+        return folder
+
+    def _committed(self, chunk: int) -> ChunkReport:
+        """The report of a chunk that a former life of this worker has committed."""
+        return boundary_reports(self.folder, self.method)[chunk]
+
+
+def boundary_reports(folder: Path, method: str) -> dict[int, ChunkReport]:
+    """Reports of all chunk boundaries that a run folder holds commits of."""
+    reports = {}
+    for commit in commits.list_commits(folder / "commits"):
+        state = json.loads((commit / "state.json").read_text(encoding="utf-8"))
+        if state.get("boundary"):
+            reports[state["chunk"]] = ChunkReport(
+                method, state["chunk"], str(commit), state["step"], state["digest"], state["info"], state["quarantined"]
+            )
+    return reports
+
+
+def _event(bad: Quarantined) -> dict[str, Any]:
+    return {"position": bad.position, "sample_id": bad.sample_id, "reason": bad.reason, "detail": bad.detail}
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class EvaluatorWorker:
+    """Scores tasks with any snapshot of any method, on one loaded base.
+
+    Args:
+        config: the run.
+        stream: folder of shards and index (test sets included).
+    """
+
+    def __init__(self, config: RunConfig, stream: str) -> None:
+        settle(config)
+        self.config = config
+        self.base = load_model(config)
+        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.tokenizer)
+        index = StreamIndex.open(stream).eval_index()
+        reader = ShardReader(index)
+        self.samples: dict[str, list[Sample]] = {
+            task: [s for s in reader.read(np.flatnonzero(index.task_of == task).tolist()) if isinstance(s, Sample)]
+            for task in index.tasks
+        }
+        self.tasks = index.tasks
+        self.evaluator = Evaluator(
+            self.base,
+            index.tasks,
+            self.samples,
+            batch_size=config.evaluation.batch_size,
+            instruction_encoder=self.encoder,
+        )
+        self.model: PeftModel | None = None
+        self.held = ("", -1, "")
+
+    def evaluate(self, job: Job, snapshot: Snapshot | None = None) -> TaskScores:
+        """Score one task.
+
+        Args:
+            job: what to score.
+            snapshot: its weights; None reads them from the job's commit.
+
+        Raises:
+            UserError: the weights that arrived are not the snapshot's.
+        """
+        began = time.perf_counter()
+        digest = self._hold(job, snapshot)
+        found = self.evaluator.evaluate(self.model if self.model is not None else self.base.model, job.task)
+        samples, spec = self.samples[job.task], self.tasks[job.task]
+        return TaskScores(
+            job,
+            digest,
+            list(found.sample_ids),
+            list(found.texts),
+            [sample.answer for sample in samples],
+            SCORERS[spec.scorer](found.texts, samples),
+            STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
+            FOLLOW_RULES[spec.follow](found.texts, samples),
+            time.perf_counter() - began,
+        )
+
+    def _hold(self, job: Job, snapshot: Snapshot | None) -> str:
+        """Have the job's weights on the base; returns the digest of what is held."""
+        method, version, digest = self.held
+        if not job.commit:
+            self._unload()
+            return job.digest
+        if method != job.method:
+            self._unload()
+            self.model = wrap(self.base, self.encoder, self.config, job.method)
+            self.model.eval()
+        if (method, version) != (job.method, job.version):
+            weights = snapshot or load_file(Path(job.commit) / "adapter" / "adapter_model.safetensors")
+            assert self.model is not None
+            digest = load_adapter_state(self.model, weights)
+            if digest != job.digest:
+                raise UserError(
+                    f"the weights that arrived have digest {digest[:12]}, the snapshot's is {job.digest[:12]}",
+                    where=f"{job.method}, version {job.version}",
+                    fix="Resume the run; if it stays, the commit is damaged",
+                )
+            self.held = (job.method, job.version, digest)
+        return digest
+
+    def _unload(self) -> None:
+        if self.model is not None:
+            self.model.unload()
+            self.model = None
+        self.held = ("", -1, "")
