@@ -1,0 +1,249 @@
+"""Loads a frozen base model with its processor and collator, from the package, a folder or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from PIL import Image
+from torch import nn
+
+from streamcvit.data.sample import Sample
+from streamcvit.errors import UserError
+from streamcvit.models.collate import Collator
+from streamcvit.models.processor import load_processor, loading_error, resolve
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_GIB = 1024**3
+
+
+class Base:
+    """A frozen vision-language model and what goes with it.
+
+    Attributes:
+        model: Hugging Face image-text-to-text model, in eval mode, `requires_grad` False throughout.
+        processor: its processor.
+        collator: samples to model inputs.
+        device: where the model is.
+        dtype: of its floating-point weights.
+        source: the folder it came from.
+    """
+
+    def __init__(self, model: Any, processor: Any, source: str | None = None, max_length: int | None = None) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.processor = processor
+        self.collator = Collator(processor, max_length)
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.source = source
+        ours, theirs = self.collator.image_token_id, getattr(model.config, "image_token_id", None)
+        if theirs is not None and theirs != ours:
+            raise UserError(
+                f"model and processor disagree on the image token (ids {theirs} and {ours})",
+                where=source or type(model).__name__,
+                fix="Use the processor that was saved with the model",
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weight files (names and bytes); of the state dict where the model came from no folder."""
+        files = weight_files(self.source) if self.source else []
+        if not files:
+            from streamcvit.models.snapshot import state_digest
+
+            return state_digest(self.model.state_dict())
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(file.name.encode() + b"\0")
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def load_base(
+    name_or_path: str | Path = "embedded",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    attn: str = "sdpa",
+    load_in_8bit: bool = False,
+    max_length: int | None = None,
+) -> Base:
+    """Loads a base model, frozen and ready for adapters.
+
+    Args:
+        name_or_path: `"embedded"` (packaged, tiny), a folder written by `save_pretrained`, or a hub name.
+        device: `"auto"` takes CUDA where there is one, else the CPU.
+        dtype: `"auto"` takes bfloat16 on a CUDA device that has it, else float32.
+        attn: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
+        load_in_8bit: load the linear layers of the language model in 8 bits (needs CUDA and bitsandbytes).
+        max_length: the most tokens a row may have; see `Collator`.
+
+    Raises:
+        UserError: nothing there, no network, no image-text-to-text model, weights missing in the files, a processor
+            that does not do images, an unknown dtype, or too little memory for the weights.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    folder = fetch(name_or_path)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here", where=f"device {device}", fix='Use device "auto" or "cpu"')
+    kind = _dtype(dtype, where)
+    check_memory(folder, where, kind, load_in_8bit)
+    options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
+    if load_in_8bit:
+        options["quantization_config"] = _eight_bit(where)
+    if where.type == "cuda":
+        options["device_map"] = {"": where}
+    processor = load_processor(folder)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise loading_error(folder, "model", error) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{len(missing)} weights are not in the files (first: {missing[0]}) and would start at random",
+            where=folder,
+            fix="Download or save the model again",
+        )
+    base = Base(model, processor, folder, max_length)
+    # Fails here, with a clear message, if the processor gives no pixels.
+    blank = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(blank, "PNG")
+    base.collator.prompts([Sample("probe", "probe", "probe", "", ("probe",), blank.getvalue())])
+    return base
+
+
+def fetch(name_or_path: str | Path) -> str:
+    """The local folder of a base model; downloads config, processor and safetensors of a hub name.
+
+    Raises:
+        UserError: no such folder, or the hub cannot be reached or does not hold it.
+    """
+    source = resolve(name_or_path)
+    if Path(source).is_dir():
+        return source
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(source, allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"])
+    except Exception as error:  # the hub client raises its own, httpx's and OS errors; to the user they are one
+        raise loading_error(source, "files", error) from error
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, by name."""
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def check_memory(folder: str, device: torch.device, dtype: torch.dtype, load_in_8bit: bool = False) -> None:
+    """Raises a UserError if the weights at `folder` do not fit into the device's free memory as `dtype`."""
+    stored = sum(file.stat().st_size for file in weight_files(folder))
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    stored_bytes = _DTYPES.get(str(name), torch.float32).itemsize
+    need = stored * (1 if load_in_8bit else dtype.itemsize) / stored_bytes
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    if need > free:
+        raise UserError(
+            f"its weights need {need / _GIB:.1f} GiB as {str(dtype).removeprefix('torch.')}, "
+            f"and {free / _GIB:.1f} GiB are free on {device}",
+            where=folder,
+            fix="Take a smaller model, a smaller dtype, load_in_8bit, or a machine with more memory",
+        )
+
+
+def target_modules(model: nn.Module) -> str | list[str]:
+    """The linear layers of the language model, as PEFT's `target_modules`.
+
+    Never the vision tower, the projector or the output head. A regular expression where one matches exactly these
+    layers (short in the saved adapter config), else the list of their names.
+
+    Raises:
+        UserError: the model has no language model with linear layers.
+    """
+    language = _language_model(model)
+    prefix = next((name for name, module in model.named_modules() if module is language), "")
+    names = [
+        f"{prefix}.{name}" if prefix else name
+        for name, module in language.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[-1] != "lm_head"
+    ]
+    if not names:
+        raise UserError("found no linear layers in its language model", where=type(model).__name__)
+    shapes = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names)
+    stem = _common_stem(list(shapes))
+    tails = "|".join(re.escape(shape[len(stem) :]) for shape in shapes)
+    pattern = f"{re.escape(stem)}({tails})".replace(r"\#", "#").replace("#", r"\d+")
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    return pattern if sorted(matched) == sorted(names) else names
+
+
+def _common_stem(names: list[str]) -> str:
+    """The longest common start of dotted names that ends behind a dot."""
+    first, last = min(names), max(names)
+    length = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: first.rfind(".", 0, length) + 1]
+
+
+def _language_model(model: nn.Module) -> nn.Module:
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in ("language_model", "text_model") and "vision" not in name:
+            return module
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is None or decoder is model:
+        raise UserError("cannot tell its language model from its vision tower", where=type(model).__name__)
+    return decoder
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in _DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}", fix=f"Use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _eight_bit(device: torch.device) -> Any:
+    import importlib.util
+
+    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "8-bit loading needs a CUDA device and the package bitsandbytes",
+            fix="Install bitsandbytes on a CUDA machine, or set load_in_8bit to false",
+        )
+    from transformers import BitsAndBytesConfig
+
+    # Only the language model is worth shrinking; the tower's and projector's features route experts.
+    skip = ["lm_head", "vision_tower", "visual", "vision_model", "multi_modal_projector"]
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+
+
+def _free_memory() -> int:
+    """Bytes free to this process: of the machine, or of its control group (a container) if that is less."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            free = min(free, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        return free
+    return free
