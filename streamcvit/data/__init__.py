@@ -1,12 +1,12 @@
 """What arrives: samples, chunk plans, shards and the index that finds every sample in them."""
 
-from .formats import FORMATS
-from .index import StreamIndex, index_shards
-from .plan import Plan
-from .reader import ShardReader
-from .sample import Quarantined, Sample, TaskSpec
-from .scenario import PRESETS, generate, order, scale_plan, task_incremental
-from .shards import write_stream
+from streamcvit.data.formats import FORMATS
+from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.plan import Plan
+from streamcvit.data.reader import ShardReader
+from streamcvit.data.sample import Quarantined, Sample, TaskSpec
+from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
+from streamcvit.data.shards import write_stream
 
 __all__ = [
     "FORMATS",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .sample import Sample
+from streamcvit.data.sample import Sample
 
 BAD_SHARE = 0.05
 """More bad rows than this share of a file stop the import: it is more likely the wrong format than bad data."""

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import UserError
-from . import locations
-from .formats import BAD_SHARE, FORMATS, BadRow
-from .plan import Plan
-from .sample import TaskSpec
-from .tarscan import MAX_MEMBER, Fault, Group, HashingStream, scan_groups
+from streamcvit.data import locations
+from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow
+from streamcvit.data.plan import Plan
+from streamcvit.data.sample import TaskSpec
+from streamcvit.data.tarscan import MAX_MEMBER, Fault, Group, HashingStream, scan_groups
+from streamcvit.errors import UserError
 
 INDEX_NAME = "index.parquet"
 EVAL_FOLDER = "eval"

@@ -6,7 +6,7 @@ import os
 import posixpath
 from typing import BinaryIO, cast
 
-from ..errors import UserError
+from streamcvit.errors import UserError
 
 URL_SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hf", "memory")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from streamcvit.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
-from . import locations
-from .formats import FORMATS, BadRow
-from .images import MAX_PIXELS, image_fault
-from .index import StreamIndex
-from .sample import Quarantined, Sample
-from .tarscan import IMAGE_EXTENSIONS
+from streamcvit.data import locations
+from streamcvit.data.formats import FORMATS, BadRow
+from streamcvit.data.images import MAX_PIXELS, image_fault
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.tarscan import IMAGE_EXTENSIONS
+from streamcvit.errors import UserError
 
 _GAP = 64 << 10
 _SPAN = 8 << 20

@@ -9,8 +9,8 @@ from importlib import resources
 
 import numpy as np
 
-from ..errors import UserError
-from .plan import Plan
+from streamcvit.data.plan import Plan
+from streamcvit.errors import UserError
 
 _GROUP = "+"
 

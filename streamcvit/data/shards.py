@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index, scan_shards
-from .plan import Plan
-from .sample import Sample, TaskSpec
-from .tarscan import MAX_MEMBER
+from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index, scan_shards
+from streamcvit.data.plan import Plan
+from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.tarscan import MAX_MEMBER
+from streamcvit.errors import UserError
 
 SHARD_BYTES = 256 << 20
 """A shard is closed once it holds this much, however few its samples."""
