@@ -27,11 +27,6 @@ def longest_in_order(said: Sequence[str], wanted: Sequence[set[str]]) -> int:
     return best[-1]
 
 
-def ptb_tokenise(text: str) -> str:
-    """Tokens as pycocoevalcap's PTB step leaves them, joined by blanks; without Java."""
-    return " ".join(text.lower().split())
-
-
 def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D times 100 of each prediction, float64 [n]; words are what blanks part.
 

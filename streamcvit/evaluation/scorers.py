@@ -14,7 +14,8 @@ import numpy as np
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation import boxes
-from streamcvit.evaluation.caption import cider_d, longest_in_order, ptb_tokenise, words
+from streamcvit.evaluation.caption import cider_d, longest_in_order, words
+from streamcvit.evaluation.ptb import ptb_tokenise
 from streamcvit.evaluation.text import flatten, parse_number, same_answer, vqa_official
 
 Scorer = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
