@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate, resampled_means
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, bootstrap_mean, estimate, resampled_means
+
+__all__ = ["METRICS", "Estimate", "Plan", "Summary", "bootstrap_mean", "compare", "metrics", "summarise"]
 
 METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "maf_first", "maf_previous", "mfn", "mft", "mif", "fwt")
 

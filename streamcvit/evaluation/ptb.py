@@ -12,12 +12,12 @@ import re
 # What pycocoevalcap drops. Its list names the brackets in capitals, but they arrive lower-cased and stay ("-lrb-").
 _DROPPED = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-_ABBREVIATIONS = (
-    "mr mrs ms dr prof gen col lt sgt cpl maj adm capt cmdr gov sen rep rev hon pres pvt messrs jr sr st ave blvd rd ft "
-    "mt dept univ inc co corp ltd bros assn intl mfg vs etc al cf est tel ext ph.d jan feb mar apr jun jul aug sep sept "
-    "oct nov dec mon tue tues wed thu thurs fri ala ariz calif colo conn fla ga ind kan kans ky mich minn mo mont neb "
-    "nev okla penn tenn va vt wis wyo"
-).split()
+_ABBREVIATIONS = """
+mr mrs ms dr prof gen col lt sgt cpl maj adm capt cmdr gov sen rep rev hon pres pvt messrs jr sr st ave blvd
+rd ft mt dept univ inc co corp ltd bros assn intl mfg vs etc al cf est tel ext ph.d jan feb mar apr jun jul
+aug sep sept oct nov dec mon tue tues wed thu thurs fri ala ariz calif colo conn fla ga ind kan kans ky mich
+minn mo mont neb nev okla penn tenn va vt wis wyo
+"""
 _SPELLED = {"¢": " cents", "£": "#", "€": "$", "½": "1/2", "¼": "1/4", "¾": "3/4", "…": " ... ", "’": "'", "‘": "'"}
 _SPELLED |= dict.fromkeys("“”", '"') | dict.fromkeys("–—―", "--")
 _SPELL = str.maketrans(_SPELLED)
@@ -25,7 +25,7 @@ _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-
 
 _LETTER = r"[^\W\d_]"
 _CLITIC = "(?:s|m|d|re|ve|ll)"
-_WORD = rf"[^\W_]+(?:[-_][^\W_]+)*"
+_WORD = r"[^\W_]+(?:[-_][^\W_]+)*"
 _TOKEN = re.compile(
     "|".join(
         [
@@ -39,7 +39,7 @@ _TOKEN = re.compile(
             r"y'(?=all\b)",
             r"'(?:em|n'|\d0s)(?!\w)",
             rf"(?:{_LETTER}\.)+(?!\w)|(?:{_LETTER}\.)+{_LETTER}(?![\w.])",
-            rf"(?:{'|'.join(map(re.escape, _ABBREVIATIONS))})\.(?!\w)|no\.(?=\s*\d)",
+            rf"(?:{'|'.join(map(re.escape, _ABBREVIATIONS.split()))})\.(?!\w)|no\.(?=\s*\d)",
             r"(?-i:[A-Z]+(?:&[A-Z]+)+)",
             rf"{_LETTER}+(?:'(?!{_CLITIC}\b){_LETTER}+)+",
             r"\d+:\d+",
