@@ -262,3 +262,10 @@ def _allowed(error: ValidationError) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def builtin(name: str) -> Path:
+    """A pipeline that comes with the project, by name: in the installed package, or in the checkout."""
+    package = Path(__file__).resolve().parent
+    places = [root / "pipelines" / f"{name}.yaml" for root in (package, package.parent)]
+    return next((place for place in places if place.is_file()), places[-1])

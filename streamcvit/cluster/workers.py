@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from streamcvit.adapters import InstructionEncoder, attach, expert_usage, needs_routing
+from streamcvit.adapters import InstructionEncoder, expert_usage, tuner_of
+from streamcvit.adapters.build import attach
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
@@ -26,7 +27,7 @@ from streamcvit.learning import commit as commits
 from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
-from streamcvit.models.snapshot import Snapshot, load_adapter_state
+from streamcvit.models.snapshot import Snapshot, load_snapshot
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.metrics import BucketCounts
 
@@ -49,11 +50,20 @@ def load_model(config: RunConfig) -> Base:
 def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
     """The base with a method's fresh adapter on it; the same weights in every process."""
     settings = config.methods[method]
-    options: dict[str, Any] = dict(settings.options)
-    if needs_routing(settings.adapter):
-        options.setdefault("instruction_dim", encoder.dim)
-        options.setdefault("visual_dim", vision_dim(base.model))
-    return attach(base.model, settings.adapter, target_modules(base.model), seed=config.seed, options=options)
+    return attach(
+        base.model,
+        settings.adapter,
+        target_modules(base.model),
+        seed=config.seed,
+        options=settings.options,
+        sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},
+    )
+
+
+def routes(model: PeftModel) -> bool:
+    """Whether the adapter on a model reads routing inputs."""
+    tuner = tuner_of(model)
+    return tuner is not None and tuner.needs_routing
 
 
 def local_feed(config: RunConfig, stream: str) -> Feed:
@@ -90,7 +100,7 @@ class LearnerWorker:
         self.config, self.feed, self.progress = config, feed, progress
         self.index = StreamIndex.open(stream)
         self.base = load_model(config)
-        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.tokenizer)
+        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
         self.method = ""
         self._last_end: float | None = None
 
@@ -120,7 +130,7 @@ class LearnerWorker:
             self.base,
             self.model,
             strategy,
-            encoder=self.encoder if needs_routing(settings.adapter) else None,
+            encoder=self.encoder if routes(self.model) else None,
             lr=settings.lr or config.learner.lr,
             weight_decay=config.learner.weight_decay,
             betas=config.learner.betas,
@@ -224,7 +234,7 @@ class EvaluatorWorker:
         settle(config)
         self.config = config
         self.base = load_model(config)
-        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.tokenizer)
+        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
         index = StreamIndex.open(stream).eval_index()
         reader = ShardReader(index)
         self.samples: dict[str, list[Sample]] = {
@@ -279,9 +289,8 @@ class EvaluatorWorker:
             self.model = wrap(self.base, self.encoder, self.config, job.method)
             self.model.eval()
         if (method, version) != (job.method, job.version):
-            weights = snapshot or load_file(Path(job.commit) / "adapter" / "adapter_model.safetensors")
-            assert self.model is not None
-            digest = load_adapter_state(self.model, weights)
+            path = Path(job.commit) / "adapter" / "adapter_model.safetensors"
+            digest = load_snapshot(self.model, snapshot.tensors() if snapshot else load_file(path))
             if digest != job.digest:
                 raise UserError(
                     f"the weights that arrived have digest {digest[:12]}, the snapshot's is {job.digest[:12]}",

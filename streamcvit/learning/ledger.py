@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from streamcvit.learning.commit import fsync_folder
 from streamcvit.models.batch import Batch
@@ -34,10 +34,10 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows: list[tuple[Batch, int, np.ndarray, np.ndarray]] = []
+        self._rows: list[tuple[Batch, int, torch.Tensor, torch.Tensor]] = []
 
-    def add(self, batch: Batch, step: int, loss: np.ndarray, correct: np.ndarray) -> None:
-        """Note a learned batch.
+    def add(self, batch: Batch, step: int, loss: torch.Tensor, correct: torch.Tensor) -> None:
+        """Note a learned batch; its tensors stay on their device until the flush.
 
         Args:
             batch: its n samples.
@@ -58,8 +58,8 @@ class Ledger:
             [s.task for batch, *_ in rows for s in batch.samples],
             [batch.chunk for batch, *_ in rows for _ in batch.samples],
             [number for batch, number, *_ in rows for _ in batch.samples],
-            np.concatenate([loss for *_, loss, _ in rows]),
-            np.concatenate([correct for *_, correct in rows]),
+            torch.cat([loss for *_, loss, _ in rows]).float().cpu().numpy(),
+            torch.cat([correct for *_, correct in rows]).cpu().numpy(),
         ]
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from streamcvit.learning import commit as commits
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
-from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, take_snapshot
+from streamcvit.models.snapshot import Snapshot, adapter_state, load_snapshot, take_snapshot
 from streamcvit.models.vision import encode_images, text_tensors
 
 
@@ -99,9 +99,9 @@ class OnlineLearner:
                 self.strategy.after_chunk(self.chunk, self.model)
             self.chunk = batch.chunk
             self.strategy.before_chunk(batch.chunk, self.model)
-        report = None
-        if batch.inputs is not None:
-            report = self._step(batch, batch.inputs)
+        report = None if batch.inputs is None else self._step(batch, batch.inputs)
+        # A batch with nothing readable is a step too, so that every chunk boundary has a version of its own.
+        self.step += 1
         self.cursor = batch.next_cursor
         return report
 
@@ -127,8 +127,7 @@ class OnlineLearner:
         self.optimizer.step()
         after_step(self.model)
         self.strategy.after_step(batch, self.model)
-        self.step += 1
-        return StepReport(self.step, losses_B.detach(), correct_B, grad_norm)
+        return StepReport(self.step + 1, losses_B.detach(), correct_B, grad_norm)
 
     def losses(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-sample loss on answer tokens, with graph.
@@ -217,7 +216,10 @@ class OnlineLearner:
             UserError: the commit is damaged, or is not of this model and adapter.
         """
         state = commits.read_state(commit)
-        digest = load_adapter_state(self.model, load_file(commit / "adapter" / "adapter_model.safetensors"))
+        try:
+            digest = load_snapshot(self.model, load_file(commit / "adapter" / "adapter_model.safetensors"))
+        except ValueError as error:
+            raise UserError(f"{error}", where=str(commit), fix="Resume with the run's own config") from None
         if digest != state["digest"]:
             raise UserError(
                 "the adapter does not fit this model", where=str(commit), fix="Resume with the run's own config"

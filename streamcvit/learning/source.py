@@ -11,7 +11,7 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.models.batch import Batch
-from streamcvit.models.collate import Collator
+from streamcvit.models.collate import Collator, UnusableSamples
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,15 @@ class BatchSource:
         rows = self.reader.read(positions)
         good = [(p, row) for p, row in zip(positions, rows, strict=True) if isinstance(row, Sample)]
         bad = [row for row in rows if isinstance(row, Quarantined)]
+        inputs = None
+        try:
+            inputs = self.collator.train([row for _, row in good]) if good else None
+        except UnusableSamples as fault:
+            # What the processor refuses depends on the sample's bytes alone, so the batch stays a pure function.
+            reasons = fault.reasons
+            bad += [Quarantined(p, s.sample_id, *reasons[s.sample_id]) for p, s in good if s.sample_id in reasons]
+            good = [(p, s) for p, s in good if s.sample_id not in reasons]
+            inputs = self.collator.train([row for _, row in good]) if good else None
         samples = tuple(row for _, row in good)
         return Batch(
             cursor=cursor,
@@ -92,6 +101,6 @@ class BatchSource:
             chunk=self.schedule.chunk_of(cursor),
             positions=tuple(p for p, _ in good),
             samples=samples,
-            inputs=self.collator.train(samples) if samples else None,
+            inputs=inputs,
             quarantined=tuple(bad),
         )

@@ -1,0 +1,42 @@
+# Everything goes through the environment that `make setup` makes from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+# One thread a process: the suite and the demo run several processes, and thread counts change roundings.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo demo-full test test-unit lint clean
+
+help:            ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
+
+setup: $(STAMP)  ## Make .venv with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup      ## The embedded scenario with three methods (minutes)
+	$(BIN)/streamcvit demo
+
+demo-full: setup ## The same with MoELoRA, replay and joint training
+	$(BIN)/streamcvit demo --full
+
+lint: setup      ## Format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy streamcvit
+
+test-unit: setup ## The unit tests alone
+	$(BIN)/python -m pytest tests/unit -n 2
+
+test: lint       ## Lint, types and all tests
+	$(BIN)/python -m pytest tests/unit tests/integration -n 2
+
+clean:           ## Remove what was made here (not the runs)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

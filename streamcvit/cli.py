@@ -1,0 +1,239 @@
+"""The `streamcvit` command: parses, calls, prints. Heavy packages are imported inside commands, so --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from streamcvit import __version__
+from streamcvit.errors import UserError
+
+app = typer.Typer(
+    help="Streaming online continual learning for multimodal language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+scenario = typer.Typer(help="Look at the plan of a stream.", no_args_is_help=True)
+app.add_typer(scenario, name="scenario")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Pipeline = Annotated[Path, typer.Argument(help="YAML file, e.g. one in pipelines/.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. learner.lr=1e-3.")
+]
+Name = Annotated[str | None, typer.Option(help="Name of the run's folder.")]
+Data = Annotated[str | None, typer.Option(help="Root folder of the data (stream.data).")]
+Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray; same results to the bit.")]
+DEMO = ("zero-shot", "lora", "smolora")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of mistakes too.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Options of every command."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+    if debug:
+        os.environ["STREAMCVIT_DEBUG"] = "1"
+
+
+@app.command()
+def demo(
+    full: Annotated[bool, typer.Option("--full", help="Also MoELoRA, LoRA with replay, and joint training.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the run's folder.")] = "demo",
+    settings: Settings = None,
+    local: Local = False,
+) -> None:
+    """Run the embedded scenario: 15 chunks, eleven tasks, single pass, several methods on one stream."""
+    config = _config("embedded", settings, name=_fresh(name))
+    methods = config.methods if full else {k: v for k, v in config.methods.items() if k in DEMO}
+    config = config.model_copy(update={"methods": methods})
+    _run(config, local=local)
+    out.print(
+        "\nNext: open the report; try [bold]streamcvit scenario show pipelines/embedded.yaml[/bold], "
+        "or [bold]streamcvit run pipelines/embedded.yaml --method smolora --set learner.lr=1e-3 --name mine[/bold]."
+    )
+
+
+@app.command()
+def run(
+    pipeline: Pipeline,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Only these methods of the file.")] = None,
+    data: Data = None,
+    name: Name = None,
+    settings: Settings = None,
+    local: Local = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the folder.")] = False,
+) -> None:
+    """Run a pipeline: shard its stream, learn it, score every chunk boundary, report."""
+    config = _config(pipeline, settings, data=data, name=name)
+    if method:
+        unknown = [m for m in method if m not in config.methods]
+        if unknown:
+            raise UserError(
+                f"unknown method {unknown[0]!r}", where=str(pipeline), fix=f"Choose from {', '.join(config.methods)}"
+            )
+        config = config.model_copy(update={"methods": {m: config.methods[m] for m in method}})
+    _run(config, local=local, resume=resume)
+
+
+@scenario.command("show")
+def scenario_show(
+    pipeline: Pipeline,
+    data: Data = None,
+    settings: Settings = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the plan into this SVG file.")] = None,
+) -> None:
+    """Print, and draw, how many samples each task gives to each chunk."""
+    from streamcvit.cluster.stream import plan_of
+    from streamcvit.monitoring.terminal import plan_table
+
+    config = _config(pipeline, settings, data=data)
+    plan = plan_of(config)
+    out.print(plan_table(plan.tasks, plan.counts))
+    if plot is not None:
+        from streamcvit.monitoring.report import plan_svg
+
+        _write(plot, plan_svg(plan.tasks, plan.counts))
+        out.print(f"drawn into {plot}")
+
+
+@app.command()
+def shard(
+    pipeline: Pipeline,
+    folder: Annotated[Path, typer.Argument(help="Stream folder to make.")],
+    data: Data = None,
+    settings: Settings = None,
+) -> None:
+    """Write a pipeline's stream into WebDataset shards with an index."""
+    from streamcvit.cluster.stream import prepare_stream
+
+    index = prepare_stream(_config(pipeline, settings, data=data), folder)
+    out.print(
+        f"{len(index)} samples in {index.n_chunks} chunks, {len(index.shards)} shards, "
+        f"{len(index.eval_index())} test samples of {len(index.tasks)} tasks\nindex {index.digest}\n{folder}"
+    )
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Stream folder.")]) -> None:
+    """Check a stream folder: checksums, shards, every sample; exit code 1 where something is wrong."""
+    from streamcvit.data.verify import verify as check
+
+    report = check(folder)
+    for line in report.lines():
+        out.print(line, markup=False)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The page to write [default: report.html in the first].")
+    ] = None,
+) -> None:
+    """Write the self-contained HTML report of one run or several."""
+    from streamcvit.monitoring import find_runs, write_report
+
+    found = [run_folder for folder in folders for run_folder in find_runs(folder)]
+    page = write_report(found, to or folders[0] / "report.html", title=folders[0].resolve().name)
+    out.print(f"report: {page}", markup=False)
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a run in progress.")]) -> None:
+    """Show where a run is and what it scored so far."""
+    from streamcvit.monitoring import RunRecord, find_runs, results_table
+
+    records = [RunRecord.load(found) for found in find_runs(folder)]
+    for record in records:
+        total = int(sum(map(sum, record.plan))) if len(record.plan) else 0
+        state = "finished" if record.finished else "not finished"
+        out.print(
+            f"{record.run}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
+            f"{record.position} of {total} samples",
+            markup=False,
+        )
+    out.print(results_table(records))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing, and how to get it."""
+    from streamcvit.cluster.doctor import findings
+
+    healthy = True
+    for finding in findings():
+        mark = (
+            "[green]ok[/green]  " if finding.ok else ("[red]no[/red]  " if finding.needed else "[yellow]--[/yellow]  ")
+        )
+        out.print(f"{mark}{finding.what}" + (f"\n      {finding.fix}" if not finding.ok else ""))
+        healthy &= finding.ok or not finding.needed
+    raise typer.Exit(0 if healthy else 2)
+
+
+def _config(pipeline: Path | str, settings: list[str] | None, *, data: str | None = None, **top: Any) -> Any:
+    from streamcvit.config import builtin, load_config
+
+    path = builtin(pipeline) if isinstance(pipeline, str) else pipeline
+    if data is not None:
+        settings = [*(settings or []), f"stream.data={data}"]
+    return load_config(path, settings, **top)
+
+
+def _fresh(name: str) -> str:
+    """`name`, or `name-2`, `name-3` ...: a demo never touches an older run."""
+    number, candidate = 1, name
+    while (Path("runs") / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _run(config: Any, **how: Any) -> None:
+    from streamcvit.cluster.run import execute
+    from streamcvit.monitoring import RunRecord, results_table
+
+    page = execute(config, **how)
+    out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods]))
+    out.print(f"report: {page}", markup=False)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=str(path), fix="Choose another path") from None
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, without a traceback unless --debug."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if os.environ.get("STREAMCVIT_DEBUG"):
+            raise
+        err.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; continue with --resume")
+        sys.exit(130)
+
+
+def _plain(error: UserError) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))
