@@ -127,6 +127,7 @@ def tiny_gemma3(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
             "vision_use_head": False,
         },
         mm_tokens_per_image=4,
+        tie_word_embeddings=False,
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
         image_token_index=tokenizer.image_token_id,

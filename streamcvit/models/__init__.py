@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from streamcvit.models.base import Base, load_base, target_modules
     from streamcvit.models.batch import Batch, ModelInputs
     from streamcvit.models.collate import Collator, UnusableSamples
-    from streamcvit.models.snapshot import adapter_state, load_snapshot, state_digest
+    from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, state_digest, take_snapshot
     from streamcvit.models.vision import Vision, encode_images, join_features, text_tensors, vision_dim
 
 _HOME = {
@@ -24,8 +24,10 @@ _HOME = {
     "Collator": "collate",
     "UnusableSamples": "collate",
     "adapter_state": "snapshot",
-    "load_snapshot": "snapshot",
+    "Snapshot": "snapshot",
+    "load_adapter_state": "snapshot",
     "state_digest": "snapshot",
+    "take_snapshot": "snapshot",
     "Vision": "vision",
     "encode_images": "vision",
     "join_features": "vision",
@@ -38,14 +40,16 @@ __all__ = [
     "Batch",
     "Collator",
     "ModelInputs",
+    "Snapshot",
     "UnusableSamples",
     "Vision",
     "adapter_state",
     "encode_images",
     "join_features",
     "load_base",
-    "load_snapshot",
+    "load_adapter_state",
     "state_digest",
+    "take_snapshot",
     "target_modules",
     "text_tensors",
     "vision_dim",

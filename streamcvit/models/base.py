@@ -51,6 +51,11 @@ class Base:
                 fix="Use the processor that was saved with the model",
             )
 
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weight files (names and bytes); of the state dict where the model came from no folder."""
@@ -108,7 +113,8 @@ def load_base(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, **options)
+        loader: Any = AutoModelForImageTextToText
+        model, info = loader.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise loading_error(folder, "model", error) from error
     finally:
@@ -204,7 +210,8 @@ def _language_model(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if name.split(".")[-1] in ("language_model", "text_model") and "vision" not in name:
             return module
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder else None
     if decoder is None or decoder is model:
         raise UserError("cannot tell its language model from its vision tower", where=type(model).__name__)
     return decoder

@@ -76,9 +76,9 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
 
 
 @lru_cache
-def image_only(stock: type) -> type:
+def image_only(stock: Any) -> Any:
     """A processor class like `stock`, but without its video processor; it saves under the stock name."""
-    parts = [part for part in stock.get_attributes() if part != "video_processor"]  # type: ignore[attr-defined]
+    parts = [part for part in stock.get_attributes() if part != "video_processor"]
     members = {"get_attributes": classmethod(lambda cls: parts), "__module__": __name__, "__doc__": stock.__doc__}
     return type(stock.__name__, (stock,), members)
 
@@ -95,10 +95,10 @@ def loading_error(source: str, part: str, error: Exception) -> UserError:
     return UserError(f"cannot load its {part}: {type(error).__name__}: {detail}", where=source, fix=fix)
 
 
-def _processor_class(source: str) -> type | None:
+def _processor_class(source: str) -> Any:
     """The processor class that transformers knows for the model at `source`; None where it knows none."""
     from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     config = AutoConfig.from_pretrained(source)
-    return PROCESSOR_MAPPING[type(config)] if type(config) in PROCESSOR_MAPPING else None
+    return PROCESSOR_MAPPING.get(type(config), None)

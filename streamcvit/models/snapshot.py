@@ -11,6 +11,31 @@ import numpy as np
 import torch
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """An adapter at one moment.
+
+    Attributes:
+        tensors: name -> weights, on the CPU, as PEFT saves them.
+        version: optimizer steps taken.
+        cursor: position of the next sample to learn from.
+        chunk: the chunk learned last.
+        digest: `state_digest` of the tensors.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    version: int
+    cursor: int
+    chunk: int
+    digest: str
+
+
+def take_snapshot(peft_model: Any, version: int, cursor: int, chunk: int) -> Snapshot:
+    """The adapter of `peft_model` as it is now; later steps do not change it."""
+    tensors = adapter_state(peft_model)
+    return Snapshot(tensors, version, cursor, chunk, state_digest(tensors))
+
+
 def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     """The adapter's weights as PEFT saves them: name -> tensor on the CPU, a copy that later steps do not change."""
     from peft import get_peft_model_state_dict
@@ -19,12 +44,12 @@ def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
-def load_snapshot(peft_model: Any, tensors: Mapping[str, torch.Tensor | np.ndarray]) -> str:
+def load_adapter_state(peft_model: Any, weights: Snapshot | Mapping[str, torch.Tensor | np.ndarray]) -> str:
     """Sets the adapter's weights in place and says what the model now holds.
 
     Args:
         peft_model: a PEFT model with an adapter of the same layout.
-        tensors: what `adapter_state` gave, as torch tensors or numpy arrays.
+        weights: a snapshot, or what `adapter_state` gave, as torch tensors or numpy arrays.
 
     Returns:
         The digest recomputed from the model's own adapter state: proof of delivery, to be compared with the
@@ -35,6 +60,7 @@ def load_snapshot(peft_model: Any, tensors: Mapping[str, torch.Tensor | np.ndarr
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+    tensors = weights.tensors if isinstance(weights, Snapshot) else weights
     # Read-only arrays (shared memory) are copied: torch cannot mark a tensor read-only.
     state = {
         name: tensor if isinstance(tensor, torch.Tensor) else torch.from_numpy(np.array(tensor))
