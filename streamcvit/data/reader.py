@@ -17,7 +17,7 @@ from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import MAX_PIXELS, image_fault
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.sample import Quarantined, Sample
-from streamcvit.data.tarscan import IMAGE_EXTENSIONS
+from streamcvit.data.tarscan import IMAGE_EXTENSIONS, Fault
 from streamcvit.errors import UserError
 
 _GAP = 64 << 10
@@ -27,12 +27,12 @@ _WAITS = (0.1, 0.5, 2.0)
 
 @dataclass
 class _Span:
-    """Neighbouring samples of one shard, fetched at once: rows of the request and bytes [start, stop)."""
+    """Neighbouring samples of one shard, fetched at once: their positions and bytes [start, stop)."""
 
     shard: int
     start: int
     stop: int
-    rows: list[int]
+    places: list[int]
 
 
 class ShardReader:
@@ -82,16 +82,23 @@ class ShardReader:
             UserError: a shard cannot be read (the message names it).
             IndexError: a position is not in the stream.
         """
+        ids = self.index.sample_id_of
+        return [
+            Quarantined(position, str(ids[position]), found.reason, str(found)) if isinstance(found, Fault) else found
+            for position, found in self.examine(positions)
+        ]
+
+    def examine(self, positions: Sequence[int]) -> list[tuple[int, Sample | Fault]]:
+        """As `read`, but says of a bad sample in which shard and at which byte it is bad."""
         places = [int(position) for position in positions]
         for place in places:
             if not 0 <= place < len(self.index):
                 raise IndexError(f"position {place} is not in a stream of {len(self.index)} samples")
-        found: list[Sample | Quarantined | None] = [None] * len(places)
+        found: list[tuple[int, Sample | Fault]] = []
         for span in self._spans(places):
             data = memoryview(self._fetch(span.shard, span.start, span.stop - span.start))
-            for row in span.rows:
-                found[row] = self._sample(places[row], data, span.start)
-        return [sample for sample in found if sample is not None]
+            found.extend((place, self._sample(place, data, span.start)) for place in span.places)
+        return found
 
     def _bounds(self, position: int) -> tuple[int, int]:
         columns = self._columns
@@ -101,46 +108,42 @@ class ShardReader:
 
     def _spans(self, places: Sequence[int]) -> Iterator[_Span]:
         span: _Span | None = None
-        for row, place in enumerate(places):
+        for place in places:
             shard, (start, stop) = int(self._columns["shard"][place]), self._bounds(place)
             near = span and span.shard == shard and span.stop <= start <= span.stop + _GAP
             if span and near and stop - span.start <= _SPAN:
                 span.stop = stop
-                span.rows.append(row)
+                span.places.append(place)
                 continue
             if span:
                 yield span
-            span = _Span(shard, start, stop, [row])
+            span = _Span(shard, start, stop, [place])
         if span:
             yield span
 
-    def _sample(self, position: int, data: memoryview, base: int) -> Sample | Quarantined:
-        columns, sample_id = self._columns, str(self.index.sample_id_of[position])
-        where = self.index.meta["shards"][int(columns["shard"][position])]["path"]
-
-        def cut(name: str) -> bytes:
-            start = int(columns[f"{name}_offset"][position])
-            part = bytes(data[start - base : start - base + int(columns[f"{name}_size"][position])])
-            if len(part) < columns[f"{name}_size"][position]:
-                raise BadRow("truncated", f"{where}: byte {start}: the shard ends within the {name}")
+    def _sample(self, position: int, data: memoryview, base: int) -> Sample | Fault:
+        columns = self._columns
+        shard = self.index.meta["shards"][int(columns["shard"][position])]["path"]
+        parts = []
+        for name in ("json", "image"):
+            start, size = int(columns[f"{name}_offset"][position]), int(columns[f"{name}_size"][position])
+            part = bytes(data[start - base : start - base + size])
+            if len(part) < size:
+                return Fault(shard, start, "truncated", f"the shard ends within the {name}")
             if zlib.crc32(part) != columns[f"{name}_crc32"][position]:
-                raise BadRow("checksum", f"{where}: byte {start}: the {name} is not what was indexed")
-            return part
-
+                return Fault(shard, start, "checksum", f"the {name} is not what was indexed")
+            parts.append(part)
+        text, image = parts
+        ext = self._extensions[position]
+        start = int(columns["image_offset"][position])
+        if ext not in IMAGE_EXTENSIONS:
+            return Fault(shard, start, "image", f"a picture of type {ext!r}")
+        if fault := image_fault(image, self.max_pixels, self.decode):
+            return Fault(shard, start, "image", fault)
         try:
-            text, image = cut("json"), cut("image")
-            ext = self._extensions[position]
-            if ext not in IMAGE_EXTENSIONS:
-                raise BadRow("image", f"{where}: a picture of type {ext!r}")
-            sample = self._read_text(text, position, image, "jpg" if ext == "jpeg" else ext)
-            if fault := image_fault(image, self.max_pixels, self.decode):
-                raise BadRow("image", f"{where}: byte {int(columns['image_offset'][position])}: {fault}")
-        except BadRow as fault:
-            return Quarantined(position, sample_id, fault.reason, str(fault))
-        except (ValueError, RecursionError) as fault:
-            place = int(columns["json_offset"][position])
-            return Quarantined(position, sample_id, "json", f"{where}: byte {place}: {fault}")
-        return sample
+            return self._read_text(text, position, image, "jpg" if ext == "jpeg" else ext)
+        except (ValueError, RecursionError, BadRow) as bad:
+            return Fault(shard, int(columns["json_offset"][position]), "json", str(bad))
 
     def _read_text(self, text: bytes, position: int, image: bytes, ext: str) -> Sample:
         if self._parse is None:

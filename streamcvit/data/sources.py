@@ -1,0 +1,263 @@
+"""Tasks as files on disk: rows read and sorted out, pictures left where they lie until they are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow, Record
+from streamcvit.data.images import sniff
+from streamcvit.data.plan import Plan
+from streamcvit.data.sample import Quarantined, Sample, TaskSpec
+from streamcvit.data.scenario import order
+from streamcvit.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """Where a task's rows lie and how it is judged; paths are relative to the data folder.
+
+    Attributes:
+        train, test: JSON files (a list of rows, or one row a line).
+        format, test_format: names in `FORMATS`.
+        images: folder that the rows' picture paths start from.
+        instructions: the task's wordings, where the last line of a prompt is not the instruction (see `formats`).
+        wording: `given` keeps each row's wording; `single` gives all rows `instructions[0]`; `drawn` gives each one of
+            `instructions`, drawn by its id.
+        scorer, strcvit, follow, max_new_tokens, in_average: as in `TaskSpec`.
+    """
+
+    train: str
+    test: str
+    format: str = "llava"
+    test_format: str = "qa"
+    images: str = ""
+    instructions: Sequence[str] = ()
+    wording: Literal["given", "single", "drawn"] = "given"
+    scorer: str = "exact"
+    strcvit: str = ""
+    follow: str = "single_word"
+    max_new_tokens: int = 16
+    in_average: bool = True
+
+    def spec(self, name: str) -> TaskSpec:
+        """How the task is answered and judged."""
+        return TaskSpec(name, self.scorer, self.follow, self.strcvit, self.max_new_tokens, self.in_average)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sample whose picture still lies on disk (`image_path`; it was there and a PNG, JPEG or WebP when looked at)."""
+
+    sample_id: str
+    task: str
+    question: str
+    instruction: str
+    answers: tuple[str, ...]
+    image_path: str
+    image_ext: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Sample:
+        """The sample with its picture's bytes as they are.
+
+        Raises:
+            UserError: the picture is gone.
+        """
+        try:
+            image = Path(self.image_path).read_bytes()
+        except OSError as fault:
+            raise UserError(f"the picture cannot be read: {fault.strerror}", where=self.image_path) from None
+        texts = (self.sample_id, self.task, self.question, self.instruction)
+        return Sample(*texts, answers=self.answers, image=image, image_ext=self.image_ext, meta=self.meta)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's rows.
+
+    Attributes:
+        spec: how it is judged.
+        train, test: good rows in file order.
+        quarantined: the others; `detail` names file, row and fault.
+    """
+
+    spec: TaskSpec
+    train: list[Row]
+    test: list[Row]
+    quarantined: list[Quarantined]
+
+    def test_samples(self) -> Iterator[Sample]:
+        """The test set, one picture in memory at a time."""
+        return (row.load() for row in self.test)
+
+
+def read_rows(
+    path: str | os.PathLike, format: str, task: str, images: str | os.PathLike, instructions: Sequence[str] = ()
+) -> Iterator[Row | Quarantined]:
+    """Every row of a file, good or bad, in order.
+
+    A second row with the id of an earlier one becomes `id#2`, `id#3` ... if it says something else (LLaVA-style ids are
+    often the picture's), and is quarantined if it says the same. Rows without an id are named after file and row.
+
+    Args:
+        path: JSON (a list of rows) or JSON lines.
+        format: a name in `FORMATS`.
+        task: the rows' task.
+        images: folder that the rows' picture paths start from.
+        instructions: the task's wordings (see `formats.split_prompt`).
+
+    Raises:
+        UserError: no such file or format, or the file as a whole is no JSON.
+    """
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}", where=task, fix=f"Choose one of {', '.join(FORMATS)}")
+    path = Path(path)
+    seen: dict[str, Row] = {}
+    count: Counter[str] = Counter()
+    for number, raw in enumerate(_rows_of(path)):
+        name = f"{task}/{path.stem}/{number:06d}"
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            record = FORMATS[format](raw)
+            name = record.sample_id or name
+            row = _resolve(record, name, task, Path(images), instructions)
+            if name in seen:
+                if seen[name] == row:
+                    raise BadRow("duplicate", f"the same as an earlier row with the id {name!r}")
+                count[name] += 1
+                row = replace(row, sample_id=f"{name}#{count[name] + 1}")
+            else:
+                seen[name] = row
+            yield row
+        except BadRow as fault:
+            yield Quarantined(-1, name, fault.reason, f"{path}: row {number}: {fault}")
+        except (ValueError, RecursionError) as fault:
+            yield Quarantined(-1, name, "json", f"{path}: row {number}: {fault}")
+
+
+def _rows_of(path: Path) -> Iterator[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise UserError(f"cannot be read: {fault.strerror}", where=str(path), fix="Check the path") from None
+    except UnicodeDecodeError as fault:
+        raise UserError(f"is not UTF-8: {fault}", where=str(path), fix="Convert the file to UTF-8") from None
+    if path.suffix == ".jsonl":
+        for line in filter(str.strip, text.splitlines()):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as fault:
+                yield BadRow("json", str(fault))
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise UserError(f"is no JSON: {fault}", where=str(path), fix="Fetch the file again") from None
+    if not isinstance(rows, list):
+        raise UserError("is no JSON list of rows", where=str(path), fix="Name JSON lines *.jsonl")
+    yield from rows
+
+
+def _resolve(record: Record, name: str, task: str, images: Path, instructions: Sequence[str]) -> Row:
+    if not record.image:
+        raise BadRow("shape", "the row names no picture")
+    picture = images / record.image
+    try:
+        with picture.open("rb") as stream:
+            head = stream.read(12)
+    except (OSError, ValueError) as fault:
+        raise BadRow("missing", f"the picture {record.image!r} cannot be opened: {fault}") from None
+    ext = sniff(head)
+    if not ext:
+        raise BadRow("image", f"the picture {record.image!r} is neither PNG, JPEG nor WebP")
+    return Row(name, task, *record.parts(instructions), record.answers, str(picture), ext, record.meta)
+
+
+def load_tasks(
+    root: str | os.PathLike, tasks: Mapping[str, TaskFiles | Mapping[str, Any]], bad_share: float = BAD_SHARE
+) -> dict[str, TaskData]:
+    """Read every task's files.
+
+    An id that several tasks use becomes `task/id` in each of them, so that ids are unique within the stream.
+
+    Args:
+        root: data folder; all paths are relative to it.
+        tasks: name -> where its files are (a mapping holds the fields of `TaskFiles`).
+        bad_share: more bad rows than this share of a file stop the import.
+
+    Raises:
+        UserError: a file is missing or no JSON, too many bad rows, no test set, an unknown key or format.
+    """
+    root = Path(root)
+    loaded = {}
+    for name, given in tasks.items():
+        try:
+            files = given if isinstance(given, TaskFiles) else TaskFiles(**given)
+        except TypeError as fault:
+            raise UserError(f"task {name!r}: {fault}", fix="Name the fields of TaskFiles") from None
+        if not files.test:
+            raise UserError(f"task {name!r} has no test set", fix="Name a test file")
+        train, bad_train = _read_file(root, files, files.train, files.format, name, bad_share)
+        test, bad_test = _read_file(root, files, files.test, files.test_format, name, bad_share)
+        if not test:
+            raise UserError(f"the test set of task {name!r} is empty", where=str(root / files.test))
+        loaded[name] = TaskData(files.spec(name), train, test, bad_train + bad_test)
+    for part in ("train", "test"):
+        users = Counter(row.sample_id for data in loaded.values() for row in getattr(data, part))
+        for data in loaded.values():
+            rows = getattr(data, part)
+            for place, row in enumerate(rows):
+                if users[row.sample_id] > 1:
+                    rows[place] = replace(row, sample_id=f"{row.task}/{row.sample_id}")
+    return loaded
+
+
+def _read_file(
+    root: Path, files: TaskFiles, file: str, format: str, task: str, bad_share: float
+) -> tuple[list[Row], list[Quarantined]]:
+    rows: list[Row] = []
+    bad: list[Quarantined] = []
+    for row in read_rows(root / file, format, task, root / files.images, files.instructions):
+        if isinstance(row, Quarantined):
+            bad.append(row)
+        else:
+            rows.append(_reworded(row, files))
+    check_share(len(rows), bad, bad_share)
+    return rows, bad
+
+
+def _reworded(row: Row, files: TaskFiles) -> Row:
+    if files.wording == "given":
+        return row
+    if not files.instructions:
+        raise UserError(f"task {row.task!r} has no instruction wordings", fix="List them under `instructions`")
+    drawn = zlib.crc32(row.sample_id.encode()) % len(files.instructions) if files.wording == "drawn" else 0
+    return replace(row, instruction=files.instructions[drawn])
+
+
+def check_share(good: int, bad: Sequence[Quarantined], bad_share: float = BAD_SHARE) -> None:
+    """Raise UserError where more than `bad_share` of the rows are bad; the message tells the first and the kinds."""
+    if len(bad) > bad_share * (good + len(bad)):
+        kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(row.reason for row in bad).most_common())
+        raise UserError(
+            f"{len(bad)} of {good + len(bad)} rows cannot be read ({kinds}); the first: {bad[0].detail}",
+            fix=f"Check format and image folder; at most {bad_share:.0%} may be bad",
+        )
+
+
+def stream_of(tasks: Mapping[str, TaskData], plan: Plan, seed: int) -> Iterator[tuple[int, Sample]]:
+    """(chunk, sample) in stream order for `write_stream`; pictures are read as they are asked for.
+
+    Raises:
+        UserError: the plan asks for more samples of a task than there are.
+    """
+    drawn = order(plan, {name: len(data.train) for name, data in tasks.items()}, seed)
+    return ((chunk, tasks[task].train[item].load()) for chunk, task, item in drawn)

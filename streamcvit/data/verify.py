@@ -1,0 +1,114 @@
+"""Is a stream folder what it was written as? Every shard, every checksum, every sample."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from streamcvit.data import locations
+from streamcvit.data.images import MAX_PIXELS
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.reader import ShardReader
+from streamcvit.data.tarscan import Fault, HashingStream, scan_groups
+from streamcvit.errors import UserError
+
+_SHOWN = 50
+_AT_ONCE = 64
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        folder: what was verified.
+        shards, samples, bytes: what the indexes of stream and test sets list.
+        unreadable: samples that would be quarantined.
+        problems: what is wrong, with shard and byte position.
+        known: faults that were in the shards when they were indexed; no sample of the stream depends on them.
+    """
+
+    folder: str
+    shards: int = 0
+    samples: int = 0
+    bytes: int = 0
+    unreadable: int = 0
+    problems: list[Fault] = field(default_factory=list)
+    known: list[Fault] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """The report for a person: the first problems, then the sums."""
+        lines = [str(fault) for fault in self.problems[:_SHOWN]]
+        if len(self.problems) > _SHOWN:
+            lines.append(f"and {len(self.problems) - _SHOWN} problems more")
+        if self.known:
+            lines.append(
+                f"{len(self.known)} faults were known when the shards were indexed; the first: {self.known[0]}"
+            )
+        verdict = "all well" if self.ok else f"{len(self.problems)} problems, {self.unreadable} samples unreadable"
+        size = f"{self.shards} shards, {self.samples} samples, {self.bytes / 1e6:.1f} MB"
+        return [*lines, f"{self.folder}: {size}: {verdict}"]
+
+
+def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyReport:
+    """Verify a stream folder and its test sets.
+
+    Raises:
+        UserError: there is no stream in the folder, or its index is damaged.
+    """
+    index = StreamIndex.open(folder)
+    report = VerifyReport(index.folder)
+    indexes = [index]
+    if index.meta["eval"] is not None:
+        try:
+            indexes.append(index.eval_index())
+        except UserError as fault:
+            report.problems.append(Fault(fault.where, 0, "index", fault.what))
+    for one in indexes:
+        _verify_index(one, report, max_pixels)
+    return report
+
+
+def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> None:
+    known = {Fault(**fault) for fault in index.meta["faults"]}
+    gone = set()
+    report.samples += len(index)
+    for place, (location, note) in enumerate(zip(index.shards, index.meta["shards"], strict=True)):
+        report.shards += 1
+        report.bytes += note["bytes"]
+        try:
+            for fault in _verify_shard(location, note):
+                (report.known if fault in known else report.problems).append(fault)
+        except (UserError, OSError) as fault:
+            gone.add(place)
+            report.problems.append(Fault(note["path"], 0, "missing", str(fault)))
+    shard_of = index.column("shard")
+    lost = np.isin(shard_of, list(gone))
+    report.unreadable += int(lost.sum())
+    readable = np.flatnonzero(~lost)
+    with ShardReader(index, max_pixels) as reader:
+        for start in range(0, len(readable), _AT_ONCE):
+            for _, found in reader.examine(readable[start : start + _AT_ONCE].tolist()):
+                if isinstance(found, Fault):
+                    report.unreadable += 1
+                    report.problems.append(found)
+
+
+def _verify_shard(location: str, note: dict) -> Iterator[Fault]:
+    with contextlib.closing(locations.open_binary(location)) as raw:
+        stream = HashingStream(raw)
+        yield from (found for found in scan_groups(stream, note["path"]) if isinstance(found, Fault))
+    if stream.position != note["bytes"]:
+        detail = f"{stream.position} bytes; {note['bytes']} were indexed"
+        yield Fault(note["path"], min(stream.position, note["bytes"]), "size", detail)
+    elif stream.hexdigest() != note["sha256"]:
+        yield Fault(note["path"], 0, "checksum", "SHA-256 differs from the indexed one")
