@@ -88,37 +88,3 @@ def state_digest(tensors: Mapping[str, torch.Tensor | np.ndarray]) -> str:
         # Through bytes, since numpy knows no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Adapter weights at one moment, as one object that travels cheaply between processes.
-
-    Attributes:
-        version: optimizer steps.
-        cursor: position of the next sample to learn from.
-        chunk: the chunk learned last.
-        digest: SHA-256 of the weights (`state_digest`).
-        arrays: name -> NumPy array; bfloat16 is viewed as uint16, since NumPy has no such type.
-        dtypes: name -> torch dtype, for those that are viewed as another.
-    """
-
-    version: int
-    cursor: int
-    chunk: int
-    digest: str
-    arrays: dict[str, np.ndarray]
-    dtypes: dict[str, str]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights as torch tensors (copies: arrays from shared memory are read-only)."""
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in self.arrays.items()}
-        return {n: t.view(getattr(torch, self.dtypes[n])) if n in self.dtypes else t for n, t in tensors.items()}
-
-
-def take_snapshot(peft_model: Any, version: int, cursor: int, chunk: int) -> Snapshot:
-    """The adapter's weights now; later steps do not change it."""
-    state = adapter_state(peft_model)
-    odd = {name: "bfloat16" for name, tensor in state.items() if tensor.dtype == torch.bfloat16}
-    arrays = {n: (t.view(torch.uint16) if n in odd else t).numpy() for n, t in state.items()}
-    return Snapshot(version, cursor, chunk, state_digest(state), arrays, odd)
