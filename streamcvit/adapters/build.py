@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from streamcvit.errors import UserError
 
@@ -17,7 +19,8 @@ def attach(
     target_modules: str | list[str],
     *,
     seed: int = 0,
-    options: Mapping[str, Any] = {},
+    options: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> PeftModel:
     """Wrap `model` with a fresh adapter whose start depends on `seed` alone.
 
@@ -27,6 +30,8 @@ def attach(
         target_modules: which linear layers, as PEFT takes them.
         seed: of the adapter's initial weights; the global random state is left as it was.
         options: the adapter's own settings.
+        sizes: settings that follow from the model (`instruction_dim`, `visual_dim`); taken where the adapter has them
+            and `options` does not say otherwise.
 
     Raises:
         UserError: unknown adapter or option.
@@ -35,8 +40,10 @@ def attach(
 
     if name not in ADAPTERS:
         raise UserError(f"unknown adapter {name!r}", fix=f"Choose one of {', '.join(sorted(ADAPTERS))}")
+    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())])}
+    settings = {key: value for key, value in (sizes or {}).items() if key in known} | dict(options or {})
     try:
-        config = ADAPTERS[name](dict(options), target_modules)
+        config = ADAPTERS[name](settings, target_modules)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{error}", where=f"options of adapter {name!r}", fix="See docs/adapters.md for its settings"

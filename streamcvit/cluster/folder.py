@@ -22,7 +22,8 @@ from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
-from streamcvit.evaluation.matrix import bootstrap_mean, summarise
+from streamcvit.evaluation.bootstrap import bootstrap_mean
+from streamcvit.evaluation.matrix import summarise
 from streamcvit.learning.commit import fsync_folder, write_json
 
 ZERO = -1

@@ -1,14 +1,103 @@
-"""From the stream section of a config to shards and index."""
+"""From the stream section of a config to a plan, and to shards with an index."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from streamcvit.config import RunConfig
 from streamcvit.data import embedded
-from streamcvit.data.scenario import Plan
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.plan import Plan
+from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
+from streamcvit.data.shards import write_stream
+from streamcvit.data.taskfiles import TaskData, load_tasks
+from streamcvit.errors import UserError
 
 
-def embedded_plan(config: RunConfig) -> Plan:
-    """The chunk x task table of the embedded benchmark."""
+def plan_of(config: RunConfig) -> Plan:
+    """The chunk x task table of a config's stream, without writing anything."""
+    if config.stream.source == "shards":
+        return StreamIndex.open(config.stream.data).plan
+    if config.stream.source == "embedded":
+        return _embedded_plan(config)
+    return _fit(config, {name: len(task.train) for name, task in _load(config).items()})
+
+
+def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
+    """Write a config's stream into `folder`, whole or not at all; a folder that holds it already is kept.
+
+    Raises:
+        UserError: missing or unreadable data, a task without test set, a plan that asks for more than there is.
+    """
+    stream = config.stream
+    if stream.source == "shards":
+        index = StreamIndex.open(stream.data)
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(Path(stream.data).absolute(), target_is_directory=True)
+        return index
+    if stream.source == "embedded":
+        plan = _embedded_plan(config)
+        n = stream.test_samples or 100
+        tasks: dict[str, TaskSpec] = embedded.TASKS
+        samples = embedded.stream(plan.counts, config.seed, wordings=stream.wordings)
+        test = {task: embedded.test_samples(task, n, wordings=stream.wordings) for task in tasks}
+    else:
+        data = _load(config)
+        plan = _fit(config, {name: len(task.train) for name, task in data.items()})
+        tasks = {name: task.spec for name, task in data.items()}
+        samples = _samples(data, plan, config.seed)
+        test = {name: task.test[: stream.test_samples or None] for name, task in data.items()}
+    return write_stream(
+        folder, samples, tasks, test, config.seed, plan=plan, samples_per_shard=stream.samples_per_shard
+    )
+
+
+def _embedded_plan(config: RunConfig) -> Plan:
     scenario = config.stream.scenario
+    if scenario.preset != "embedded":
+        available = dict.fromkeys(embedded.TASKS, 10**9)
+        return _by_name(config, available)
     per_chunk = scenario.samples_per_chunk or embedded.SAMPLES_PER_CHUNK
     return Plan(tuple(embedded.TASKS), embedded.chunk_plan(scenario.chunks, per_chunk, config.seed))
+
+
+def _fit(config: RunConfig, available: dict[str, int]) -> Plan:
+    """A named plan for these tasks; asked for no number of samples, it uses each of them exactly once."""
+    plan = _by_name(config, available)
+    return plan if config.stream.scenario.samples_per_chunk else scale_plan(plan, available, exhaust=True)
+
+
+def _by_name(config: RunConfig, available: dict[str, int]) -> Plan:
+    scenario = config.stream.scenario
+    per_chunk = scenario.samples_per_chunk or max(1, min(sum(available.values()) // scenario.chunks, 1000))
+    if scenario.preset == "generate":
+        return generate(
+            list(available),
+            scenario.chunks,
+            per_chunk,
+            config.seed,
+            tasks_per_chunk=min(scenario.tasks_per_chunk, len(available)),
+            recurrence_gap=scenario.recurrence_gap,
+        )
+    if scenario.preset == "task-incremental":
+        return task_incremental(available, scenario.samples_per_chunk or None)
+    if scenario.preset in PRESETS:
+        return PRESETS[scenario.preset]()
+    raise UserError(
+        f"unknown plan {scenario.preset!r}",
+        where="stream.scenario.preset",
+        fix=f"Choose from embedded, generate, task-incremental, {', '.join(PRESETS)}",
+    )
+
+
+def _load(config: RunConfig) -> dict[str, TaskData]:
+    tasks = {name: task.model_dump() for name, task in config.stream.tasks.items()}
+    return load_tasks(config.stream.data, tasks)
+
+
+def _samples(data: dict[str, TaskData], plan: Plan, seed: int) -> Iterator[tuple[int, Sample]]:
+    for chunk, task, number in order(plan, {name: len(task.train) for name, task in data.items()}, seed):
+        yield chunk, data[task].train[number]

@@ -27,7 +27,7 @@ from streamcvit.learning import commit as commits
 from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
-from streamcvit.models.snapshot import Snapshot, load_snapshot
+from streamcvit.models.snapshot import Snapshot, load_adapter_state
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.metrics import BucketCounts
 
@@ -290,7 +290,7 @@ class EvaluatorWorker:
             self.model.eval()
         if (method, version) != (job.method, job.version):
             path = Path(job.commit) / "adapter" / "adapter_model.safetensors"
-            digest = load_snapshot(self.model, snapshot.tensors() if snapshot else load_file(path))
+            digest = load_adapter_state(self.model, snapshot or load_file(path))
             if digest != job.digest:
                 raise UserError(
                     f"the weights that arrived have digest {digest[:12]}, the snapshot's is {job.digest[:12]}",

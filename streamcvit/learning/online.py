@@ -21,7 +21,7 @@ from streamcvit.learning import commit as commits
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
-from streamcvit.models.snapshot import Snapshot, adapter_state, load_snapshot, take_snapshot
+from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, take_snapshot
 from streamcvit.models.vision import encode_images, text_tensors
 
 
@@ -217,7 +217,7 @@ class OnlineLearner:
         """
         state = commits.read_state(commit)
         try:
-            digest = load_snapshot(self.model, load_file(commit / "adapter" / "adapter_model.safetensors"))
+            digest = load_adapter_state(self.model, load_file(commit / "adapter" / "adapter_model.safetensors"))
         except ValueError as error:
             raise UserError(f"{error}", where=str(commit), fix="Resume with the run's own config") from None
         if digest != state["digest"]:
