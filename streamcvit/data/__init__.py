@@ -7,7 +7,7 @@ from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
 from streamcvit.data.shards import write_stream
-from streamcvit.data.sources import TaskFiles, load_tasks, stream_of
+from streamcvit.data.taskfiles import TaskData, TaskFiles, load_chunks, load_tasks
 from streamcvit.data.verify import VerifyReport, verify
 
 __all__ = [
@@ -18,15 +18,16 @@ __all__ = [
     "Sample",
     "ShardReader",
     "StreamIndex",
+    "TaskData",
     "TaskFiles",
     "TaskSpec",
     "VerifyReport",
     "generate",
     "index_shards",
+    "load_chunks",
     "load_tasks",
     "order",
     "scale_plan",
-    "stream_of",
     "task_incremental",
     "verify",
     "write_stream",

@@ -9,13 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow, Record
 from streamcvit.data.images import sniff
-from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
-from streamcvit.data.scenario import order
 from streamcvit.errors import UserError
 
 
@@ -24,7 +22,7 @@ class TaskFiles:
     """Where a task's rows lie and how it is judged; paths are relative to the data folder.
 
     Attributes:
-        train, test: JSON files (a list of rows, or one row a line).
+        train, test: JSON files (a list of rows, or one row a line); `train` is empty for a task that is only tested.
         format, test_format: names in `FORMATS`.
         images: folder that the rows' picture paths start from.
         instructions: the task's wordings, where the last line of a prompt is not the instruction (see `formats`).
@@ -78,6 +76,25 @@ class Row:
         return Sample(*texts, answers=self.answers, image=image, image_ext=self.image_ext, meta=self.meta)
 
 
+class Rows(Sequence[Sample]):
+    """Rows as a sequence of samples; each picture is read when its sample is asked for, and not kept."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Rows: ...
+
+    def __getitem__(self, place: int | slice) -> Sample | Rows:
+        return Rows(self.rows[place]) if isinstance(place, slice) else self.rows[place].load()
+
+
 @dataclass(frozen=True)
 class TaskData:
     """A task's rows.
@@ -89,13 +106,9 @@ class TaskData:
     """
 
     spec: TaskSpec
-    train: list[Row]
-    test: list[Row]
+    train: Rows
+    test: Rows
     quarantined: list[Quarantined]
-
-    def test_samples(self) -> Iterator[Sample]:
-        """The test set, one picture in memory at a time."""
-        return (row.load() for row in self.test)
 
 
 def read_rows(
@@ -205,19 +218,71 @@ def load_tasks(
             raise UserError(f"task {name!r}: {fault}", fix="Name the fields of TaskFiles") from None
         if not files.test:
             raise UserError(f"task {name!r} has no test set", fix="Name a test file")
-        train, bad_train = _read_file(root, files, files.train, files.format, name, bad_share)
+        train, bad_train = (
+            _read_file(root, files, files.train, files.format, name, bad_share) if files.train else ([], [])
+        )
         test, bad_test = _read_file(root, files, files.test, files.test_format, name, bad_share)
         if not test:
             raise UserError(f"the test set of task {name!r} is empty", where=str(root / files.test))
-        loaded[name] = TaskData(files.spec(name), train, test, bad_train + bad_test)
-    for part in ("train", "test"):
-        users = Counter(row.sample_id for data in loaded.values() for row in getattr(data, part))
-        for data in loaded.values():
-            rows = getattr(data, part)
-            for place, row in enumerate(rows):
-                if users[row.sample_id] > 1:
-                    rows[place] = replace(row, sample_id=f"{row.task}/{row.sample_id}")
+        loaded[name] = TaskData(files.spec(name), Rows(train), Rows(test), bad_train + bad_test)
+    _make_unique([data.train.rows for data in loaded.values()])
+    _make_unique([data.test.rows for data in loaded.values()])
     return loaded
+
+
+def load_chunks(
+    root: str | os.PathLike,
+    files: Sequence[str],
+    images: str,
+    tasks: Mapping[str, str],
+    format: str = "swift",
+    bad_share: float = BAD_SHARE,
+) -> tuple[list[tuple[int, Row]], list[Quarantined]]:
+    """A published stream whose chunks are files of mixed tasks (StrCVIT's `data_001.json` ...): its rows in order.
+
+    Args:
+        root: data folder.
+        files: one a chunk, in stream order.
+        images: folder that the rows' picture paths start from.
+        tasks: start of a picture's path -> task; the longest start that fits counts.
+
+    Returns:
+        (chunk, row) in stream order, and what was quarantined.
+
+    Raises:
+        UserError: as `load_tasks`.
+    """
+    rows: list[tuple[int, Row]] = []
+    bad: list[Quarantined] = []
+    starts = sorted(tasks, key=len, reverse=True)
+    for chunk, file in enumerate(files):
+        path = Path(root, file)
+        for row in read_rows(path, format, path.stem, Path(root, images)):
+            if isinstance(row, Quarantined):
+                bad.append(row)
+                continue
+            picture = Path(row.image_path).relative_to(Path(root, images)).as_posix()
+            start = next((start for start in starts if picture.startswith(start)), None)
+            if start is None:
+                detail = f"{path}: the picture {picture!r} belongs to no task"
+                bad.append(Quarantined(-1, row.sample_id, "task", detail))
+                continue
+            rows.append((chunk, replace(row, task=tasks[start])))
+    check_share(len(rows), bad, bad_share)
+    users = Counter(row.sample_id for _, row in rows)
+    unique = [
+        (chunk, replace(row, sample_id=f"{chunk}/{row.sample_id}") if users[row.sample_id] > 1 else row)
+        for chunk, row in rows
+    ]
+    return unique, bad
+
+
+def _make_unique(tasks: Sequence[list[Row]]) -> None:
+    users = Counter(row.sample_id for rows in tasks for row in rows)
+    for rows in tasks:
+        rows[:] = [
+            replace(row, sample_id=f"{row.task}/{row.sample_id}") if users[row.sample_id] > 1 else row for row in rows
+        ]
 
 
 def _read_file(
@@ -251,13 +316,3 @@ def check_share(good: int, bad: Sequence[Quarantined], bad_share: float = BAD_SH
             f"{len(bad)} of {good + len(bad)} rows cannot be read ({kinds}); the first: {bad[0].detail}",
             fix=f"Check format and image folder; at most {bad_share:.0%} may be bad",
         )
-
-
-def stream_of(tasks: Mapping[str, TaskData], plan: Plan, seed: int) -> Iterator[tuple[int, Sample]]:
-    """(chunk, sample) in stream order for `write_stream`; pictures are read as they are asked for.
-
-    Raises:
-        UserError: the plan asks for more samples of a task than there are.
-    """
-    drawn = order(plan, {name: len(data.train) for name, data in tasks.items()}, seed)
-    return ((chunk, tasks[task].train[item].load()) for chunk, task, item in drawn)
