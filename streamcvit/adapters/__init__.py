@@ -1,0 +1,63 @@
+"""Mixture-of-experts adapters as stock PEFT tuners.
+
+Importing this package makes them known to PEFT: `get_peft_model` takes their configurations, `save_pretrained` and
+`PeftModel.from_pretrained` store and load them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+
+from streamcvit.adapters.calls import (
+    after_step,
+    checkpointing_kwargs,
+    cluster_assignments,
+    decide_routes,
+    expert_usage,
+    routing_kwargs,
+    tuner_of,
+)
+from streamcvit.adapters.instruction import InstructionEncoder
+from streamcvit.adapters.moelora import MoELoraConfig
+from streamcvit.adapters.routing import RoutingInputs
+from streamcvit.adapters.smolora import SMoLoraConfig
+from streamcvit.errors import UserError
+
+__all__ = [
+    "ADAPTERS",
+    "InstructionEncoder",
+    "MoELoraConfig",
+    "RoutingInputs",
+    "SMoLoraConfig",
+    "after_step",
+    "checkpointing_kwargs",
+    "cluster_assignments",
+    "decide_routes",
+    "expert_usage",
+    "routing_kwargs",
+    "tuner_of",
+]
+
+TargetModules = list[str] | str | None
+
+
+def _builder(config_cls: type[PeftConfig], name: str) -> Callable[[dict[str, Any], TargetModules], PeftConfig]:
+    def build(options: dict[str, Any], target_modules: TargetModules = None) -> PeftConfig:
+        """The PEFT configuration with these options, for these modules."""
+        try:
+            return config_cls(**{"target_modules": target_modules, **options})  # type: ignore[arg-type]
+        except TypeError as error:
+            raise UserError(f"{name} has no such option: {error}", where="adapter options") from error
+
+    return build
+
+
+ADAPTERS = {
+    "lora": _builder(LoraConfig, "lora"),
+    "moelora": _builder(MoELoraConfig, "moelora"),
+    "smolora": _builder(SMoLoraConfig, "smolora"),
+}
+"""Adapter name -> builder(options, target_modules) of its PEFT configuration."""

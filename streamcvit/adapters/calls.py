@@ -1,0 +1,83 @@
+"""What a training or evaluation loop calls on a PEFT model, whichever adapter it holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from streamcvit.adapters.routing import RoutingInputs
+from streamcvit.adapters.smolora.model import SMoLoraModel
+from streamcvit.adapters.tuner import ExpertTuner
+
+
+def tuner_of(peft_model: Any) -> Any:
+    """The routed tuner inside a PEFT model; None for any other model (stock LoRA, a bare model)."""
+    tuner = peft_model.base_model if isinstance(peft_model, PeftModel) else peft_model
+    return tuner if isinstance(tuner, ExpertTuner) else None
+
+
+def routing_kwargs(peft_model: Any, routing: RoutingInputs | None) -> dict[str, Any]:
+    """Keywords that hand `routing` to a model that routes, none to one that does not."""
+    tuner = tuner_of(peft_model)
+    return {} if tuner is None or not tuner.needs_routing or routing is None else {"routing": routing}
+
+
+def after_step(peft_model: Any) -> None:
+    """To be called after each optimizer step: routers apply what they learned from its batches."""
+    tuner = tuner_of(peft_model)
+    if tuner is not None:
+        tuner.step()
+
+
+def expert_usage(peft_model: Any, reset: bool = True) -> dict[str, list[float]]:
+    """Share of the training samples since the last reset that each expert took, per bank; shares sum to 1.
+
+    Empty where nothing was routed. Reading waits for the device, counting does not. Not part of the saved adapter.
+    """
+    tuner = tuner_of(peft_model)
+    return {} if tuner is None else tuner.usage(reset)
+
+
+def checkpointing_kwargs(peft_model: Any) -> dict[str, Any]:
+    """`gradient_checkpointing_kwargs` under which a recomputed block sees the routing inputs of its own forward."""
+    tuner = tuner_of(peft_model)
+    kwargs: dict[str, Any] = {"use_reentrant": False}
+    if tuner is not None:
+        kwargs["context_fn"] = tuner.routing.checkpoint_contexts
+    return kwargs
+
+
+def decide_routes(peft_model: Any, routing: RoutingInputs) -> RoutingInputs:
+    """Decide a whole batch's routes now, so that its micro-batches, or the ranks that share it, can be run with slices.
+
+    In training mode new prototypes may spawn, as in a forward; a forward given the result decides nothing. Returned
+    unchanged for tuners that decide per layer.
+    """
+    tuner = tuner_of(peft_model)
+    if not isinstance(tuner, SMoLoraModel):
+        return routing
+    name = tuner.active_adapters[0]
+    config: Any = tuner.peft_config[name]
+    if config.router != "prototype":
+        return routing
+    return replace(routing, routes=tuner.decide(name, routing, tuner.training and torch.is_grad_enabled()))
+
+
+def cluster_assignments(peft_model: Any, routing: RoutingInputs) -> dict[str, torch.Tensor]:
+    """Expert [B] of each sample per bank as the prototypes stand, for reporting how experts and tasks coincide.
+
+    Empty for routers without prototypes. Changes nothing.
+    """
+    tuner = tuner_of(peft_model)
+    if not isinstance(tuner, SMoLoraModel):
+        return {}
+    name = tuner.active_adapters[0]
+    features = {"visual": routing.visual, "instruction": routing.instruction}
+    return {
+        bank: tuner.prototypes(bank)[name].assign(value)  # type: ignore[operator]
+        for bank, value in features.items()
+        if name in tuner.prototypes(bank) and value is not None
+    }

@@ -1,0 +1,137 @@
+"""Online leader clustering: which expert a feature belongs to, learned from the stream alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_NEVER = -2.0  # below every cosine
+
+
+class Prototypes(nn.Module):
+    """One prototype per expert, in the order in which the stream brought them.
+
+    While learning, a sample whose cosine to every prototype is below `spawn_below` takes the next free expert and its
+    feature becomes the prototype; any other sample goes to the nearest. A batch sees the prototypes as they stood
+    before it, and those spawned earlier in it; prototypes move and statistics grow only in `step`. Nothing waits for
+    the device: the loop over a batch runs on tensors. All state is in buffers, so it is saved with the adapter.
+
+    Args:
+        size: number of experts E.
+        dim: feature size D.
+        spawn_below: cosine below which a sample takes a free expert.
+        standardise: compare features after z-scoring each dimension with running statistics (prototypes are kept
+            unscaled, so they stay comparable as the statistics move); otherwise features are only scaled to length 1.
+        warmup: with `standardise`, samples that fill the statistics before anything spawns; they go to expert 0.
+        cap: a prototype is the mean of its samples, later ones weighing at least 1 / cap.
+    """
+
+    centroids: torch.Tensor
+    counts: torch.Tensor
+    used: torch.Tensor
+    mean: torch.Tensor
+    square: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(
+        self, size: int, dim: int, spawn_below: float, *, standardise: bool, warmup: int = 32, cap: int = 200
+    ) -> None:
+        super().__init__()
+        self.size, self.spawn_below, self.cap = size, spawn_below, cap
+        self.standardise, self.warmup = standardise, warmup if standardise else 0
+        self.register_buffer("centroids", torch.zeros(size, dim))
+        self.register_buffer("counts", torch.zeros(size))
+        self.register_buffer("used", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("square", torch.zeros(dim))
+        self.register_buffer("seen", torch.zeros(()))
+        self._pending: tuple[torch.Tensor, ...] | None = None
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Prototypes:
+        # model.to(bfloat16) must not round the state: only the device of the move is taken over.
+        device = fn(torch.empty(0, device=self.centroids.device)).device
+        super()._apply(
+            lambda tensor: torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.to(device)
+        )
+        return self
+
+    @torch.no_grad()
+    def assign(self, features: torch.Tensor) -> torch.Tensor:
+        """Nearest prototype of each feature [B, D]; [B] int64, 0 where there is none yet. Changes nothing."""
+        features = self._prepared(features)
+        return self._similarity(self._scaled(features)).argmax(1)
+
+    @torch.no_grad()
+    def learn(self, features: torch.Tensor) -> torch.Tensor:
+        """Routes of a training batch [B, D] in stream order; [B] int64. Spawns now, moves at the next `step`."""
+        features = self._prepared(features)
+        scaled = self._scaled(features)
+        similarity, mutual = self._similarity(scaled), scaled @ scaled.T
+        slots = torch.arange(self.size, device=features.device)
+        warm = self.seen >= self.warmup
+        used, routes = self.used.clone(), []
+        for row in range(len(features)):
+            best, nearest = similarity[row].max(0)
+            spawn = (best < self.spawn_below) & (used < self.size) & warm
+            route = torch.where(spawn, used, nearest)
+            fresh = (slots == route) & spawn
+            similarity = torch.where(fresh, mutual[:, row : row + 1], similarity)
+            self.centroids = torch.where(fresh.unsqueeze(1), features[row], self.centroids)
+            used = used + spawn
+            routes.append(route)
+        self.used = used
+        chosen = torch.stack(routes)
+        self._remember(features, chosen, warm)
+        return chosen
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Apply what was learned since the last step: move prototypes to their samples, grow the statistics."""
+        if self._pending is None:
+            return
+        (counts, sums, number, total, square), self._pending = self._pending, None
+        weight = torch.minimum(self.counts + counts, torch.full_like(counts, self.cap)).clamp_min(1)
+        self.centroids = self.centroids + (sums - counts.unsqueeze(1) * self.centroids) / torch.maximum(
+            weight, counts
+        ).unsqueeze(1)
+        self.counts = self.counts + counts
+        if self.standardise:
+            # Chan's merge of (n, mean, sum of squared deviations); both sides non-empty or zero.
+            seen = self.seen + number
+            batch_mean = total / number
+            delta = batch_mean - self.mean
+            deviations = square - number * batch_mean.square()
+            self.square = self.square + deviations.clamp_min(0) + delta.square() * (self.seen * number / seen)
+            self.mean = self.mean + delta * (number / seen)
+            self.seen = seen
+
+    def _remember(self, features: torch.Tensor, routes: torch.Tensor, warm: torch.Tensor) -> None:
+        # Sums, not a list of batches: bounded memory however seldom `step` is called.
+        owner = (routes.unsqueeze(0) == torch.arange(self.size, device=routes.device).unsqueeze(1)).float() * warm
+        now = (
+            owner.sum(1),
+            owner @ features,
+            torch.full_like(self.seen, len(features)),
+            features.sum(0),
+            features.square().sum(0),
+        )
+        self._pending = now if self._pending is None else tuple(a + b for a, b in zip(self._pending, now, strict=True))
+
+    def _prepared(self, features: torch.Tensor) -> torch.Tensor:
+        features = features.detach().to(self.centroids.device, torch.float32)
+        return features if self.standardise else F.normalize(features, dim=-1)
+
+    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
+        """Unit vectors in the space where cosines are taken."""
+        if self.standardise:
+            deviation = (self.square / self.seen.clamp_min(1)).sqrt()
+            features = (features - self.mean) / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+        return F.normalize(features, dim=-1)
+
+    def _similarity(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Cosine to each prototype [B, E]; of experts still free, below any cosine."""
+        free = torch.arange(self.size, device=scaled.device) >= self.used
+        return (scaled @ self._scaled(self.centroids).T).masked_fill(free, _NEVER)

@@ -1,0 +1,173 @@
+"""What the routers read, and for how long: one context per tuner, one call per forward or generate.
+
+A route is decided once per sequence. Within one call under `no_grad` (generation: a prefill and then one token at a
+time) each layer decides at its first forward and keeps its route; forwards with gradients decide afresh each time, so
+that a checkpointed block, run again during backward, decides the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+
+from streamcvit.errors import UserError
+
+POOLS = ("image", "prompt", "all")
+
+
+@dataclass(frozen=True)
+class RoutingInputs:
+    """Per-sample facts that routers decide by; pass one to every forward and generate call of a routed model.
+
+    Attributes:
+        instruction: [B, Di] float, embedding of each sample's own instruction.
+        visual: [B, Dv] float, pooled visual feature (prototype routing); None for text.
+        image_mask: [B, S] bool, true at image tokens; None for text.
+        prompt_mask: [B, S] bool, true at text tokens of the prompt, so neither padding nor answer.
+        routes: [B, banks] int64, routes decided before (see `decide_routes`); None to let the router decide.
+    """
+
+    instruction: torch.Tensor | None = None
+    visual: torch.Tensor | None = None
+    image_mask: torch.Tensor | None = None
+    prompt_mask: torch.Tensor | None = None
+    routes: torch.Tensor | None = None
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> RoutingInputs:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(value) for name, value in given.items() if value is not None})
+
+    def to(self, device: torch.device | str) -> RoutingInputs:
+        """The same inputs on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def select(self, rows: slice | torch.Tensor) -> RoutingInputs:
+        """The inputs of some samples only, as for a micro-batch."""
+        return self._map(lambda tensor: tensor[rows])
+
+
+@dataclass(eq=False)
+class RoutingCall:
+    """One forward or generate call: its inputs and what was decided in it.
+
+    Attributes:
+        inputs: what the caller passed.
+        learning: the model trains, so routes are counted and prototypes may spawn.
+        shared: per adapter, routes [B, banks] that hold for every layer.
+        routes: per (adapter, layer), the route [B, banks] that the layer decided.
+    """
+
+    inputs: RoutingInputs
+    learning: bool = False
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    _weights: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+
+    def instruction(self, batch: int) -> torch.Tensor:
+        """Instruction embeddings [batch, Di]; raises `UserError` where none were passed."""
+        if self.inputs.instruction is None:
+            raise UserError(
+                "the router needs instruction embeddings", fix="Pass routing=RoutingInputs(instruction=...)"
+            )
+        return expand(self.inputs.instruction, batch)
+
+    def pool(self, x: torch.Tensor, how: str) -> torch.Tensor:
+        """Mean of x [B, S, I] over the positions that `how` names; [B, I].
+
+        "image": a sample's image tokens, its prompt's text where it has none; "prompt": the prompt's text; "all": every
+        position, padding and answer included, as the published code does.
+        """
+        if how == "all":
+            return x.mean(1)
+        key = (how, x.shape[0])
+        weights = self._weights.get(key)
+        if weights is None:
+            weights = self._weights[key] = expand(_pool_weights(self.inputs, how), x.shape[0])
+        if weights.shape[1] != x.shape[1]:
+            raise UserError(
+                f"the routing masks cover {weights.shape[1]} positions, the layer was given {x.shape[1]}",
+                fix="Give masks of the prefill's length, adapt layers of the language model only, and decode with "
+                "generate() or, under no_grad, inside `with tuner_of(model).routing.using(inputs)`",
+            )
+        return torch.bmm(weights.unsqueeze(1).to(x.dtype), x).squeeze(1)
+
+
+def expand(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """Rows of `tensor` repeated to `batch`, each row's copies side by side, as generate lays out beams."""
+    rows = tensor.shape[0]
+    if rows == batch:
+        return tensor
+    if batch % rows:
+        raise UserError(
+            f"routing inputs hold {rows} samples, the layer was given a batch of {batch}",
+            fix="Pass the routing inputs of this very batch, and adapt layers of the language model only",
+        )
+    return tensor.repeat_interleave(batch // rows, 0)
+
+
+def _pool_weights(inputs: RoutingInputs, how: str) -> torch.Tensor:
+    """[B, S] float32 weights that sum to 1 over the pooled positions of a sample (to 0 where it has none)."""
+    image, prompt = inputs.image_mask, inputs.prompt_mask
+    if how == "prompt" or image is None:
+        mask = prompt
+    elif prompt is None:
+        mask = image
+    else:
+        mask = torch.where(image.any(1, keepdim=True), image, prompt)
+    if mask is None:
+        raise UserError(
+            f'pool="{how}" needs to know which positions to pool',
+            fix="Pass routing=RoutingInputs(..., image_mask=..., prompt_mask=...)",
+        )
+    weights = mask.float()
+    return weights / weights.sum(1, keepdim=True).clamp_min(1)
+
+
+class RoutingContext:
+    """The current call, shared by reference by every layer of a tuner.
+
+    Args:
+        begin: called with each new call, to decide routes that all layers share.
+        end: called when the call is over.
+    """
+
+    def __init__(self, begin: Callable[[RoutingCall], None], end: Callable[[RoutingCall], None]) -> None:
+        self.call: RoutingCall | None = None
+        self._begin, self._end = begin, end
+
+    def current(self) -> RoutingCall:
+        """The call in force; raises `UserError` where there is none, rather than route by something stale."""
+        if self.call is None:
+            raise UserError(
+                "a routed adapter ran without routing inputs",
+                fix="Pass routing=RoutingInputs(...) to the model's call or generate, and enable gradient "
+                "checkpointing with gradient_checkpointing_kwargs=checkpointing_kwargs(model)",
+            )
+        return self.call
+
+    @contextmanager
+    def using(self, inputs: RoutingInputs, learning: bool = False) -> Iterator[RoutingCall]:
+        """Put `inputs` in force; all forwards inside, such as a prefill and its decode steps, are one call."""
+        call, before = RoutingCall(inputs, learning), self.call
+        self._begin(call)
+        self.call = call
+        try:
+            yield call
+        finally:
+            self.call = before
+            self._end(call)
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """`context_fn` for non-reentrant checkpointing: the recomputation runs under the call of its own forward."""
+        return nullcontext(), self._restored(self.call)
+
+    @contextmanager
+    def _restored(self, call: RoutingCall | None) -> Iterator[None]:
+        before, self.call = self.call, call
+        try:
+            yield
+        finally:
+            self.call = before

@@ -1,0 +1,101 @@
+"""A linear layer with SMoLoRA's two banks of experts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from streamcvit.adapters.routing import RoutingCall, expand
+from streamcvit.adapters.smolora.config import SMoLoraConfig
+from streamcvit.adapters.smolora.function import RoutedExperts
+from streamcvit.adapters.tuner import ExpertLayer
+from streamcvit.errors import UserError
+
+
+class SMoLoraLayer(ExpertLayer):
+    """Weights, per adapter: A [E, r, I], B [E, r, O] (visual experts first), fc [2, O], and the two gates' rows."""
+
+    adapter_layer_names = (
+        "smolora_A",
+        "smolora_B",
+        "smolora_fc",
+        "smolora_gate_visual",
+        "smolora_gate_instruction",
+    )
+    other_param_names = ("r", "scaling", "configs")
+    configs: dict[str, SMoLoraConfig]
+    smolora_A: nn.ParameterDict
+    smolora_B: nn.ParameterDict
+    smolora_fc: nn.ParameterDict
+
+    def update_layer(self, adapter_name: str, config: SMoLoraConfig) -> None:
+        """Add an adapter; a frozen gate is declared so that switching adapters leaves it frozen."""
+        self.__dict__.setdefault("configs", {})[adapter_name] = config
+        if config.router == "frozen":
+            gates = ("smolora_gate_visual", "smolora_gate_instruction")
+            self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: gates}
+        super().update_layer(adapter_name, config)
+
+    def new_parameters(self, config: SMoLoraConfig) -> dict[str, nn.Parameter]:
+        """Weights of the banks in use; prototype routers need no gates, a single bank no fusion."""
+        sizes = config.bank_sizes
+        a, b = self.new_experts(config, sum(sizes.values()))
+        weights = {"smolora_A": a, "smolora_B": b}
+        if len(sizes) == 2:
+            weights["smolora_fc"] = self.new_router(config, "fc", 2, self.out_features)
+        if config.router != "prototype":
+            inputs = {"visual": self.in_features, "instruction": config.instruction_dim}
+            for bank, size in sizes.items():
+                weights[f"smolora_gate_{bank}"] = self.new_router(config, bank, size, inputs[bank])
+        return weights
+
+    def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Add the routed experts' output; x [B, S, I]."""
+        if x.dim() != 3:
+            raise UserError(
+                f"routing is per sample and needs [batch, positions, features], the layer was given {tuple(x.shape)}",
+                where=self.key,
+                fix="Leave this module out of target_modules",
+            )
+        config, call = self.configs[name], self.routing.current()
+        index, weight = self.route(name, config, call, x)
+        fc = self.smolora_fc.get(name)
+        sizes = config.bank_sizes
+        return RoutedExperts.apply(
+            x,
+            out,
+            self.smolora_A[name],
+            self.smolora_B[name],
+            fc,
+            weight,
+            index,
+            next(iter(sizes.values())),
+            self.scaling[name],
+        )
+
+    def route(
+        self, name: str, config: SMoLoraConfig, call: RoutingCall, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Expert indices [B, banks] into the stacked weights, and weights of one that carry the gates' gradient."""
+        shared = call.shared.get(name)
+        if shared is not None:
+            return expand(shared, x.shape[0]), None
+        key = (name, self.key)
+        if not torch.is_grad_enabled() and key in call.routes:
+            return call.routes[key], None
+        learns = config.router == "straight_through" and torch.is_grad_enabled()
+        columns, weights, offset = [], [], 0
+        with torch.set_grad_enabled(learns):
+            for bank, size in config.bank_sizes.items():
+                gate = getattr(self, f"smolora_gate_{bank}")[name]
+                # Routing reads the representation, it does not shape it: the gate's gradient stops here.
+                read = call.pool(x.detach(), config.pool) if bank == "visual" else call.instruction(x.shape[0])
+                logits = read.to(gate.dtype) @ gate.T
+                column = logits.argmax(1)
+                if learns:
+                    chosen = torch.softmax(logits, -1).gather(1, column.unsqueeze(1))
+                    weights.append(1 + chosen - chosen.detach())
+                columns.append(column + offset)
+                offset += size
+        index = call.routes[key] = torch.stack(columns, 1)
+        return index, torch.cat(weights, 1).to(x.dtype) if learns else None

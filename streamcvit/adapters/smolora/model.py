@@ -1,0 +1,100 @@
+"""SMoLoRA as a PEFT tuner."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from streamcvit.adapters.prototypes import Prototypes
+from streamcvit.adapters.routing import RoutingCall, RoutingInputs
+from streamcvit.adapters.smolora.layer import SMoLoraLayer
+from streamcvit.adapters.tuner import ExpertTuner
+from streamcvit.errors import UserError
+
+
+class SMoLoraModel(ExpertTuner):
+    """Adapts a model's linears with SMoLoRA; holds the prototypes, which all layers of an adapter share."""
+
+    prefix = "smolora_"
+    tuner_layer_cls = SMoLoraLayer
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Adapt `model`; PEFT calls this for the first adapter and for every further one."""
+        self._add_prototypes(adapter_name, next(model.parameters()).device)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _add_prototypes(self, adapter_name: str, device: torch.device) -> None:
+        if "smolora_prototypes_visual" not in self._modules:
+            self.smolora_prototypes_visual = nn.ModuleDict()
+            self.smolora_prototypes_instruction = nn.ModuleDict()
+        config: Any = self.peft_config[adapter_name]
+        if config.router != "prototype":
+            return
+        dims: dict[str, Any] = {"visual": config.visual_dim, "instruction": config.instruction_dim}
+        thresholds = {"visual": config.spawn_below_visual, "instruction": config.spawn_below_instruction}
+        for bank, size in config.bank_sizes.items():
+            prototypes = Prototypes(
+                size, dims[bank], thresholds[bank], standardise=bank == "visual", warmup=config.visual_warmup
+            )
+            self.prototypes(bank)[adapter_name] = prototypes.to(device)
+
+    def prototypes(self, bank: str) -> nn.ModuleDict:
+        """Prototypes of a bank by adapter name."""
+        return getattr(self, f"smolora_prototypes_{bank}")
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter and its prototypes."""
+        super().delete_adapter(adapter_name)
+        for bank in ("visual", "instruction"):
+            if adapter_name in self.prototypes(bank):
+                del self.prototypes(bank)[adapter_name]
+
+    def _begin(self, call: RoutingCall) -> None:
+        for name in self.active_adapters:
+            config: Any = self.peft_config[name]
+            if config.router == "prototype":
+                call.shared[name] = self.decide(name, call.inputs, call.learning)
+
+    def decide(self, name: str, inputs: RoutingInputs, learning: bool) -> torch.Tensor:
+        """Routes [B, banks] of adapter `name`, as indices into the stacked experts."""
+        config: Any = self.peft_config[name]
+        if inputs.routes is not None:
+            return inputs.routes
+        columns, offset = [], 0
+        for bank, size in config.bank_sizes.items():
+            features = getattr(inputs, bank)
+            if features is None:
+                raise UserError(
+                    f"the prototype router needs the {bank} feature of each sample",
+                    fix=f"Pass routing=RoutingInputs({bank}=...), or configure banks or another router",
+                )
+            prototypes: Any = self.prototypes(bank)[name]
+            columns.append((prototypes.learn(features) if learning else prototypes.assign(features)) + offset)
+            offset += size
+        return torch.stack(columns, 1)
+
+    def _end(self, call: RoutingCall) -> None:
+        if not call.learning:
+            return
+        for name in self.active_adapters[:1]:
+            config: Any = self.peft_config[name]
+            taken = (
+                [call.shared[name]] if name in call.shared else [r for (n, _), r in call.routes.items() if n == name]
+            )
+            if not taken:
+                continue
+            routes, offset = torch.cat(taken), 0
+            for column, (bank, size) in enumerate(config.bank_sizes.items()):
+                experts = torch.arange(offset, offset + size, device=routes.device)
+                counts = (routes[:, column].unsqueeze(1) == experts).sum(0)
+                before = self._usage.get(bank)
+                self._usage[bank] = counts if before is None or before.shape != counts.shape else before + counts
+                offset += size
+
+    def step(self) -> None:
+        """Move the prototypes."""
+        for prototypes in chain(self.smolora_prototypes_visual.values(), self.smolora_prototypes_instruction.values()):
+            prototypes.step()  # type: ignore[operator]

@@ -1,0 +1,261 @@
+"""What all routed tuners share: their place in PEFT, the routing context, and refusing what routing forbids."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from streamcvit.adapters.routing import RoutingCall, RoutingContext
+from streamcvit.errors import UserError
+
+
+def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+    """Make a tuner known to PEFT under `name`; its configuration's `peft_type` is the name in capitals."""
+    peft_type(name.upper())
+    register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=f"{name}_")
+
+
+def peft_type(name: str) -> PeftType:
+    """The member of PEFT's type enumeration called `name`, added where PEFT has none (it offers no call for that)."""
+    if name not in PeftType.__members__:
+        member = str.__new__(PeftType, name)
+        member._name_ = member._value_ = name
+        PeftType._member_names_.append(name)
+        PeftType._member_map_[name] = member
+        PeftType._value2member_map_[name] = member
+        type.__setattr__(PeftType, name, member)
+    return PeftType[name]
+
+
+@dataclass
+class ExpertConfig(PeftConfig):
+    """Options every routed tuner has.
+
+    Args:
+        r: rank of ONE expert.
+        lora_alpha: scaling times the total rank, r * number of experts; None for a scaling of 2, the published one.
+        target_modules: names or a regular expression, as in PEFT's LoRA; language-model linears only.
+        exclude_modules: the same, for modules to leave out.
+        layers_to_transform: layer indices to adapt; None for all.
+        layers_pattern: name of the layer list, with `layers_to_transform`.
+        modules_to_save: other modules to train and save whole.
+        init_weights: start B at zero, so that the adapted model starts as the base model; False draws it, for tests.
+        seed: of the routers' initial weights, which do not depend on the global generator.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of one expert"})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Scaling times total rank; None for scaling 2"})
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
+    seed: int = 0
+
+    type_name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_type(self.type_name)
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.r < 1 or self.total_experts < 1:
+            raise UserError("an adapter needs at least one expert of rank 1 or more", where=type(self).__name__)
+
+    @property
+    def total_experts(self) -> int:
+        """Number of experts over all banks."""
+        raise UserError("this configuration names no experts", where=type(self).__name__)
+
+    @property
+    def scaling(self) -> float:
+        """Factor on the experts' output: lora_alpha over the total rank."""
+        return 2.0 if self.lora_alpha is None else self.lora_alpha / (self.r * self.total_experts)
+
+
+class ExpertLayer(nn.Module, BaseTunerLayer):
+    """A linear layer with a bank of low-rank experts: A [E, r, I], B [E, r, O] (B transposed, ready to be gathered).
+
+    Subclasses name their parameters in `adapter_layer_names`, make them in `update_layer` and add the experts' output
+    in `mix`.
+    """
+
+    other_param_names: tuple[str, ...] = ("r", "scaling")
+    in_features: int
+    out_features: int
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: Any, routing: RoutingContext, key: str
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        base: Any = self.get_base_layer()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter_name
+        self.routing, self.key = routing, key
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: Any) -> None:
+        """Add the weights of an adapter."""
+        self.r[adapter_name], self.scaling[adapter_name] = config.r, config.scaling
+        for name, parameter in self.new_parameters(config).items():
+            getattr(self, name)[adapter_name] = parameter
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def new_parameters(self, config: Any) -> dict[str, nn.Parameter]:
+        """Fresh weights by attribute name."""
+        raise UserError("this layer has no weights", where=type(self).__name__)
+
+    def new_experts(self, config: ExpertConfig, experts: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """A as LoRA starts it and B at zero (or drawn)."""
+        a = nn.init.kaiming_uniform_(torch.empty(experts * config.r, self.in_features), a=5**0.5)
+        b = torch.zeros(experts, config.r, self.out_features)
+        if not config.init_weights:
+            nn.init.normal_(b, std=config.r**-0.5)
+        return nn.Parameter(a.view(experts, config.r, self.in_features)), nn.Parameter(b)
+
+    def new_router(self, config: ExpertConfig, label: str, *shape: int) -> nn.Parameter:
+        """Uniform in +-1/sqrt(last dimension), as a linear layer starts; drawn from the seed and this layer's name."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{self.key}/{label}".encode()))
+        return nn.Parameter((torch.rand(*shape, generator=generator) * 2 - 1) * shape[-1] ** -0.5)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The base layer's output plus that of the active adapters; x [B, S, I]."""
+        out = self.base_layer(x, *args, **kwargs)
+        if self._disable_adapters:
+            return out
+        for name in self.active_adapters:
+            if name in self.r:
+                out = self.mix(name, x, out)
+        return out
+
+    def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """`out` plus the output of adapter `name` for x."""
+        raise UserError("this layer has no experts", where=type(self).__name__)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: see `merge_error`."""
+        raise merge_error()
+
+    def unmerge(self) -> None:
+        """Refused: see `merge_error`."""
+        raise merge_error()
+
+
+def merge_error() -> UserError:
+    """The answer to every request to merge."""
+    return UserError(
+        "experts cannot be merged into the base weights: which expert acts depends on the input",
+        fix="Keep the adapter as it is, or drop it with unload()",
+    )
+
+
+class ExpertTuner(BaseTuner):
+    """PEFT plumbing of a routed tuner; subclasses set `prefix` and `tuner_layer_cls`.
+
+    Attributes:
+        routing: the context all layers share.
+    """
+
+    target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    needs_routing: ClassVar[bool] = True
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        if "routing" not in self.__dict__:
+            self.routing = RoutingContext(self._begin, self._end)
+            self._usage: dict[str, torch.Tensor] = {}
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer_cls: Any = self.tuner_layer_cls
+        if isinstance(target, layer_cls):
+            target.update_layer(adapter_name, peft_config)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not isinstance(base, nn.Linear):
+            raise UserError(
+                f"only linear layers can be adapted, this is a {type(base).__name__}",
+                where=current_key,
+                fix="Narrow target_modules",
+            )
+        layer = layer_cls(target, adapter_name, peft_config, self.routing, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # PEFT puts the cast tensors into the ParameterDict as new parameters, which makes frozen ones trainable.
+        layers = [module for module in self.model.modules() if isinstance(module, ExpertLayer)]
+        trained = [[p.requires_grad for p in layer.parameters()] for layer in layers]
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer, flags in zip(layers, trained, strict=True):
+            for parameter, flag in zip(layer.parameters(), flags, strict=True):
+                parameter.requires_grad_(flag)
+
+    def _check_merge_allowed(self) -> None:
+        raise merge_error()
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT calls this around forward and generate with the caller's keywords."""
+        inputs = kwargs.get("routing")
+        if inputs is None:
+            yield
+            return
+        with self.routing.using(inputs, learning=self.training and torch.is_grad_enabled()):
+            yield
+
+    def _begin(self, call: RoutingCall) -> None:
+        """Decide routes that all layers share."""
+
+    def _end(self, call: RoutingCall) -> None:
+        """Count the routes of a training call."""
+
+    def step(self) -> None:
+        """Apply what routers learned from the batches since the last optimizer step."""
+
+    def usage(self, reset: bool) -> dict[str, list[float]]:
+        """Share of routed samples per bank and expert; see `expert_usage`."""
+        shares = {bank: (counts / counts.sum()).tolist() for bank, counts in self._usage.items() if counts.any()}
+        if reset:
+            self._usage = {}
+        return shares
+
+
+def _accept_routing(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    if isinstance(child, ExpertTuner) and isinstance(parent, PeftModel):
+        parent.special_peft_forward_args = parent.special_peft_forward_args | {"routing"}
+
+
+# PeftModel drops the keywords it lists before it calls the base model, and a tuner is never told which PeftModel holds
+# it; torch tells us when one takes a tuner in.
+register_module_module_registration_hook(_accept_routing)
