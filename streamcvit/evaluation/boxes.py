@@ -70,19 +70,19 @@ def read_boxes(text: str, size: Sequence[float] | None = None, unit: str | None 
         yield across[0] / scale[0], down[0] / scale[1], across[1] / scale[0], down[1] / scale[1]
 
 
-def reference_box(box: Any, size: Sequence[float] | None, where: str) -> Box:
-    """The box of a reference: a list of four numbers or text, in shares of the picture or in pixels of `size`.
+def reference_box(box: Any, size: Sequence[float] | None, unit: str | None, where: str) -> Box:
+    """The box of a reference: a list of four numbers or text, in `unit`, else in 0..1 or, above 1, in pixels.
 
     Raises:
-        UserError: it holds no box, or pixels without a size.
+        UserError: it holds no box, pixels without a size, or an unknown unit.
     """
+    if unit is not None and unit not in UNITS:
+        raise UserError(f"unknown box_unit {unit!r}", where=where, fix=f"Use one of {', '.join(UNITS)}")
     text = box if isinstance(box, str) else str(list(box) if isinstance(box, Sequence) else box)
     four = _four(text)
-    values = [value for value, _ in four] if four else []
-    if four and max(values) > 1.0:
-        found = list(read_boxes(text, size, "pixels")) if size is not None else []
-    else:
-        found = list(read_boxes(text))
+    if four and unit is None:
+        unit = "unit" if max(value for value, _ in four) <= 1.0 else "pixels"
+    found = list(read_boxes(text, size, unit))
     if not found:
         raise UserError(
             f"the reference box {text!r} cannot be read",

@@ -16,7 +16,7 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation import boxes
 from streamcvit.evaluation.caption import cider_d, longest_in_order, words
 from streamcvit.evaluation.ptb import ptb_tokenise
-from streamcvit.evaluation.text import flatten, parse_number, same_answer, vqa_official
+from streamcvit.evaluation.text import bare, flatten, parse_number, same_answer, vqa_official
 
 Scorer = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
 RowRule = Callable[[str, Sample], float]
@@ -92,24 +92,22 @@ def _classification(prediction: str, sample: Sample) -> float:
     return float(any(same_answer(prediction, name) for name in names))
 
 
-_LETTER = re.compile(r"\(?([A-Za-z])(?:\)|[.:)])?(?:\s+(?P<text>.*))?", re.DOTALL)
+_LETTER = re.compile(r"\(?([A-Za-z])(\)|[.:]|\b)\s*(.*)", re.DOTALL)
 
 
 def _chosen(text: str, choices: Sequence[str]) -> int | None:
     """Index of the option that an answer names by letter, by its text, or by both."""
-    text = text.strip()
     for index, choice in enumerate(choices):
-        if same_answer(text, choice):
+        if bare(text) == bare(choice) != "":
             return index
-    found = _LETTER.fullmatch(text)
-    if not found:
-        return None
-    index, rest = ord(found[1].upper()) - ord("A"), found["text"]
-    if choices and index >= len(choices):
-        return None
-    if rest and not (index < len(choices) and same_answer(rest, choices[index])):
-        return None
-    return index
+    found = _LETTER.fullmatch(text.strip())
+    letter, mark, rest = found.groups() if found else ("", "", "")
+    index = ord(letter.upper()) - ord("A") if letter else len(choices)
+    if letter and (mark or not rest) and (not choices or index < len(choices)):
+        agrees = not rest or (index < len(choices) and same_answer(rest, choices[index]))
+        return index if agrees else None
+    # Here "A cat" is the option "cat": an article is no letter.
+    return next((index for index, choice in enumerate(choices) if same_answer(text, choice)), None)
 
 
 def _choice(prediction: str, sample: Sample) -> float:
@@ -143,14 +141,11 @@ _HALF = 0.5 - 1e-9
 def _grounding(prediction: str, sample: Sample) -> float:
     """IoU of 0.5 or more with `meta["answer_bbox"]` or the first answer; formats as `boxes.read_boxes`.
 
-    `meta["size"]` is [width, height] in pixels; `meta["box_unit"]` pins what the prediction's numbers are.
+    `meta["size"]` is [width, height] in pixels. `meta["box_unit"]` says what the numbers of reference and prediction
+    are; without it those up to 1 are shares of the picture.
     """
     size, unit = sample.meta.get("size"), sample.meta.get("box_unit")
-    if unit is not None and unit not in boxes.UNITS:
-        raise UserError(
-            f"unknown box_unit {unit!r}", where=sample.sample_id, fix=f"Use one of {', '.join(boxes.UNITS)}"
-        )
-    truth = boxes.reference_box(sample.meta.get("answer_bbox", sample.answer), size, sample.sample_id)
+    truth = boxes.reference_box(sample.meta.get("answer_bbox", sample.answer), size, unit, sample.sample_id)
     return float(any(boxes.iou(box, truth) >= _HALF for box in boxes.read_boxes(prediction, size, unit)))
 
 

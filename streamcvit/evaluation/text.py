@@ -77,10 +77,11 @@ def same_answer(prediction: str, reference: str) -> bool:
     normal = vqa_normalise(prediction)
     if normal:
         return normal == vqa_normalise(reference)
-    return _bare(prediction) == _bare(reference) != ""
+    return bare(prediction) == bare(reference) != ""
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
+    """A text in lower case without punctuation and blanks at its ends."""
     return text.casefold().strip(string.punctuation + string.whitespace)
 
 
