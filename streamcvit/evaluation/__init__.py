@@ -6,15 +6,36 @@ from streamcvit.evaluation.matrix import Summary, compare, summarise
 from streamcvit.evaluation.scorers import SCORERS, Scorer
 from streamcvit.evaluation.strcvit import STRCVIT_SCORERS
 
+if TYPE_CHECKING:
+    from streamcvit.evaluation.evaluator import Disagreement, Evaluator, Predictions
+    from streamcvit.evaluation.generate import Generator
+
+_HOME = {
+    "Disagreement": "evaluator",
+    "Evaluator": "evaluator",
+    "Generator": "generate",
+    "Predictions": "evaluator",
+}
+
 __all__ = [
     "FOLLOW_RULES",
     "SCORERS",
     "STRCVIT_SCORERS",
+    "Disagreement",
     "Estimate",
+    "Evaluator",
     "FollowRule",
+    "Generator",
+    "Predictions",
     "Scorer",
     "Summary",
     "bootstrap_mean",
     "compare",
     "summarise",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

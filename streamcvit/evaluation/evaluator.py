@@ -1,0 +1,134 @@
+"""Answers to the evaluation sets, task by task, from whatever adapter the model holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamcvit.adapters import InstructionEncoder
+from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.errors import UserError
+from streamcvit.evaluation.generate import Generator, Request
+from streamcvit.models.base import Base
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered.
+
+    Attributes:
+        task: the task asked.
+        sample_ids: one a request, in the evaluation set's order.
+        texts: the answers, in the same order.
+        seconds: wall time of the answering, preparation left out.
+    """
+
+    task: str
+    sample_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A request that a batch and batch size 1 answer differently."""
+
+    sample_id: str
+    batched: str
+    alone: str
+
+
+class Evaluator:
+    """Keeps evaluation sets tokenised and their images encoded, and answers them with any adapter on one base.
+
+    Args:
+        base: the loaded base model.
+        tasks: how each task is answered, by name.
+        eval_samples: task -> its evaluation set.
+        batch_size: prompts decoded together.
+        instruction_encoder: as the learner's; None makes one from the base model's embeddings.
+        cache_bytes: image features kept at most.
+
+    Raises:
+        UserError: an evaluation set of an unknown task.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        tasks: Mapping[str, TaskSpec],
+        eval_samples: Mapping[str, Sequence[Sample]],
+        batch_size: int = 64,
+        instruction_encoder: InstructionEncoder | None = None,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        if unknown := sorted(set(eval_samples) - set(tasks)):
+            raise UserError(f"an evaluation set belongs to no task: {unknown[0]}", fix="Name it as its task is named")
+        self.base, self.tasks = base, dict(tasks)
+        self.samples = {task: tuple(samples) for task, samples in eval_samples.items()}
+        self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes)
+        self._requests: dict[str, list[Request]] = {}
+
+    def requests(self, task: str) -> list[Request]:
+        """The task's requests, prepared on first use and kept.
+
+        Raises:
+            UserError: no evaluation set of that task.
+        """
+        if task not in self._requests:
+            if not self.samples.get(task):
+                raise UserError(f"there is no evaluation set for task {task!r}", fix="Add one to the stream's eval/")
+            self._requests[task] = self.generator.prepare(self.samples[task])
+        return self._requests[task]
+
+    def evaluate(
+        self, model: Any, task: str, limit: int | None = None, seed: int = 0, batch_size: int | None = None
+    ) -> Predictions:
+        """Answers a task's evaluation set, or a probe of it.
+
+        Args:
+            model: the base's model, or a PEFT model around it. It is put into eval mode for the time being.
+            task: which evaluation set.
+            limit: answer only so many, drawn without replacement by `seed` and task: the same ones every time.
+            seed: of the probe.
+            batch_size: another one than the evaluator's.
+        """
+        requests = self.requests(task)
+        chosen = self._probe(task, limit, seed)
+        training = bool(getattr(model, "training", False))
+        model.eval()
+        try:
+            start = time.perf_counter()
+            texts = self.generator.answer(
+                model, [requests[i] for i in chosen], self.tasks[task].max_new_tokens, batch_size
+            )
+            seconds = time.perf_counter() - start
+        finally:
+            model.train(training)
+        ids = tuple(requests[i].sample.sample_id for i in chosen)
+        return Predictions(task, ids, tuple(texts), seconds)
+
+    def audit(self, model: Any, task: str, n: int = 8, seed: int = 0) -> list[Disagreement]:
+        """Answers a seeded sample of requests in batches and one by one, and says where the two differ.
+
+        An empty list is what correct code gives, up to ties that rounding breaks.
+        """
+        batched = self.evaluate(model, task)
+        alone = self.evaluate(model, task, limit=n, seed=seed, batch_size=1)
+        texts = dict(zip(batched.sample_ids, batched.texts, strict=True))
+        return [
+            Disagreement(sample_id, texts[sample_id], text)
+            for sample_id, text in zip(alone.sample_ids, alone.texts, strict=True)
+            if texts[sample_id] != text
+        ]
+
+    def _probe(self, task: str, limit: int | None, seed: int) -> list[int]:
+        total = len(self.samples[task])
+        if limit is None or limit >= total:
+            return list(range(total))
+        rng = np.random.default_rng([seed, *task.encode()])
+        return sorted(rng.choice(total, size=limit, replace=False).tolist())

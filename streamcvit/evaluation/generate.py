@@ -1,0 +1,209 @@
+"""Answers from a model: requests tokenised once, images encoded once, batches of like length, greedy decoding."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from streamcvit.adapters import InstructionEncoder, RoutingInputs, tuner_of
+from streamcvit.data.sample import Sample
+from streamcvit.evaluation.decode import greedy
+from streamcvit.models.base import Base
+from streamcvit.models.batch import ModelInputs
+from streamcvit.models.vision import encode_images, join_features, text_tensors
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, tokenised and without padding.
+
+    Attributes:
+        sample: what is asked.
+        key: SHA-256 of its image's bytes.
+        tokens: per-token tensors [n] by the model's keyword (`input_ids`, token types ...).
+        image: per-image tensors by keyword (`image_grid_thw` ...), without pixels.
+        image_mask, prompt_mask: [n] bool, as in `ModelInputs`.
+    """
+
+    sample: Sample
+    key: str
+    tokens: dict[str, torch.Tensor]
+    image: dict[str, torch.Tensor]
+    image_mask: torch.Tensor
+    prompt_mask: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_mask)
+
+
+class Generator:
+    """Answers requests in batches; what a request is answered does not depend on its batch.
+
+    Args:
+        base: the base model; its vision tower is frozen, so that image features hold for every adapter.
+        instruction_encoder: embeds instructions for routed adapters; None makes one from the model's own embeddings
+            when a routed adapter first comes along.
+        batch_size: prompts decoded together.
+        cache_bytes: image features are kept up to this many bytes; what does not fit is encoded again each time.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        instruction_encoder: InstructionEncoder | None = None,
+        batch_size: int = 64,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        self.base = base
+        self.batch_size = batch_size
+        self.cache_bytes = cache_bytes
+        self._encoder = instruction_encoder
+        self._features: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._held_bytes = 0
+        self._layout: Any = None
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Request]:
+        """Tokenises samples, and encodes the images not seen before, batch by batch.
+
+        Raises:
+            UnusableSamples: as `Collator.prompts`.
+        """
+        requests: list[Request] = []
+        for start in range(0, len(samples), self.batch_size):
+            part = samples[start : start + self.batch_size]
+            inputs = self.base.collator.prompts(part)
+            keys = [hashlib.sha256(sample.image).hexdigest() for sample in part]
+            requests += _split(part, keys, inputs)
+            if any(key not in self._features for key in keys) and self._held_bytes < self.cache_bytes:
+                self._encode(inputs.to(self.base.device), keys)
+        return requests
+
+    def answer(
+        self, model: Any, requests: Sequence[Request], max_new_tokens: int, batch_size: int | None = None
+    ) -> list[str]:
+        """The text of each request's answer, in the requests' order.
+
+        Args:
+            model: the base model, or a PEFT model around it, in eval mode.
+            requests: from `prepare`.
+            max_new_tokens: decoding stops there at the latest.
+            batch_size: another one than the generator's.
+        """
+        size = batch_size or self.batch_size
+        texts = [""] * len(requests)
+        # Like lengths together: less padding to compute, and the order is the same each time.
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i]), i))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            answers = self._answer_batch(model, [requests[i] for i in rows], max_new_tokens)
+            for i, text in zip(rows, answers, strict=True):
+                texts[i] = text
+        return texts
+
+    def _answer_batch(self, model: Any, requests: list[Request], max_new_tokens: int) -> list[str]:
+        collator, device = self.base.collator, self.base.device
+        inputs = _join(requests, collator.pad_token_id).to(device)
+        vision, pooled = self._vision(requests)
+        routing = None
+        tuner = tuner_of(model)
+        if tuner is not None and tuner.needs_routing:
+            routing = RoutingInputs(
+                instruction=self.encoder.encode(inputs.instructions).to(device),
+                visual=pooled,
+                image_mask=inputs.image_mask,
+                prompt_mask=inputs.prompt_mask,
+            )
+        stops = set(collator.stop_ids) | _eos(self.base.model)
+        tokens = greedy(
+            model, text_tensors(inputs), vision, max_new_tokens, stops, collator.pad_token_id, routing=routing
+        )
+        return collator.decode(_until_stop(tokens.tolist(), stops))
+
+    @property
+    def encoder(self) -> InstructionEncoder:
+        """Embeds instructions."""
+        if self._encoder is None:
+            self._encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
+        return self._encoder
+
+    def _vision(self, requests: list[Request]) -> tuple[Any, torch.Tensor]:
+        """Encoder outputs and pooled features [B, D] of the requests' images."""
+        missing = {r.key: r.sample for r in requests if r.key not in self._features}
+        found = dict(self._features)
+        if missing:
+            inputs = self.base.collator.prompts(list(missing.values())).to(self.base.device)
+            found |= self._encode(inputs, list(missing))
+        outputs = join_features([found[r.key][0] for r in requests], self._layout)
+        return outputs, torch.stack([found[r.key][1] for r in requests])
+
+    def _encode(self, inputs: ModelInputs, keys: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        vision = encode_images(self.base.model, inputs)
+        if self._layout is None:
+            self._layout = join_features(vision.features[:1], vision.outputs)
+        found = {key: (f, p) for key, f, p in zip(keys, vision.features, vision.pooled, strict=True)}
+        for key, (features, pooled) in found.items():
+            size = features.numel() * features.element_size() + pooled.numel() * 4
+            if key not in self._features and self._held_bytes + size <= self.cache_bytes:
+                # Clones: a view would keep the whole batch's features alive.
+                self._features[key] = (features.clone(), pooled.clone())
+                self._held_bytes += size
+        return found
+
+
+def _eos(model: Any) -> set[int]:
+    """End tokens that the model's generation config names."""
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+
+
+def _until_stop(rows: list[list[int]], stops: set[int]) -> list[list[int]]:
+    return [row[: next((k for k, token in enumerate(row) if token in stops), len(row))] for row in rows]
+
+
+def _split(samples: Sequence[Sample], keys: list[str], inputs: ModelInputs) -> list[Request]:
+    """One request a sample, cut out of a padded batch."""
+    shape = inputs.image_mask.shape
+    text = text_tensors(inputs)
+    is_token = {name: tensor.shape == shape for name, tensor in text.items()}
+    requests = []
+    for i, (sample, key) in enumerate(zip(samples, keys, strict=True)):
+        held = inputs.tensors["attention_mask"][i].bool()
+        requests.append(
+            Request(
+                sample,
+                key,
+                {name: tensor[i][held] for name, tensor in text.items() if is_token[name] and name != "attention_mask"},
+                {name: tensor[i] for name, tensor in text.items() if not is_token[name]},
+                inputs.image_mask[i][held],
+                inputs.prompt_mask[i][held],
+            )
+        )
+    return requests
+
+
+def _join(requests: list[Request], pad_id: int) -> ModelInputs:
+    """A left-padded batch of requests, without pixels."""
+    width = max(len(request) for request in requests)
+
+    def pad(rows: list[torch.Tensor], fill: int = 0) -> torch.Tensor:
+        out = rows[0].new_full((len(rows), width), fill)
+        for i, row in enumerate(rows):
+            out[i, width - len(row) :] = row
+        return out
+
+    names = requests[0].tokens
+    tensors = {name: pad([r.tokens[name] for r in requests], pad_id if name == "input_ids" else 0) for name in names}
+    tensors["attention_mask"] = pad([torch.ones(len(r), dtype=torch.long) for r in requests])
+    tensors |= {name: torch.stack([r.image[name] for r in requests]) for name in requests[0].image}
+    image_mask = pad([r.image_mask for r in requests])
+    return ModelInputs(
+        tensors,
+        torch.zeros_like(image_mask),
+        pad([r.prompt_mask for r in requests]),
+        image_mask,
+        tuple(r.sample.instruction for r in requests),
+    )
