@@ -23,7 +23,7 @@ class Section(BaseModel):
 class TaskFiles(Section):
     """Where one task's samples lie and how it is judged (source `files`)."""
 
-    train: str = Field(description="training file, relative to stream.data")
+    train: str = Field("", description="training file, relative to stream.data; empty: tested only")
     test: str = Field(description="test file, relative to stream.data")
     format: str = Field("llava", description="format of the training file, a name in streamcvit.data.formats.FORMATS")
     test_format: str = Field("qa", description="format of the test file")
@@ -33,6 +33,10 @@ class TaskFiles(Section):
     follow: str = Field("single_word", description="instruction-following rule, a name in FOLLOW_RULES")
     max_new_tokens: int = Field(16, ge=1, le=4096)
     in_average: bool = True
+    instructions: list[str] = Field(
+        default_factory=list, description="wordings, where a prompt's last line is not the instruction"
+    )
+    wording: Literal["given", "single", "drawn"] = "given"
 
 
 class ScenarioConfig(Section):

@@ -15,7 +15,6 @@ from streamcvit.cluster.folder import machine, versions
 from streamcvit.cluster.session import needed_mib
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
-from streamcvit.models.base import weight_bytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def findings() -> Iterator[Finding]:
             f"CUDA: no device (torch built for CUDA: {built}); runs go on the CPU", False, _CUDA, needed=False
         )
     free = psutil.virtual_memory().available // 2**20
-    need = needed_mib(RunConfig(), weight_bytes("embedded"))
+    need = needed_mib(RunConfig(), 5 << 20)
     yield Finding(
         f"memory: {free} MiB free, the demo needs about {need}", free >= need, "Close programs, or use --local"
     )

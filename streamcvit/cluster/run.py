@@ -15,7 +15,7 @@ from streamcvit.cluster.stream import prepare_stream
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
-from streamcvit.models.base import weight_bytes
+from streamcvit.models.base import fetch, weight_files
 from streamcvit.monitoring.report import write_report
 from streamcvit.monitoring.terminal import LiveView
 
@@ -40,7 +40,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, vie
     """
     folder = config.folder()
     _check_folder(config, folder, resume)
-    size = weight_bytes(config.model.name_or_path)
+    size = sum(file.stat().st_size for file in weight_files(fetch(config.model.name_or_path)))
     index = prepare_stream(config, folder / "stream")
     stream = str((folder / "stream").absolute())
     # Every process of the run sees the same folder, whatever its working directory.

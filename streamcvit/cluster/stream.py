@@ -15,6 +15,8 @@ from streamcvit.data.shards import write_stream
 from streamcvit.data.taskfiles import TaskData, load_tasks
 from streamcvit.errors import UserError
 
+DEFAULT_PER_CHUNK = 480
+
 
 def plan_of(config: RunConfig) -> Plan:
     """The chunk x task table of a config's stream, without writing anything."""
@@ -60,14 +62,17 @@ def _embedded_plan(config: RunConfig) -> Plan:
     if scenario.preset != "embedded":
         available = dict.fromkeys(embedded.TASKS, 10**9)
         return _by_name(config, available)
-    per_chunk = scenario.samples_per_chunk or embedded.SAMPLES_PER_CHUNK
+    per_chunk = scenario.samples_per_chunk or DEFAULT_PER_CHUNK
     return Plan(tuple(embedded.TASKS), embedded.chunk_plan(scenario.chunks, per_chunk, config.seed))
 
 
 def _fit(config: RunConfig, available: dict[str, int]) -> Plan:
     """A named plan for these tasks; asked for no number of samples, it uses each of them exactly once."""
+    scenario = config.stream.scenario
     plan = _by_name(config, available)
-    return plan if config.stream.scenario.samples_per_chunk else scale_plan(plan, available, exhaust=True)
+    if scenario.preset in PRESETS:
+        return scale_plan(plan, available)  # a published mixture stays as published, or shrinks by one factor
+    return plan if scenario.samples_per_chunk else scale_plan(plan, available, exhaust=True)
 
 
 def _by_name(config: RunConfig, available: dict[str, int]) -> Plan:
