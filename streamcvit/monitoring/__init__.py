@@ -6,6 +6,18 @@ Nothing here imports torch, ray, learning or evaluation: it reads run folders an
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.metrics import BucketCounts, MetricStore
 from streamcvit.monitoring.record import RunRecord, find_runs
+from streamcvit.monitoring.report import render_report, write_report
 from streamcvit.monitoring.terminal import LiveView, results_table
 
-__all__ = ["BucketCounts", "LiveView", "MetricStore", "RunRecord", "Server", "find_runs", "results_table", "serve"]
+__all__ = [
+    "BucketCounts",
+    "LiveView",
+    "MetricStore",
+    "RunRecord",
+    "Server",
+    "find_runs",
+    "render_report",
+    "results_table",
+    "serve",
+    "write_report",
+]

@@ -165,7 +165,9 @@ def _write_ledger(folder: Path, method: str, tasks: tuple, plan: np.ndarray, mat
     position = 0
     for k in range(len(matrix)):
         drawn = rng.permutation(np.repeat(np.arange(len(tasks)), plan[k]))
-        ease = np.linspace(0.0, 1.0, len(drawn)) * matrix[k, drawn] / 100
+        before = matrix[k - 1, drawn] if k else 0.3 * matrix[0, drawn]
+        learned = np.linspace(0.0, 1.0, len(drawn))
+        ease = (before * (1 - learned) + matrix[k, drawn] * learned) / 100
         rows = {
             "position": np.arange(position, position + len(drawn)),
             "sample_id": [f"s{position + j}" for j in range(len(drawn))],

@@ -1,0 +1,177 @@
+"""The report: one HTML file that holds everything it shows and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from streamcvit.errors import UserError
+from streamcvit.monitoring import sections
+from streamcvit.monitoring.record import METRICS, UNTRAINED, UPPER_BOUNDS, RunRecord, in_order, labels_of
+
+PALETTE = 7
+"""Distinct colours for compared runs; with more runs they repeat, and markers tell them apart."""
+
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+    "img-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+def write_report(folders: Sequence[Path | str], out: Path | str, title: str = "streamcvit report") -> Path:
+    """Write a report that compares runs, finished or in progress.
+
+    Args:
+        folders: run folders, one a run.
+        out: the HTML file to write; replaced in one step, so that a reader never sees half of it.
+        title: heading of the page.
+
+    Returns:
+        the file written.
+
+    Raises:
+        UserError: a folder is no run's, or the file cannot be written.
+    """
+    out = Path(out)
+    page = render_report([RunRecord.load(folder) for folder in folders], title)
+    half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        half.write_text(page, encoding="utf-8")
+        half.replace(out)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write the report ({error.strerror})", where=str(out), fix="Give another path"
+        ) from None
+    return out
+
+
+def render_report(records: Sequence[RunRecord], title: str = "streamcvit report", refresh: int = 0) -> str:
+    """The report's HTML.
+
+    Args:
+        records: runs to show, one or more.
+        title: heading of the page.
+        refresh: seconds after which the page loads itself again (a live page); 0 for never.
+
+    Raises:
+        UserError: there is no run.
+    """
+    if not records:
+        raise UserError("there is no run to report on", fix="Give one run folder or more")
+    ordered = in_order(list(records))
+    runs = list(zip(labels_of(ordered), ordered, strict=True))
+    templates = files("streamcvit.monitoring") / "templates"
+    script, style = ((templates / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    # The page's own script is allowed by its digest; any other, however it got in, is not run.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((templates / "report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        refresh=refresh,
+        policy=_POLICY.format(digest=digest),
+        script=Markup(script),
+        style=Markup(style),
+        **_view(runs),
+    )
+
+
+def _view(runs: sections.Records) -> dict[str, Any]:
+    first = runs[0][1]
+    following_chart, following_heat = sections.following(runs)
+    timing_charts, timing_totals = sections.timing(runs)
+    return {
+        "runs": [
+            {"run": i, "label": label, "color": color}
+            for i, ((label, _), color) in enumerate(zip(runs, _colours(runs), strict=True))
+        ],
+        "active": _leading(runs),
+        "facts": _facts(runs),
+        "metrics": [(*sections.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
+        "same_plan": sections.same_plan(runs),
+        "headline": sections.headline(runs),
+        "findings": sections.findings(runs),
+        "latex": sections.latex_table(runs),
+        "csv": sections.csv_table(runs),
+        "plan": sections.plan_heat(first) if first.plan.size else None,
+        "stream_charts": sections.stream_charts(runs),
+        "task_charts": sections.task_charts(runs),
+        "forgetting_charts": sections.forgetting_charts(runs),
+        "matrices": [(i, label, sections.score_heat(r)) for i, (label, r) in enumerate(runs) if r.scores or r.summary],
+        "prequential_charts": sections.prequential_charts(runs),
+        "following_chart": following_chart,
+        "following_heat": following_heat,
+        "experts": [(i, label, heats) for i, (label, r) in enumerate(runs) if (heats := sections.experts(r))],
+        "timing_charts": timing_charts,
+        "timing_totals": timing_totals,
+        "waits": sections.WAITS,
+        "scorers": sections.scorer_table(runs),
+        "answers": [(i, label, rows) for i, (label, r) in enumerate(runs) if (rows := sections.forgotten_answers(r))],
+        "happenings": [(i, label, sections.happenings(r)) for i, (label, r) in enumerate(runs)],
+        "settings": sections.differing_settings(runs),
+        "configs": [
+            (label, yaml.safe_dump(r.config, sort_keys=False, allow_unicode=True), sorted(_origin(r).items()))
+            for label, r in runs
+        ],
+    }
+
+
+def _colours(runs: sections.Records) -> list[str]:
+    """A CSS variable a run: grey for what learns nothing, ink for upper bounds, the palette in turn for the rest."""
+    colours, used = [], 0
+    for _, record in runs:
+        if record.method in UNTRAINED:
+            colours.append("--untrained")
+        elif record.method in UPPER_BOUNDS:
+            colours.append("--bound")
+        else:
+            colours.append(f"--hue{used % PALETTE}")
+            used += 1
+    return colours
+
+
+def _leading(runs: sections.Records) -> int:
+    """The run whose panel is open at first: of the compared ones, that of the highest AP."""
+    value = {i: entry[0] for i, (_, r) in enumerate(runs) if r.method not in UPPER_BOUNDS and (entry := r.metric("ap"))}
+    return max(value, key=lambda i: value[i]) if value else 0
+
+
+def _facts(runs: sections.Records) -> dict[str, Any]:
+    first = runs[0][1]
+    unfinished = [label for label, record in runs if not record.finished]
+
+    def shared(key: str) -> str:
+        values = sorted({str(record.run[key]) for _, record in runs if record.run.get(key) not in (None, "")})
+        return ", ".join(values)
+
+    return {
+        "chunks": first.n_chunks,
+        "tasks": len(first.tasks),
+        "samples": f"{first.total_samples:,}".replace(",", "\u202f"),
+        "seeds": shared("seed"),
+        "device": shared("device"),
+        "machine": shared("machine"),
+        "started": min((str(r.run["started"]) for _, r in runs if r.run.get("started")), default="")[:10],
+        "unfinished": unfinished,
+        "family": first.summary.get("family", "strict"),
+    }
+
+
+def _origin(record: RunRecord) -> dict[str, str]:
+    """Where a run comes from: versions, commit, digests, machine."""
+    versions = record.run.get("versions") or {}
+    found = {f"version of {name}": str(value) for name, value in versions.items()}
+    for key in ("git_commit", "base_digest", "index_digest", "machine", "device", "seed", "started", "finished"):
+        if record.run.get(key) is not None:
+            found[key.replace("_", " ")] = str(record.run[key])
+    return found

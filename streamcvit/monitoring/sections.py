@@ -1,0 +1,492 @@
+"""What each section of the report shows, computed from run records; the template only lays it out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from streamcvit.monitoring.charts import Cell, Heat, Series, dumbbells, line_chart, number, shorten, stacked_bars, tip
+from streamcvit.monitoring.metrics import entropy_nats
+from streamcvit.monitoring.record import LOWER_IS_BETTER, METRICS, UNTRAINED, UPPER_BOUNDS, RunRecord, best_of
+
+Records = Sequence[tuple[str, RunRecord]]
+"""Runs with their labels, in the order they are shown in."""
+
+HEADINGS = {
+    "ap": ("AP", "mean score at the end"),
+    "map": ("MAP", "mean over all chunks"),
+    "bwt_first": ("BWT first", "now − when first learned"),
+    "bwt_last": ("BWT last", "now − when last learned"),
+    "maf_best": ("MAF best", "mean forgetting"),
+    "mif": ("MIF", "instruction following"),
+}
+WAITS = (
+    ("learn", "learning", "busy_s"),
+    ("ingest", "waiting for ingest", "wait_ingest_s"),
+    ("evaluate", "waiting for evaluation", "wait_evaluation_s"),
+    ("commit", "commit", "commit_s"),
+)
+MAX_ANSWERS = 3
+MAX_EVENTS = 50
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell of the headline table; `left`, `middle`, `right` place its interval on the column's scale, in percent."""
+
+    text: str
+    interval: str = ""
+    best: bool = False
+    left: float = 0.0
+    middle: float = 0.0
+    right: float = 0.0
+
+
+def headline(runs: Records) -> list[dict[str, Any]]:
+    """One row a run: its metrics with intervals, drawn on a scale shared within the column."""
+    records = [record for _, record in runs]
+    scale = {}
+    for name in METRICS:
+        ends = [end for r in records if (entry := r.metric(name)) for end in entry if end is not None]
+        scale[name] = (min([*ends, 0.0]), max([*ends, 1e-9]))
+    best = {name: best_of(name, records) for name in METRICS}
+    rows = []
+    for i, (label, record) in enumerate(runs):
+        cells = []
+        for name in METRICS:
+            entry = record.metric(name)
+            if entry is None:
+                cells.append(Value("–"))
+                continue
+            value, low, high = entry
+            floor, roof = scale[name]
+            ends = [value if end is None else end for end in (low, value, high)]
+            place = [3 + 94 * (end - floor) / (roof - floor) for end in ends]
+            span = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
+            cells.append(Value(number(value), span, i in best[name], *place))
+        note = ""
+        if record.method in UPPER_BOUNDS:
+            note = "upper bound: sees all tasks at once"
+        elif record.method in UNTRAINED:
+            note = "learns nothing"
+        elif not record.finished:
+            note = f"in progress: chunk {record.chunks_done} of {record.n_chunks}"
+        rows.append({"run": i, "label": label, "note": note, "cells": cells, "bound": record.method in UPPER_BOUNDS})
+    return rows
+
+
+def findings(runs: Records) -> list[str]:
+    """What the numbers say, in sentences; nothing that an interval does not carry is called better."""
+    compared = [(label, r) for label, r in runs if r.method not in UPPER_BOUNDS + UNTRAINED and r.metric("ap")]
+    told = []
+    ranked = sorted(compared, key=lambda pair: -pair[1].metric("ap")[0])  # type: ignore[index]
+    if ranked:
+        label, record = ranked[0]
+        value, low, high = record.metric("ap")  # type: ignore[misc]
+        when = "ends" if record.finished else f"stands after chunk {record.chunks_done}"
+        text = f"{label} {when} at AP {number(value)}"
+        if low is not None and high is not None:
+            text += f" (95 % interval {number(low)} to {number(high)})"
+        if len(ranked) > 1:
+            other, (second, _, above) = ranked[1][0], ranked[1][1].metric("ap")  # type: ignore[misc]
+            apart = low is not None and above is not None and low > above
+            text += f", {number(value - second)} points above {other}"
+            text += "." if apart else "; their intervals overlap, so this order is not settled."
+        else:
+            text += "."
+        told.append(text)
+    for label, record in ranked[:4]:
+        lost = record.forgetting()
+        if lost:
+            task = max(lost, key=lambda name: lost[name])
+            many = sum(value >= 10 for value in lost.values())
+            if lost[task] >= 1:
+                told.append(
+                    f"{label} forgets {task} most: {number(lost[task])} points below its best; "
+                    f"{many} of {len(lost)} tasks are 10 points or more below theirs."
+                )
+    return told
+
+
+def plan_heat(record: RunRecord) -> Heat:
+    """Samples of each task in each chunk."""
+    top = max(1, int(record.plan.max())) if record.plan.size else 1
+    rows = []
+    for i, task in enumerate(record.tasks):
+        cells = [
+            Cell(f"{n}", 100 * n / top, tip(f"{task}, chunk {k + 1}", ("", "samples", str(n)))) if n else Cell()
+            for k, n in enumerate(record.plan[:, i].tolist())
+        ]
+        rows.append((task, cells))
+    totals = [[f"{n:,}"] for n in record.plan.sum(axis=0).tolist()]
+    return Heat("task", [str(k + 1) for k in range(record.n_chunks)], rows, ["total"], totals)
+
+
+def same_plan(runs: Records) -> bool:
+    """Whether all runs learn the same stream."""
+    first = runs[0][1]
+    digests = {record.run.get("index_digest") for _, record in runs} - {None}
+    plans = all(np.array_equal(r.plan, first.plan) and r.tasks == first.tasks for _, r in runs)
+    return plans and len(digests) <= 1
+
+
+def score_heat(record: RunRecord) -> Heat:
+    """A[t, i] with chunks as columns; cells of chunks that train the task are marked."""
+    table, low, high = (record.matrix(column=name) for name in ("score", "low", "high"))
+    lost = record.forgetting()
+    rows, tails = [], []
+    for i, task in enumerate(record.tasks):
+        cells = []
+        for k in range(record.n_chunks):
+            trained = bool(record.plan[k, i])
+            facts = [("", "trained here", f"{record.plan[k, i]} samples")] if trained else []
+            if np.isnan(table[k, i]):
+                cells.append(Cell(tip=tip(f"{task}, chunk {k + 1}", *facts) if facts else "", marked=trained))
+                continue
+            facts.insert(0, ("", "score", number(table[k, i])))
+            if not (np.isnan(low[k, i]) or np.isnan(high[k, i])):
+                facts.insert(1, ("", "95 % interval", f"{number(low[k, i])} to {number(high[k, i])}"))
+            text = number(table[k, i], 0)
+            cells.append(Cell(text, float(table[k, i]), tip(f"{task} after chunk {k + 1}", *facts), trained))
+        rows.append((task, cells))
+        known = table[~np.isnan(table[:, i]), i]
+        tails.append([number(known.max() if len(known) else None, 0), number(-lost[task] if task in lost else None, 0)])
+    return Heat("task", [str(k + 1) for k in range(record.n_chunks)], rows, ["best", "change"], tails)
+
+
+def _after_chunks(record: RunRecord, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(1, len(values) + 1, dtype=float), values
+
+
+def forgetting_by_chunk(record: RunRecord) -> np.ndarray:
+    """Mean over tasks seen before chunk t of (best score before t, less the score now), in points; NaN where none."""
+    table, seen = record.matrix(), record.seen()
+    curve = np.full(len(table), np.nan)
+    for k in range(1, len(table)):
+        members = seen[k - 1] & ~np.isnan(table[k]) & ~np.isnan(table[:k]).all(axis=0)
+        if members.any():
+            curve[k] = float((np.nanmax(table[:k, members], axis=0) - table[k, members]).mean())
+    return curve
+
+
+def stream_charts(runs: Records) -> list[Markup]:
+    """AP and forgetting over chunks."""
+    chunks = max(record.n_chunks for _, record in runs)
+    learners = [(i, label, r) for i, (label, r) in enumerate(runs) if r.method not in UNTRAINED]
+    ap = [Series(i, label, *_after_chunks(r, r.ap_by_chunk())) for i, (label, r) in enumerate(runs)]
+    lost = [Series(i, label, *_after_chunks(r, forgetting_by_chunk(r))) for i, label, r in learners]
+    charts = [line_chart(ap, title="AP over the seen tasks", unit="points", chunks=chunks)]
+    if any(np.isfinite(line.y).any() for line in lost):
+        charts.append(line_chart(lost, title="Mean forgetting so far", unit="points", chunks=chunks, y_min=None))
+    return charts
+
+
+def prequential_charts(runs: Records) -> list[Markup]:
+    """Loss and accuracy on samples before learning from them, at most four points a chunk and never of few samples."""
+    chunks = max(record.n_chunks for _, record in runs)
+    loss, accuracy = [], []
+    for i, (label, record) in enumerate(runs):
+        if not len(record.ledger):
+            continue
+        per_chunk = len(record.ledger) / len(np.unique(record.ledger.chunk))
+        places, losses, hits = record.ledger.curve(max(1, min(4, int(per_chunk // 100))))
+        loss.append(Series(i, label, places + 0.5, losses))
+        accuracy.append(Series(i, label, places + 0.5, 100 * hits))
+    if not loss:
+        return []
+    return [
+        line_chart(
+            loss, title="Loss before learning", unit="nats per answer token", chunks=chunks, digits=3, markers=False
+        ),
+        line_chart(accuracy, title="Right before learning", unit="% of samples", chunks=chunks, markers=False),
+    ]
+
+
+def task_charts(runs: Records) -> list[Markup]:
+    """Each task's score over chunks, all runs; live probes as dots, training as bars below the axis."""
+    charts = []
+    first = runs[0][1]
+    chunks = max(record.n_chunks for _, record in runs)
+    tables = [record.matrix() for _, record in runs]
+    top = max([100.0, *(float(np.nanmax(t)) for t in tables if np.isfinite(t).any())])
+    shares = first.plan / np.maximum(first.plan.sum(axis=1, keepdims=True), 1)
+    for i, task in enumerate(first.tasks):
+        series = []
+        for run, (label, record) in enumerate(runs):
+            if task in record.tasks:
+                column = tables[run][:, record.tasks.index(task)]
+                series.append(Series(run, label, *_after_chunks(record, column), _live(record, task)))
+        chart = line_chart(
+            series,
+            title=task,
+            unit="points",
+            chunks=chunks,
+            y_max=top,
+            size=(340, 190),
+            trained=shares[:, i].tolist(),
+            markers=False,
+        )
+        charts.append(chart)
+    return charts
+
+
+def _live(record: RunRecord, task: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores between chunk ends, placed by their version between the versions at chunk ends."""
+    rows = [r for r in record.scores if r["kind"] == "live" and r["family"] == "strict" and r["task"] == task]
+    ends = [(event["step"], event["chunk"] + 1) for event in record.chunk_events() if event.get("step")]
+    if not rows or not ends:
+        return None
+    rows.sort(key=lambda row: row["version"])
+    steps, places = zip((0, 0), *ends, strict=True)
+    x = np.interp([row["version"] for row in rows], steps, places)
+    return x, np.array([row["score"] for row in rows], dtype=float)
+
+
+def forgetting_charts(runs: Records) -> list[Markup]:
+    """Best and present score of each task, a panel a run."""
+    charts = []
+    for i, (label, record) in enumerate(runs):
+        table, low, high = (record.matrix(column=name) for name in ("score", "low", "high"))
+        rows = []
+        for j, task in enumerate(record.tasks):
+            known = np.flatnonzero(~np.isnan(table[:, j]))
+            if len(known):
+                last = known[-1]
+                ends = [None if np.isnan(end[last, j]) else float(end[last, j]) for end in (low, high)]
+                rows.append((task, float(table[known, j].max()), float(table[last, j]), ends[0], ends[1]))
+        if rows:
+            charts.append(dumbbells(i, label, rows, x_max=max(100.0, *(row[1] for row in rows))))
+    return charts
+
+
+def following(runs: Records) -> tuple[Markup | None, Heat | None]:
+    """Share of answers in the demanded form: over chunks, and by task at the end."""
+    chunks = max(record.n_chunks for _, record in runs)
+    tables = [100 * record.matrix(column="following") for _, record in runs]
+    told = [i for i, table in enumerate(tables) if np.isfinite(table).any()]
+    if not told:
+        return None, None
+    series = [Series(i, runs[i][0], *_after_chunks(runs[i][1], runs[i][1].mean_over_seen(tables[i]))) for i in told]
+    rows = []
+    for task in runs[0][1].tasks:
+        cells = []
+        for i in told:
+            label, record = runs[i]
+            column = tables[i][:, record.tasks.index(task)] if task in record.tasks else np.zeros(0)
+            known = column[np.isfinite(column)]
+            if not len(known):
+                cells.append(Cell())
+                continue
+            newest = float(known[-1])
+            where = tip(f"{label}, {task}", ("", "follows", f"{number(newest)} %"))
+            cells.append(Cell(number(newest, 0), newest, where))
+        rows.append((task, cells))
+    chart = line_chart(series, title="Over the stream", unit="% of answers", chunks=chunks, y_max=100)
+    return chart, Heat("task", [shorten(runs[i][0], 12) for i in told], rows, column_title="newest, in %")
+
+
+def experts(record: RunRecord) -> list[tuple[str, Heat]]:
+    """Share of the routes of each expert in each chunk, a heat map a bank, with the entropy beneath."""
+    events = [event for event in record.chunk_events() if event.get("expert_share")]
+    banks = dict.fromkeys(bank for event in events for bank in event["expert_share"])
+    heats = []
+    for bank in banks:
+        count = max(len(event["expert_share"].get(bank, [])) for event in events)
+        rows = []
+        for expert in range(count):
+            cells = []
+            for event in events:
+                shares = event["expert_share"].get(bank, [])
+                if expert >= len(shares):
+                    cells.append(Cell())
+                    continue
+                percent = 100 * shares[expert]
+                where = tip(f"expert {expert}, chunk {event['chunk'] + 1}", ("", "share", f"{number(percent)} %"))
+                cells.append(Cell(number(percent, 0) if percent >= 0.5 else "", percent, where))
+            rows.append((f"expert {expert}", cells))
+        effective = []
+        for event in events:
+            used = float(np.exp(entropy_nats(event["expert_share"].get(bank, []))))
+            where = tip(f"chunk {event['chunk'] + 1}", ("", "experts in effect", number(used, 2)))
+            effective.append(Cell(number(used), None, where))
+        rows.append(("in effect", effective))
+        heats.append((str(bank), Heat("expert", [str(event["chunk"] + 1) for event in events], rows)))
+    return heats
+
+
+def timing(runs: Records) -> tuple[list[Markup], list[dict[str, Any]]]:
+    """Where the learner's time went: a bar a chunk, and the totals of each run."""
+    charts, totals = [], []
+    for i, (label, record) in enumerate(runs):
+        events = [event for event in record.chunk_events() if event.get("busy_s") is not None]
+        if not events:
+            continue
+        parts = np.array([[float(event.get(key) or 0.0) for event in events] for _, _, key in WAITS])
+        whole = float(parts.sum())
+        if whole <= 0:
+            continue
+        charts.append(
+            stacked_bars(label, "seconds", [(css, name, parts[j]) for j, (css, name, _) in enumerate(WAITS)], run=i)
+        )
+        samples = sum(int(event.get("samples") or 0) for event in events)
+        shares = [(css, name, f"{100 * parts[j].sum() / whole:.1f} %") for j, (css, name, _) in enumerate(WAITS)]
+        totals.append({"label": label, "run": i, "seconds": whole, "rate": samples / whole, "shares": shares})
+    return charts, totals
+
+
+def scorer_table(runs: Records) -> list[dict[str, Any]]:
+    """Newest strict and published score of each task in each run, with the answers they judge differently."""
+    rows = []
+    for task in runs[0][1].tasks:
+        cells: list[dict[str, Any] | None] = []
+        for _, record in runs:
+            newest: dict[str, dict] = {}
+            for row in record.scores:
+                if row["kind"] == "boundary" and row["task"] == task:
+                    held = newest.get(row["family"])
+                    if held is None or row["chunk"] >= held["chunk"]:
+                        newest[row["family"]] = row
+            strict, published = newest.get("strict"), newest.get("strcvit")
+            if strict is None or published is None or published["score"] is None:
+                cells.append(None)
+                continue
+            differ = strict.get("disagreements") or published.get("disagreements") or 0
+            cells.append(
+                {
+                    "strict": number(strict["score"]),
+                    "published": number(published["score"]),
+                    "differ": differ,
+                    "n": strict.get("n"),
+                    "share": 100 * differ / strict["n"] if strict.get("n") else 0.0,
+                }
+            )
+        rows.append({"task": task, "cells": cells})
+    return rows if any(cell for row in rows for cell in row["cells"]) else []
+
+
+def forgotten_answers(record: RunRecord) -> list[dict[str, Any]]:
+    """Answers that were right when the task was at its best and are wrong now; where there are none, the worst now."""
+    version = {
+        (row["task"], row["chunk"]): row["version"]
+        for row in record.scores
+        if row["kind"] == "boundary" and row["family"] == "strict"
+    }
+    table, found = record.matrix(), []
+    for i, task in enumerate(record.tasks):
+        known = np.flatnonzero(~np.isnan(table[:, i]))
+        if not len(known) or (task, int(known[-1])) not in version:
+            continue
+        last, best = int(known[-1]), int(known[table[known, i].argmax()])
+        now = record.predictions(version[task, last], task)
+        then = {}
+        if best != last and (task, best) in version:
+            then = {row["sample_id"]: row for row in record.predictions(version[task, best], task)}
+        worst = [row for row in now if row.get("score") is not None]
+        drop = {row["sample_id"]: (then.get(row["sample_id"]) or row)["score"] - row["score"] for row in worst}
+        worst.sort(key=lambda row: (-drop[row["sample_id"]], row["score"], str(row["sample_id"])))
+        for row in worst[:MAX_ANSWERS]:
+            before = then.get(row["sample_id"])
+            if row["score"] >= 50 and drop[row["sample_id"]] <= 0:
+                continue
+            found.append(
+                {
+                    "task": task,
+                    "sample": str(row["sample_id"]),
+                    "reference": str(row["reference"]),
+                    "before": str(before["prediction"]) if before and drop[row["sample_id"]] > 0 else None,
+                    "chunk": best + 1,
+                    "now": str(row["prediction"]),
+                    "score": number(row["score"], 0),
+                }
+            )
+    return found
+
+
+def happenings(record: RunRecord) -> dict[str, Any]:
+    """Restarts, quarantined samples by reason, and other events worth a line."""
+    usual = {"chunk", "started", "finished", "quarantine"}
+    lines = [event for event in record.events if event.get("event") not in usual]
+    bad = record.events_of("quarantine")
+    return {
+        "lines": [
+            {
+                "time": str(event.get("time", "")),
+                "event": str(event.get("event", "")),
+                "detail": ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event")),
+            }
+            for event in lines[:MAX_EVENTS]
+        ],
+        "reasons": Counter(str(event.get("reason", "unknown")) for event in bad).most_common(),
+        "quarantined": bad[:MAX_EVENTS],
+        "more": max(0, len(lines) - MAX_EVENTS) + max(0, len(bad) - MAX_EVENTS),
+        "problems": record.problems,
+    }
+
+
+def differing_settings(runs: Records) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs."""
+    flat = [_flatten(record.config) for _, record in runs]
+    keys = sorted({key for one in flat for key in one})
+    rows = [(key, [json.dumps(one[key]) if key in one else "–" for one in flat]) for key in keys]
+    return [row for row in rows if len(set(row[1])) > 1]
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return {
+        key: value if isinstance(value, (int, float, bool, type(None))) else str(value) for key, value in flat.items()
+    }
+
+
+def latex_table(runs: Records) -> str:
+    """The headline table for a paper (booktabs), best in bold, half the interval's width behind each value."""
+    escapes = {c: rf"\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in METRICS]
+    lines = [r"\begin{tabular}{l" + "r" * len(METRICS) + "}", r"\toprule"]
+    titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(METRICS, arrows, strict=True)]
+    lines += [" & ".join(["Method", *titles]) + r" \\", r"\midrule"]
+    best = {name: best_of(name, [record for _, record in runs]) for name in METRICS}
+    for i, (label, record) in enumerate(runs):
+        cells = ["".join(escapes.get(c, c) for c in label)]
+        for name in METRICS:
+            entry = record.metric(name)
+            if entry is None:
+                cells.append("--")
+                continue
+            value, low, high = entry
+            text = f"{value:.1f}".replace("-", "$-$")
+            text = rf"\textbf{{{text}}}" if i in best[name] else text
+            half = rf" {{\tiny $\pm${(high - low) / 2:.1f}}}" if low is not None and high is not None else ""
+            cells.append(text + half)
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def csv_table(runs: Records) -> str:
+    """All metrics of all runs, one a line: run, metric, value, low, high."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "metric", "value", "low", "high"])
+    for label, record in runs:
+        # A spreadsheet would run a cell that starts like a formula.
+        safe = "'" + label if label[:1] in "=+-@\t\r" else label
+        for name in record.summary.get("metrics", {}):
+            if entry := record.metric(name):
+                writer.writerow([safe, name, *("" if end is None else f"{end:.4f}" for end in entry)])
+    return out.getvalue()
