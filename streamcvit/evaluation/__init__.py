@@ -1,4 +1,12 @@
-"""Judging answers: scorers, instruction following, and the matrix of scores with every summary of it."""
+"""Judging answers: the matrix of scores with every summary of it, scorers, instruction following, and answering itself.
+
+`Evaluator` and its kin load torch on first use; scorers and matrix do without.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from streamcvit.evaluation.bootstrap import Estimate, bootstrap_mean
 from streamcvit.evaluation.follow import FOLLOW_RULES, FollowRule
