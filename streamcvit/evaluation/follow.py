@@ -6,7 +6,7 @@ following; the published ones (names starting with `strcvit_`) are kept as they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import regex
@@ -123,7 +123,7 @@ def _pattern(prediction: str, sample: Sample) -> bool:
         ) from None
 
 
-FOLLOW_RULES: Mapping[str, FollowRule] = {
+FOLLOW_RULES: dict[str, FollowRule] = {
     "single_word": _by_row(_single_word),
     "sentence": _by_row(_sentence),
     "letter": _by_row(_letter),

@@ -7,7 +7,7 @@ Points run from 0 to 100; CIDEr times 100 may pass. An empty answer gets 0 from 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -179,7 +179,7 @@ def cider(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
     )
 
 
-SCORERS: Mapping[str, Scorer] = {
+SCORERS: dict[str, Scorer] = {
     "exact": by_row(_exact),
     "format_exact": by_row(_format_exact),
     "vqa": by_row(_vqa),

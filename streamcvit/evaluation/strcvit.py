@@ -8,7 +8,7 @@ paired. Points per row, float64 [n], as in `scorers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -148,7 +148,7 @@ def _as_published(rule: RowRule) -> Scorer:
     return by_row(rule, empty=None)
 
 
-STRCVIT_SCORERS: Mapping[str, Scorer] = {
+STRCVIT_SCORERS: dict[str, Scorer] = {
     "vqav2": _as_published(_vqav2),
     "gqa": _as_published(_gqa),
     "ocrvqa": _as_published(_ocrvqa),

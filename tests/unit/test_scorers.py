@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ def points(scorer: str, prediction: str, *answers: str, **meta) -> float:
     return float(value)
 
 
-ROW_META = {
+ROW_META: dict[str, dict[str, Any]] = {
     "slots": {"slots": ["red", "ring"]},
     "grounding": {"answer_bbox": [0.1, 0.2, 0.5, 0.6]},
 }
