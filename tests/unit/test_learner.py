@@ -1,0 +1,189 @@
+"""The online learner: scores before it learns, learns once, and resumes to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamcvit.adapters import InstructionEncoder
+from streamcvit.adapters.build import attach
+from streamcvit.data import embedded
+from streamcvit.errors import UserError
+from streamcvit.learning import STRATEGIES, OnlineLearner
+from streamcvit.models.base import Base, load_base, target_modules
+from streamcvit.models.batch import Batch
+from streamcvit.models.vision import vision_dim
+
+TASKS = list(embedded.TASKS)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list:
+    return [sample for task in TASKS[:4] for sample in embedded.train_samples(task, 12, seed=5)]
+
+
+@pytest.fixture
+def base() -> Base:
+    return load_base("embedded", device="cpu")
+
+
+def batches(base: Base, samples: list, size: int = 6, per_chunk: int = 12) -> list[Batch]:
+    return [
+        Batch(
+            i,
+            i + size,
+            i // per_chunk,
+            tuple(range(i, i + size)),
+            tuple(samples[i : i + size]),
+            base.collator.train(samples[i : i + size]),
+        )
+        for i in range(0, len(samples), size)
+    ]
+
+
+def learner_for(base: Base, adapter: str = "smolora", strategy: str = "sequential", **options: object) -> OnlineLearner:
+    encoder = InstructionEncoder.from_model(base.model, base.processor.tokenizer)
+    model = attach(
+        base.model,
+        adapter,
+        target_modules(base.model),
+        seed=3,
+        options=options,
+        sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},
+    )
+    return OnlineLearner(base, model, STRATEGIES[strategy](3), encoder=encoder, lr=1e-3, seed=3)
+
+
+def test_the_prequential_loss_is_that_of_the_weights_before_the_step(base: Base, samples: list) -> None:
+    learner = learner_for(base, "lora")
+    batch = batches(base, samples)[0]
+    with torch.no_grad():
+        before, _ = learner.losses(batch.inputs)
+    report = learner.learn(batch)
+    with torch.no_grad():
+        after, _ = learner.losses(batch.inputs)
+    assert torch.equal(report.loss, before)
+    assert after.mean() < before.mean()
+
+
+def test_the_loss_is_transformers_own_loss_sample_by_sample(base: Base, samples: list) -> None:
+    learner = learner_for(base, "lora")
+    with torch.no_grad():
+        ours, _ = learner.losses(base.collator.train(samples[:3]))
+        for i in range(3):
+            inputs = base.collator.train(samples[i : i + 1])
+            labels = inputs.tensors["input_ids"].masked_fill(~inputs.answer_mask, -100)
+            theirs = learner.model(**inputs.tensors, labels=labels).loss
+            torch.testing.assert_close(ours[i], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gap_or_a_repetition_is_refused(base: Base, samples: list) -> None:
+    learner = learner_for(base, "lora")
+    first, second = batches(base, samples)[:2]
+    with pytest.raises(ValueError, match="cursor is 0"):
+        learner.learn(second)
+    learner.learn(first)
+    with pytest.raises(ValueError, match="cursor is 6"):
+        learner.learn(first)
+
+
+def test_a_batch_with_nothing_readable_moves_the_cursor_and_no_weight(base: Base) -> None:
+    learner = learner_for(base, "lora")
+    before = learner.snapshot()
+    assert learner.learn(Batch(0, 6, 0, (), (), None)) is None
+    assert (learner.cursor, learner.step) == (6, 1)
+    assert learner.snapshot().digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("adapter", "strategy"), [("lora", "replay"), ("smolora", "sequential"), ("moelora", "sequential")]
+)
+def test_resuming_from_a_commit_gives_the_same_weights_to_the_bit(
+    base: Base, samples: list, tmp_path: Path, adapter: str, strategy: str
+) -> None:
+    whole = learner_for(base, adapter, strategy)
+    todo = batches(base, samples)
+    commit = None
+    for i, batch in enumerate(todo):
+        whole.learn(batch)
+        if i == 3:
+            commit = whole.commit(tmp_path)
+    expected = whole.snapshot().digest
+    whole.model.unload()
+
+    again = learner_for(base, adapter, strategy)
+    torch.rand(7), np.random.rand(7)  # noqa: NPY002 - a resumed process has drawn other numbers before
+    assert commit is not None
+    again.resume(commit)
+    assert again.cursor == todo[4].cursor
+    for batch in todo[4:]:
+        again.learn(batch)
+    assert again.snapshot().digest == expected
+
+
+@pytest.mark.parametrize("forgotten", ["optimizer.", "strategy"])
+def test_forgetting_a_part_of_the_state_is_noticed(
+    base: Base, samples: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    """Negative control: the test above can fail."""
+    whole = learner_for(base, "lora", "replay")
+    todo = batches(base, samples)
+    for batch in todo[:4]:
+        whole.learn(batch)
+    commit = whole.commit(tmp_path)
+    for batch in todo[4:]:
+        whole.learn(batch)
+    expected = whole.snapshot().digest
+    whole.model.unload()
+
+    again = learner_for(base, "lora", "replay")
+    load = again._load_resume_state
+    empty = {"seen": 0, "rng": np.random.default_rng(0).bit_generator.state, "kept": []}
+
+    def lossy(tensors: dict, values: dict) -> None:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(forgotten)}
+        load(kept, {**values, "strategy": empty} if forgotten == "strategy" else values)
+
+    monkeypatch.setattr(again, "_load_resume_state", lossy)
+    again.resume(commit)
+    for batch in todo[4:]:
+        again.learn(batch)
+    assert again.snapshot().digest != expected
+
+
+def test_a_commit_of_another_adapter_is_refused(base: Base, samples: list, tmp_path: Path) -> None:
+    learner = learner_for(base, "lora")
+    learner.learn(batches(base, samples)[0])
+    commit = learner.commit(tmp_path)
+    learner.model.unload()
+    with pytest.raises(UserError, match="config"):
+        learner_for(base, "lora", r=4).resume(commit)
+
+
+def test_replay_keeps_a_uniform_reservoir(base: Base, samples: list) -> None:
+    counts = np.zeros(40)
+    for seed in range(300):
+        strategy = STRATEGIES["replay"](seed, memory=10)
+        for i in range(0, 40, 8):
+            strategy.after_step(Batch(i, i + 8, 0, tuple(range(i, i + 8)), tuple(samples[i : i + 8]), None), None)
+        for sample in strategy.kept:
+            counts[samples.index(sample)] += 1
+    # Each of the 40 is kept with probability 1/4; four standard deviations of a binomial.
+    assert abs(counts - 75).max() < 4 * np.sqrt(300 * 0.25 * 0.75)
+
+
+def test_replayed_samples_change_the_step_and_not_the_report(base: Base, samples: list) -> None:
+    first, second = batches(base, samples)[:2]
+    plain = learner_for(base, "lora")
+    plain.learn(first)
+    report = plain.learn(second)
+    digest = plain.snapshot().digest
+    plain.model.unload()
+    replaying = learner_for(base, "lora", "replay")
+    replaying.learn(first)
+    replayed = replaying.learn(second)
+    assert torch.equal(report.loss, replayed.loss)
+    assert replaying.snapshot().digest != digest
