@@ -28,6 +28,9 @@ from streamcvit.errors import UserError
 INDEX_NAME = "index.parquet"
 EVAL_FOLDER = "eval"
 VERSION = 1
+FAULTS_KEPT = 100
+"""Faults of others' shards that the index names; it counts all."""
+_LOSSES = ("incomplete", "json", "order")
 
 SCHEMA = pa.schema(
     [
@@ -57,7 +60,7 @@ class StreamIndex:
         folder: path or URL of the stream folder.
         table: one row a sample, in stream order (columns as in `SCHEMA`; offsets and sizes in bytes).
         meta: version, seed, format, shards [{path, bytes, sha256}], tasks, plan, eval (digest of the test sets'
-            index or null) and faults found while indexing.
+            index or null), n_faults and the first faults found while indexing.
         digest: SHA-256 (hex) of the table and the metadata; names of folders and shards are no part of it.
         task_of, chunk_of, sample_id_of: numpy arrays [n]: task names (str objects), chunks (int32, -1 in test sets),
             ids (str objects).
@@ -299,7 +302,8 @@ def build_index(
         "tasks": [dataclasses.asdict(spec) for spec in tasks.values()],
         "plan": Plan(tuple(tasks), counts).to_json(),
         "eval": evaluation.digest if evaluation else None,
-        "faults": [dataclasses.asdict(fault) for fault in scan.faults],
+        "n_faults": len(scan.faults),
+        "faults": [dataclasses.asdict(fault) for fault in scan.faults[:FAULTS_KEPT]],
     }
     return StreamIndex(folder, table, meta)
 
@@ -363,14 +367,14 @@ def _scan_foreign(
         raise UserError(
             f"damaged: {fault_line(fatal)}; {len(scan)} whole samples were found in all shards",
             where=fatal.shard,
-            fix="Fetch the shard again, or keep the whole samples with --keep-whole",
+            fix="Fetch the shard again, or ask for the whole samples only (keep_whole)",
         )
-    lost = sum(not fault.fatal for fault in scan.faults)
-    if lost > BAD_SHARE * (len(scan) + lost):
+    lost = [fault for fault in scan.faults if fault.reason in _LOSSES]
+    if len(lost) > BAD_SHARE * (len(scan) + len(lost)):
         raise UserError(
-            f"{lost} faults beside {len(scan)} good samples; the first: {fault_line(scan.faults[0])}",
-            where=scan.faults[0].shard,
-            fix=f"Mend the shards; at most {BAD_SHARE:.0%} may be faulty",
+            f"{len(lost)} samples cannot be used beside {len(scan)} good ones; the first: {fault_line(lost[0])}",
+            where=lost[0].shard,
+            fix=f"Check the format, or mend the shards; at most {BAD_SHARE:.0%} may be bad",
         )
     return scan
 

@@ -290,6 +290,8 @@ def _read_file(
 ) -> tuple[list[Row], list[Quarantined]]:
     rows: list[Row] = []
     bad: list[Quarantined] = []
+    if not file:
+        return rows, bad
     for row in read_rows(root / file, format, task, root / files.images, files.instructions):
         if isinstance(row, Quarantined):
             bad.append(row)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,15 +78,14 @@ def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyRep
 
 
 def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> None:
-    known = {Fault(**fault) for fault in index.meta["faults"]}
     gone = set()
     report.samples += len(index)
     for place, (location, note) in enumerate(zip(index.shards, index.meta["shards"], strict=True)):
         report.shards += 1
         report.bytes += note["bytes"]
         try:
-            for fault in _verify_shard(location, note):
-                (report.known if fault in known else report.problems).append(fault)
+            found, same = _verify_shard(location, note)
+            (report.known if same else report.problems).extend(found)
         except (UserError, OSError) as fault:
             gone.add(place)
             report.problems.append(Fault(note["path"], 0, "missing", str(fault)))
@@ -103,12 +101,16 @@ def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> 
                     report.problems.append(found)
 
 
-def _verify_shard(location: str, note: dict) -> Iterator[Fault]:
+def _verify_shard(location: str, note: dict) -> tuple[list[Fault], bool]:
+    """The shard's faults, and whether it is byte for byte the one that was indexed (so that they were known)."""
     with contextlib.closing(locations.open_binary(location)) as raw:
         stream = HashingStream(raw)
-        yield from (found for found in scan_groups(stream, note["path"]) if isinstance(found, Fault))
+        faults = [found for found in scan_groups(stream, note["path"]) if isinstance(found, Fault)]
     if stream.position != note["bytes"]:
         detail = f"{stream.position} bytes; {note['bytes']} were indexed"
-        yield Fault(note["path"], min(stream.position, note["bytes"]), "size", detail)
-    elif stream.hexdigest() != note["sha256"]:
-        yield Fault(note["path"], 0, "checksum", "SHA-256 differs from the indexed one")
+        faults.append(Fault(note["path"], min(stream.position, note["bytes"]), "size", detail))
+        return faults, False
+    if stream.hexdigest() != note["sha256"]:
+        faults.append(Fault(note["path"], 0, "checksum", "SHA-256 differs from the indexed one"))
+        return faults, False
+    return faults, True
