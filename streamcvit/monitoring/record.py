@@ -178,6 +178,12 @@ class RunRecord:
                 value = row.get(column)
                 if value is not None and 0 <= row["chunk"] < self.n_chunks:
                     table[row["chunk"], place[row["task"]]] = value
+        if self.method in UNTRAINED and np.isnan(table).all():
+            # What learns nothing may have been scored once, before the stream: that is its score after every chunk.
+            for row in self.scores:
+                if row["kind"] == "zero" and row["family"] == family and row["task"] in place:
+                    i = place[row["task"]]
+                    table[self.seen()[:, i], i] = np.nan if row.get(column) is None else row[column]
         return table
 
     def seen(self) -> np.ndarray:
@@ -202,11 +208,18 @@ class RunRecord:
         return np.where(known, total / np.maximum(seen.sum(axis=1), 1), np.nan)
 
     def metric(self, name: str) -> Interval | None:
-        """A metric of `summary.json` with its 95 % interval; None where it is not known (yet)."""
+        """A metric of `summary.json` with its 95 % interval; None where it is not known (yet).
+
+        AP and MAP are also known, without interval, from the scores alone.
+        """
         entry = self.summary.get("metrics", {}).get(name)
-        if not isinstance(entry, dict) or entry.get("value") is None:
-            return None
-        return float(entry["value"]), entry.get("low"), entry.get("high")
+        if isinstance(entry, dict) and entry.get("value") is not None:
+            return float(entry["value"]), entry.get("low"), entry.get("high")
+        curve = self.ap_by_chunk()
+        known = curve[~np.isnan(curve)]
+        if name in ("ap", "map") and len(known):
+            return float(known[-1] if name == "ap" else known.mean()), None, None
+        return None
 
     def forgetting(self) -> dict[str, float]:
         """Best score so far less the score now, in points, of each evaluated task the stream has shown."""

@@ -87,23 +87,21 @@ def findings(runs: Records) -> list[str]:
     """What the numbers say, in sentences; nothing that an interval does not carry is called better."""
     compared = [(label, r) for label, r in runs if r.method not in UPPER_BOUNDS + UNTRAINED and r.metric("ap")]
     told = []
-    ranked = sorted(compared, key=lambda pair: -pair[1].metric("ap")[0])  # type: ignore[index]
+    ranked = sorted(((*r.metric("ap"), label, r) for label, r in compared), key=lambda row: -row[0])  # type: ignore[misc]
     if ranked:
-        label, record = ranked[0]
-        value, low, high = record.metric("ap")  # type: ignore[misc]
+        value, low, high, label, record = ranked[0]
         when = "ends" if record.finished else f"stands after chunk {record.chunks_done}"
         text = f"{label} {when} at AP {number(value)}"
         if low is not None and high is not None:
             text += f" (95 % interval {number(low)} to {number(high)})"
-        if len(ranked) > 1:
-            other, (second, _, above) = ranked[1][0], ranked[1][1].metric("ap")  # type: ignore[misc]
+        # Runs at different places of the stream have seen different tasks: their APs do not compare.
+        if len(ranked) > 1 and len({row[-1].chunks_done for row in ranked}) == 1:
+            second, _, above, other, _ = ranked[1]
             apart = low is not None and above is not None and low > above
             text += f", {number(value - second)} points above {other}"
-            text += "." if apart else "; their intervals overlap, so this order is not settled."
-        else:
-            text += "."
-        told.append(text)
-    for label, record in ranked[:4]:
+            text += "" if apart else "; their intervals overlap, so this order is not settled"
+        told.append(text + ".")
+    for *_, label, record in ranked[:4]:
         lost = record.forgetting()
         if lost:
             task = max(lost, key=lambda name: lost[name])

@@ -1,0 +1,187 @@
+"""Run folders are read as they are, finished or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_run import TASKS, write_run
+
+from streamcvit.errors import UserError
+from streamcvit.monitoring.record import RunRecord, best_of, find_runs, in_order, labels_of
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "smolora", "smolora")
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "smolora"))
+
+
+def test_a_finished_run_is_read_whole(finished_run: Path) -> None:
+    record = RunRecord.load(finished_run)
+    assert (record.method, record.finished, record.problems) == ("smolora", True, [])
+    assert record.tasks == list(TASKS)
+    assert record.plan.shape == (15, 11)
+    assert record.chunks_done == record.n_chunks == 15
+    assert record.position == record.total_samples == len(record.ledger) == 960
+    assert record.metric("ap")[0] == pytest.approx(record.summary["metrics"]["ap"]["value"])
+    assert record.forgetting() == record.summary["forgetting"]
+
+
+def test_the_matrix_has_scores_of_seen_tasks_and_of_no_others(finished_run: Path) -> None:
+    record = RunRecord.load(finished_run)
+    table = record.matrix()
+    np.testing.assert_array_equal(~np.isnan(table), record.seen())
+    for family in ("strict", "strcvit"):
+        rows = [r for r in record.scores if r["kind"] == "boundary" and r["family"] == family and r["task"] == "digit"]
+        for row in rows:
+            assert record.matrix(family)[row["chunk"], TASKS.index("digit")] == row["score"]
+
+
+def test_without_a_summary_the_curve_and_forgetting_come_from_the_scores(run_copy: Path) -> None:
+    whole = RunRecord.load(run_copy)
+    (run_copy / "summary.json").unlink()
+    record = RunRecord.load(run_copy)
+    np.testing.assert_allclose(record.ap_by_chunk(), whole.ap_by_chunk())
+    assert record.forgetting() == pytest.approx(whole.forgetting())
+    assert record.metric("ap") == (pytest.approx(whole.metric("ap")[0]), None, None)
+    assert record.metric("maf_best") is None
+
+
+def test_an_average_waits_for_all_seen_tasks(run_copy: Path) -> None:
+    (run_copy / "summary.json").unlink()
+    rows = pq.read_table(run_copy / "scores.parquet").to_pylist()
+    kept = [row for row in rows if not (row["chunk"] == 14 and row["task"] == "land")]
+    pq.write_table(pa.Table.from_pylist(kept), run_copy / "scores.parquet")
+    curve = RunRecord.load(run_copy).ap_by_chunk()
+    assert np.isnan(curve[14]) and not np.isnan(curve[:14]).any()
+
+
+def test_a_run_that_has_only_begun_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"method": "lora"}')
+    record = RunRecord.load(tmp_path)
+    assert (record.method, record.finished, record.position, record.n_chunks) == ("lora", False, 0, 0)
+    assert record.metric("ap") is None
+    assert record.forgetting() == {}
+
+
+def test_half_written_files_are_left_out_and_named(run_copy: Path) -> None:
+    with (run_copy / "events.jsonl").open("a") as file:
+        file.write('{"event": "chu')
+    last = sorted((run_copy / "ledger").glob("*.parquet"), key=lambda path: int(path.stem))[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    (run_copy / "summary.json").write_text('{"metrics": {')
+    record = RunRecord.load(run_copy)
+    assert len(record.ledger) == 960 - 64
+    assert record.events_of("finished")
+    named = " ".join(record.problems)
+    assert "ledger/120.parquet" in named and "summary.json" in named and "events.jsonl" not in named
+
+
+def test_a_broken_line_within_the_events_is_named(run_copy: Path) -> None:
+    lines = (run_copy / "events.jsonl").read_text().splitlines()
+    (run_copy / "events.jsonl").write_text("\n".join([lines[0], "\x00garbage", *lines[1:]]) + "\n")
+    record = RunRecord.load(run_copy)
+    assert record.chunks_done == 15
+    assert record.problems == ["events.jsonl line 2 is not JSON"]
+
+
+def test_a_position_learned_again_after_a_crash_counts_once_with_its_newest_row(run_copy: Path) -> None:
+    rows = pq.read_table(run_copy / "ledger" / "120.parquet").to_pylist()
+    again = [{**row, "loss": 9.0, "step": 999} for row in rows[:8]]
+    pq.write_table(pa.Table.from_pylist(again), run_copy / "ledger" / "1000.parquet")
+    ledger = RunRecord.load(run_copy).ledger
+    assert len(ledger) == 960
+    assert (ledger.loss[-64:-56] == 9.0).all() and (ledger.loss[-56:] < 9.0).all()
+    assert (np.diff(ledger.position) == 1).all()
+
+
+def test_a_chunk_reported_twice_counts_once(run_copy: Path) -> None:
+    again = {"event": "chunk", "chunk": 14, "step": 120, "samples": 64, "loss": 0.5}
+    with (run_copy / "events.jsonl").open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    record = RunRecord.load(run_copy)
+    assert record.chunks_done == 15
+    assert record.chunk_events()[-1] == again
+
+
+def test_the_prequential_curve_keeps_chunks_apart_and_every_sample(finished_run: Path) -> None:
+    ledger = RunRecord.load(finished_run).ledger
+    places, losses, hits = ledger.curve(4)
+    assert places.tolist() == [k + (part + 0.5) / 4 for k in range(15) for part in range(4)]
+    assert losses.mean() == pytest.approx(ledger.loss.mean())
+    assert hits.mean() == pytest.approx(ledger.correct.mean())
+
+
+def test_zero_shot_scores_stand_for_every_chunk_where_nothing_learns(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "zero-shot", "zero-shot")
+    (folder / "summary.json").unlink()
+    rows = [r for r in pq.read_table(folder / "scores.parquet").to_pylist() if r["kind"] == "zero"]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
+    record = RunRecord.load(folder)
+    expected = np.mean([r["score"] for r in rows if r["family"] == "strict"])
+    assert record.metric("ap")[0] == pytest.approx(expected)
+
+
+def test_predictions_are_read_from_inside_the_run_only(finished_run: Path) -> None:
+    record = RunRecord.load(finished_run)
+    assert len(record.predictions(120, "digit")) == 20
+    assert record.predictions(120, "../120/digit") == []
+    assert record.predictions(1, "digit") == []
+
+
+@pytest.mark.parametrize("content", [None, "notes.txt"])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "x"
+    if content:
+        folder.mkdir()
+        (folder / content).write_text("hello")
+    with pytest.raises(UserError, match="run folder"):
+        RunRecord.load(folder)
+    with pytest.raises(UserError, match="no"):
+        find_runs(folder)
+
+
+def test_runs_are_found_at_a_path_and_below_it(tmp_path: Path) -> None:
+    for name in ("b", "a", "stream"):
+        (tmp_path / name).mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name / "run.json").write_text("{}")
+    assert find_runs(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert find_runs(tmp_path / "b") == [tmp_path / "b"]
+
+
+def _named(folder: str, method: str, seed: int = 0, ap: float | None = None) -> RunRecord:
+    summary = {} if ap is None else {"metrics": {"ap": {"value": ap}, "maf_best": {"value": -ap}}}
+    run = {"method": method, "seed": seed, "finished": "2026"}
+    return RunRecord(Path(folder), run=run, summary=summary)
+
+
+def test_labels_are_distinct() -> None:
+    assert labels_of([_named("a", "lora"), _named("b", "smolora")]) == ["lora", "smolora"]
+    assert labels_of([_named("a", "lora", 0), _named("b", "lora", 1)]) == ["lora (seed 0)", "lora (seed 1)"]
+    assert labels_of([_named("x/a", "lora"), _named("x/b", "lora")]) == ["lora (a)", "lora (b)"]
+    assert labels_of([_named("x/a", "lora"), _named("y/a", "lora")]) == ["lora (x/a)", "lora (y/a)"]
+
+
+def test_untrained_come_first_and_upper_bounds_last() -> None:
+    records = [_named("a", "joint"), _named("b", "smolora"), _named("c", "zero-shot"), _named("d", "lora")]
+    assert [record.method for record in in_order(records)] == ["zero-shot", "smolora", "lora", "joint"]
+
+
+def test_neither_an_upper_bound_nor_what_learns_nothing_wins_a_comparison() -> None:
+    records = [_named("a", "zero-shot", ap=5), _named("b", "lora", ap=20), _named("c", "ewc", ap=30)]
+    records.append(_named("d", "joint", ap=70))
+    assert best_of("ap", records) == {2}
+    # Lower is better here; zero-shot would win with -5 were it compared, joint with -70.
+    assert best_of("maf_best", records) == {2}
+    assert best_of("ap", records[1:2]) == set()
