@@ -245,7 +245,7 @@ def _draw_digit(rng: np.random.Generator, split: Split) -> tuple[np.ndarray, dic
     index = int(rng.integers(len(images)))
     ink = np.kron(images[index] / 16.0, np.ones((4, 4)))
     # A box blur hides the 4-pixel steps; the shift keeps the tower from learning single pixels.
-    ink = sum(np.roll(ink, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) / 9
+    ink = np.mean([np.roll(ink, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], axis=0)
     ink = np.roll(ink, tuple(int(v) for v in rng.integers(-2, 3, 2)), (0, 1))[:, :, None]
     paper, pen = rng.integers(0, 50, 3), rng.integers(170, 255, 3)
     return paper + ink * (pen - paper), {"digit": int(labels[index])}

@@ -56,9 +56,13 @@ from streamcvit.data.embedded_images import (
     rng_for,
 )
 
+FOLDER = Path(__file__).parent / "embedded"
+"""The base that comes with the package."""
+
 PATCHES = (SIZE // CELL) ** 2
 VOCABULARY = 1000
 MAX_TEXT = 2048
+VISION_WIDTH = 96
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 # Stock initial scales (0.02) are meant for widths of thousands; at a hundred they leave the residual stream almost
 # empty.
@@ -137,15 +141,16 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
     """The untrained model, float32."""
     torch.manual_seed(seed)
-    special = {name: int(tokenizer.convert_tokens_to_ids(f"<{name}>")) for name in ("pad", "bos", "eos", "image")}
+    vocabulary = tokenizer.get_vocab()
+    special = {name: vocabulary[f"<{name}>"] for name in ("pad", "bos", "eos", "image")}
     vision = CLIPVisionConfig(
-        hidden_size=96,
+        hidden_size=VISION_WIDTH,
         intermediate_size=192,
         num_hidden_layers=3,
         num_attention_heads=4,
         image_size=SIZE,
         patch_size=CELL,
-        projection_dim=96,
+        projection_dim=VISION_WIDTH,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -279,7 +284,7 @@ def train_tower(
     """Stage 1: the tower learns what pictures show. Returns the heads, for judging it."""
     torch.manual_seed(seed + 1)
     tower = model.model.vision_tower
-    heads = AttributeHeads(model.config.vision_config.hidden_size)
+    heads = AttributeHeads(VISION_WIDTH)
     weights = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.02, betas=(0.9, 0.98))
     pixels = normalise(pictures)
@@ -470,7 +475,7 @@ def _table(title: str, rows: dict[str, Any]) -> str:
     return "\n".join([title, *lines])
 
 
-def train(out: Path, *, pictures: int, tower_steps: int, language_steps: int, seed: int) -> None:
+def train(out: Path, *, pictures: int, tower_steps: int, language_steps: int, seed: int, held_out: int = 3000) -> None:
     """Trains a base from nothing and saves it to a folder."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -479,13 +484,13 @@ def train(out: Path, *, pictures: int, tower_steps: int, language_steps: int, se
     model = build_model(tokenizer, seed)
     say = functools.partial(print, flush=True)
     say(f"{sum(weight.numel() for weight in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    pool, held_out = draw_pool(pictures, seed), draw_pool(3000, seed + 1000)
+    pool, unseen = draw_pool(pictures, seed), draw_pool(held_out, seed + 1000)
     heads = train_tower(model, pool, steps=tower_steps, seed=seed)
-    say(_table("tower, held-out pictures:", tower_accuracy(model, heads, held_out)))
+    say(_table("tower, held-out pictures:", tower_accuracy(model, heads, unseen)))
     model.save_pretrained(out)
     train_language(model, tokenizer, pool, encode_pool(model, pool), steps=language_steps, seed=seed, save_to=out)
     model.save_pretrained(out)
-    say(_table("skills, held-out pictures:", skill_accuracy(model, tokenizer, held_out, seed=seed)))
+    say(_table("skills, held-out pictures:", skill_accuracy(model, tokenizer, unseen, seed=seed)))
 
 
 def main() -> None:
