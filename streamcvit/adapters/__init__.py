@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftConfig
 
 from streamcvit.adapters.calls import (
     after_step,
+    auxiliary_loss,
     checkpointing_kwargs,
     cluster_assignments,
     decide_routes,
@@ -24,6 +25,7 @@ from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
+from streamcvit.adapters.strlora import StrLoraConfig
 from streamcvit.errors import UserError
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
     "MoELoraConfig",
     "RoutingInputs",
     "SMoLoraConfig",
+    "StrLoraConfig",
     "after_step",
+    "auxiliary_loss",
     "checkpointing_kwargs",
     "cluster_assignments",
     "decide_routes",
@@ -59,5 +63,6 @@ ADAPTERS = {
     "lora": _builder(LoraConfig, "lora"),
     "moelora": _builder(MoELoraConfig, "moelora"),
     "smolora": _builder(SMoLoraConfig, "smolora"),
+    "strlora": _builder(StrLoraConfig, "strlora"),
 }
 """Adapter name -> builder(options, target_modules) of its PEFT configuration."""

@@ -32,6 +32,12 @@ def after_step(peft_model: Any) -> None:
         tuner.step()
 
 
+def auxiliary_loss(peft_model: Any) -> torch.Tensor | None:
+    """What the adapter adds to the loss of the last training forward (StrLoRA's distillation); None if nothing."""
+    tuner = tuner_of(peft_model)
+    return None if tuner is None else tuner.auxiliary_loss()
+
+
 def expert_usage(peft_model: Any, reset: bool = True) -> dict[str, list[float]]:
     """Share of the training samples since the last reset that each expert took, per bank; shares sum to 1.
 

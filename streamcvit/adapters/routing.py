@@ -27,6 +27,7 @@ class RoutingInputs:
         visual: [B, Dv] float, pooled visual feature (prototype routing); None for text.
         image_mask: [B, S] bool, true at image tokens; None for text.
         prompt_mask: [B, S] bool, true at text tokens of the prompt, so neither padding nor answer.
+        token_mask: [B, S] bool, true at every token that is not padding, for losses averaged over tokens; None: all.
         routes: [B, banks] int64, routes decided before (see `decide_routes`); None to let the router decide.
     """
 
@@ -34,6 +35,7 @@ class RoutingInputs:
     visual: torch.Tensor | None = None
     image_mask: torch.Tensor | None = None
     prompt_mask: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
     routes: torch.Tensor | None = None
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> RoutingInputs:
@@ -58,12 +60,14 @@ class RoutingCall:
         learning: the model trains, so routes are counted and prototypes may spawn.
         shared: per adapter, routes [B, banks] that hold for every layer.
         routes: per (adapter, layer), the route [B, banks] that the layer decided.
+        losses: per (adapter, layer), what the layer adds to the training loss.
     """
 
     inputs: RoutingInputs
     learning: bool = False
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     _weights: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def instruction(self, batch: int) -> torch.Tensor:
@@ -73,6 +77,14 @@ class RoutingCall:
                 "the router needs instruction embeddings", fix="Pass routing=RoutingInputs(instruction=...)"
             )
         return expand(self.inputs.instruction, batch)
+
+    def token_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean of values [B, S] over the tokens that are not padding."""
+        mask = self.inputs.token_mask
+        if mask is None:
+            return values.mean()
+        mask = expand(mask, values.shape[0]).to(values.dtype)
+        return (values * mask).sum() / mask.sum().clamp_min(1)
 
     def pool(self, x: torch.Tensor, how: str) -> torch.Tensor:
         """Mean of x [B, S, I] over the positions that `how` names; [B, I].

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -163,12 +163,40 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
         raise merge_error()
 
 
+def per_sample_only(x: torch.Tensor, where: str) -> None:
+    """Refuse inputs without a batch axis, such as those of a vision tower's or a sparse model's flattened tokens."""
+    if x.dim() != 3:
+        raise UserError(
+            f"routing is per sample and needs [batch, positions, features], the layer was given {tuple(x.shape)}",
+            where=where,
+            fix="Leave this module out of target_modules",
+        )
+
+
 def merge_error() -> UserError:
     """The answer to every request to merge."""
     return UserError(
         "experts cannot be merged into the base weights: which expert acts depends on the input",
         fix="Keep the adapter as it is, or drop it with unload()",
     )
+
+
+class Bank(NamedTuple):
+    """A bank's place in a route [B, columns], and its experts: `size` of them from index `first` on."""
+
+    columns: slice
+    first: int
+    size: int
+
+
+class PendingLosses(dict):
+    """Losses that still hang on a forward's graph, which copies and pickles of the model leave behind."""
+
+    def __deepcopy__(self, memo: dict) -> PendingLosses:
+        return PendingLosses()
+
+    def __reduce__(self) -> tuple:
+        return PendingLosses, ()
 
 
 class ExpertTuner(BaseTuner):
@@ -185,6 +213,7 @@ class ExpertTuner(BaseTuner):
         if "routing" not in self.__dict__:
             self.routing = RoutingContext(self._begin, self._end)
             self._usage: dict[str, torch.Tensor] = {}
+            self._losses = PendingLosses()
 
     def _create_and_replace(
         self,
@@ -238,7 +267,30 @@ class ExpertTuner(BaseTuner):
         """Decide routes that all layers share."""
 
     def _end(self, call: RoutingCall) -> None:
-        """Count the routes of a training call."""
+        """Keep a training call's losses and count its routes."""
+        if not call.learning:
+            return
+        self._losses = PendingLosses(call.losses)
+        for name in self.active_adapters[:1]:
+            decided = [route for (adapter, _), route in call.routes.items() if adapter == name]
+            taken = [call.shared[name]] if name in call.shared else decided
+            if not taken:
+                continue
+            routes = torch.cat(taken)
+            for label, bank in self.banks(self.peft_config[name]).items():
+                experts = torch.arange(bank.first, bank.first + bank.size, device=routes.device)
+                counts = (routes[:, bank.columns].reshape(-1, 1) == experts).sum(0)
+                before = self._usage.get(label)
+                self._usage[label] = counts if before is None or before.shape != counts.shape else before + counts
+
+    def banks(self, config: Any) -> dict[str, Bank]:
+        """Where in a route each bank's decision stands; empty where nothing is routed per sample."""
+        return {}
+
+    def auxiliary_loss(self) -> torch.Tensor | None:
+        """Mean over layers of what they add to the loss of the last training forward, once; None if nothing."""
+        losses, self._losses = list(self._losses.values()), PendingLosses()
+        return torch.stack(losses).mean() if losses else None
 
     def step(self) -> None:
         """Apply what routers learned from the batches since the last optimizer step."""

@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from streamcvit.adapters import MoELoraConfig, RoutingInputs, SMoLoraConfig
+from streamcvit.adapters import MoELoraConfig, RoutingInputs, SMoLoraConfig, StrLoraConfig
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LLAMA: dict[str, Any] = {
@@ -67,6 +67,19 @@ def moelora(**options: Any) -> MoELoraConfig:
     """A small MoELoRA whose B is drawn, so that it acts."""
     defaults = {"r": 3, "num_experts": 4, "init_weights": False, "target_modules": LINEARS}
     return MoELoraConfig(**{**defaults, **options})
+
+
+def strlora(**options: Any) -> StrLoraConfig:
+    """A small StrLoRA whose B is drawn, so that it acts."""
+    defaults = {
+        "r": 3,
+        "num_experts": 4,
+        "attention_dim": 6,
+        "instruction_dim": INSTRUCTION_DIM,
+        "init_weights": False,
+        "target_modules": LINEARS,
+    }
+    return StrLoraConfig(**{**defaults, **options})
 
 
 def adapted(config: Any, base: Any = None, seed: int = 1) -> Any:

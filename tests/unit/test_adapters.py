@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapted, moelora, padded, pictures, samples, smolora, tiny_llama, tiny_llava
+from adapter_models import adapted, moelora, padded, pictures, samples, smolora, strlora, tiny_llama, tiny_llava
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from streamcvit.adapters import (
@@ -24,7 +24,10 @@ from streamcvit.adapters import (
 from streamcvit.errors import UserError
 
 ROUTERS = ["frozen", "straight_through", "prototype"]
-CONFIGS = {router: lambda router=router: smolora(router=router) for router in ROUTERS} | {"moelora": moelora}
+CONFIGS = {router: lambda router=router: smolora(router=router) for router in ROUTERS} | {
+    "moelora": moelora,
+    "strlora": strlora,
+}
 
 
 @pytest.fixture(params=CONFIGS)
@@ -100,7 +103,7 @@ def test_greedy_generation_follows_the_full_forward(model):
     ids, routing = samples()
     prompt = RoutingInputs(routing.instruction, routing.visual, None, torch.ones_like(ids, dtype=torch.bool))
     made = model.generate(input_ids=ids, **routing_kwargs(model, prompt), max_new_tokens=4, do_sample=False)
-    whole = RoutingInputs(prompt.instruction, prompt.visual, None, padded(prompt.prompt_mask, 0, 3))
+    whole = RoutingInputs(prompt.instruction, prompt.visual, None, padded(torch.ones_like(ids, dtype=torch.bool), 0, 3))
     full = logits(model, made[:, :-1], whole)
     assert torch.equal(full[:, -4:].argmax(-1), made[:, -4:])
 

@@ -16,6 +16,12 @@ CASES = [
     "smolora_E4_r16_64x96_decode",
     "smolora_E4_r16_64x96_sharedinst",
     "smolora_E8_r8_48x48",
+    "strlora_k0_s1_D8_distill",
+    "strlora_k2_s0",
+    "strlora_k2_s1_D0_distill",
+    "strlora_k2_s1_D8",
+    "strlora_k2_s1_D8_distill",
+    "strlora_soft",
 ]
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from streamcvit.adapters.routing import RoutingCall, expand
 from streamcvit.adapters.smolora.config import SMoLoraConfig
 from streamcvit.adapters.smolora.function import RoutedExperts
-from streamcvit.adapters.tuner import ExpertLayer
-from streamcvit.errors import UserError
+from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
 
 
 class SMoLoraLayer(ExpertLayer):
@@ -51,12 +50,7 @@ class SMoLoraLayer(ExpertLayer):
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add the routed experts' output; x [B, S, I]."""
-        if x.dim() != 3:
-            raise UserError(
-                f"routing is per sample and needs [batch, positions, features], the layer was given {tuple(x.shape)}",
-                where=self.key,
-                fix="Leave this module out of target_modules",
-            )
+        per_sample_only(x, self.key)
         config, call = self.configs[name], self.routing.current()
         index, weight = self.route(name, config, call, x)
         fc = self.smolora_fc.get(name)

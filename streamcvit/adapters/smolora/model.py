@@ -11,7 +11,7 @@ from torch import nn
 from streamcvit.adapters.prototypes import Prototypes
 from streamcvit.adapters.routing import RoutingCall, RoutingInputs
 from streamcvit.adapters.smolora.layer import SMoLoraLayer
-from streamcvit.adapters.tuner import ExpertTuner
+from streamcvit.adapters.tuner import Bank, ExpertTuner
 from streamcvit.errors import UserError
 
 
@@ -76,23 +76,13 @@ class SMoLoraModel(ExpertTuner):
             offset += size
         return torch.stack(columns, 1)
 
-    def _end(self, call: RoutingCall) -> None:
-        if not call.learning:
-            return
-        for name in self.active_adapters[:1]:
-            config: Any = self.peft_config[name]
-            taken = (
-                [call.shared[name]] if name in call.shared else [r for (n, _), r in call.routes.items() if n == name]
-            )
-            if not taken:
-                continue
-            routes, offset = torch.cat(taken), 0
-            for column, (bank, size) in enumerate(config.bank_sizes.items()):
-                experts = torch.arange(offset, offset + size, device=routes.device)
-                counts = (routes[:, column].unsqueeze(1) == experts).sum(0)
-                before = self._usage.get(bank)
-                self._usage[bank] = counts if before is None or before.shape != counts.shape else before + counts
-                offset += size
+    def banks(self, config: Any) -> dict[str, Bank]:
+        """One column a bank, visual first."""
+        banks, first = {}, 0
+        for column, (label, size) in enumerate(config.bank_sizes.items()):
+            banks[label] = Bank(slice(column, column + 1), first, size)
+            first += size
+        return banks
 
     def step(self) -> None:
         """Move the prototypes."""

@@ -1,0 +1,160 @@
+"""A linear layer with experts picked per sample and weighed per token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from torch import nn
+from torch.nn import functional as F
+
+from streamcvit.adapters.routing import RoutingCall
+from streamcvit.adapters.strlora.config import StrLoraConfig
+from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
+
+ROUTERS = ("query", "key", "prototypes", "token_router")
+
+
+class StrLoraLayer(ExpertLayer):
+    """Weights, per adapter: A [E, r, I], B [E, r, O], sample router [E, T]; of the token router query [D, I],
+    key [D, T] and prototypes [E, D], or one matrix [E, I]; and the running averages of those that train."""
+
+    adapter_layer_names = ("strlora_A", "strlora_B", "strlora_sample_router", *(f"strlora_{name}" for name in ROUTERS))
+    other_param_names = ("r", "scaling", "configs", *(f"strlora_average_{name}" for name in ROUTERS))
+    configs: dict[str, StrLoraConfig]
+    strlora_A: nn.ParameterDict
+    strlora_B: nn.ParameterDict
+    strlora_sample_router: nn.ParameterDict
+
+    def update_layer(self, adapter_name: str, config: StrLoraConfig) -> None:
+        """Add an adapter; its running averages start at its weights."""
+        if "configs" not in self.__dict__:
+            self.configs = {}
+            for name in ROUTERS:
+                setattr(self, f"strlora_average_{name}", BufferDict(persistent=True))
+        self.configs[adapter_name] = config
+        self.declare_frozen(adapter_name)
+        super().update_layer(adapter_name, config)
+
+    def declare_frozen(self, adapter_name: str) -> None:
+        """Tell PEFT which weights switching adapters must leave frozen."""
+        names = tuple(f"strlora_{name}" for name in self.configs[adapter_name].frozen)
+        self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: names}
+
+    def new_parameters(self, config: StrLoraConfig) -> dict[str, nn.Parameter]:
+        """Experts and the routers that this configuration uses."""
+        a, b = self.new_experts(config, config.num_experts)
+        experts, size = config.num_experts, config.attention_dim
+        shapes = {
+            "query": (size, self.in_features),
+            "key": (size, config.instruction_dim),
+            "prototypes": (experts, size),
+            "token_router": (experts, self.in_features),
+        }
+        weights = {"strlora_A": a, "strlora_B": b}
+        weights["strlora_sample_router"] = self.new_router(config, "sample_router", experts, config.instruction_dim)
+        for name in config.routers:
+            weights[f"strlora_{name}"] = self.new_router(config, name, *shapes[name])
+        return weights
+
+    def start_averages(self, adapter_name: str) -> None:
+        """Set the running averages to the current weights."""
+        for name in self.configs[adapter_name].averaged:
+            getattr(self, f"strlora_average_{name}")[adapter_name] = self.weight_of(name, adapter_name).detach().clone()
+
+    def weight_of(self, name: str, adapter_name: str, averaged: bool = False) -> torch.Tensor:
+        """A router's weight, or its running average where it has one."""
+        if averaged and adapter_name in getattr(self, f"strlora_average_{name}"):
+            return getattr(self, f"strlora_average_{name}")[adapter_name]
+        return getattr(self, f"strlora_{name}")[adapter_name]
+
+    def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Add s sum_e w_e B_e A_e x over the sample's experts; x [B, S, I]."""
+        per_sample_only(x, self.key)
+        call, scaling = self.routing.current(), self.scaling[name]
+        chosen, weights = self.route(name, call, x)
+        batch, length, _ = x.shape
+        a, b = self.strlora_A[name].to(x.dtype), self.strlora_B[name].to(x.dtype)
+        r = a.shape[1]
+        if chosen is None:
+            h = F.linear(x, a.flatten(0, 1)).view(batch, length, -1, r)
+            mixed = (h * weights.unsqueeze(-1)).view(batch * length, -1)
+            return torch.addmm(out.reshape(batch * length, -1), mixed, b.flatten(0, 1), alpha=scaling).view(out.shape)
+        a, b = (w.index_select(0, chosen.view(-1)).view(batch, -1, w.shape[2]) for w in (a, b))
+        h = torch.bmm(x, a.mT).view(batch, length, -1, r)
+        return torch.baddbmm(out, (h * weights.unsqueeze(-1)).view(batch, length, -1), b, alpha=scaling)
+
+    def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Experts [B, k] that each sample may use, None for all of them, and the weights over them [B, S or 1, k]."""
+        config = self.configs[name]
+        text = call.instruction(x.shape[0]).float()
+        sample_router = self.strlora_sample_router[name].float()
+        if not config.sub_top_k:
+            shares = torch.softmax(text @ sample_router.T, -1)
+            return None, straight_through_top(shares, config.top_k).to(x.dtype).unsqueeze(1)
+        chosen = None
+        if 0 < config.top_k < config.num_experts:
+            with torch.no_grad():
+                chosen = (text @ sample_router.T).topk(config.top_k, -1).indices
+            call.routes[name, self.key] = chosen
+        logits = self._logits(name, x, text, chosen)
+        if config.distill_lambda and call.learning:
+            call.losses[name, self.key] = self._distillation(name, call, x, text, chosen, logits)
+        return chosen, straight_through_top(torch.softmax(logits, -1), config.sub_top_k)
+
+    def _logits(
+        self, name: str, x: torch.Tensor, text: torch.Tensor, chosen: torch.Tensor | None, averaged: bool = False
+    ) -> torch.Tensor:
+        """Token scores [B, S, k] of the sample's experts, by the current weights or their running averages."""
+        config = self.configs[name]
+        weights: dict[str, torch.Tensor] = {n: self.weight_of(n, name, averaged).to(x.dtype) for n in config.routers}
+        if config.attention_dim:
+            key = F.linear(F.layer_norm(text, text.shape[-1:]).to(x.dtype), weights["key"])
+            unit = F.normalize(weights["prototypes"], dim=-1)
+            # The query projection is folded into one row per expert: [B, k, I], never a query per token.
+            toward = key.unsqueeze(1) * (unit if chosen is None else unit[chosen])
+            rows = torch.matmul(toward, weights["query"]) * config.attention_dim**-0.5
+        elif chosen is None:
+            return F.linear(x, weights["token_router"])
+        else:
+            rows = weights["token_router"][chosen]
+        return torch.bmm(x, rows.mT)
+
+    def _distillation(
+        self,
+        name: str,
+        call: RoutingCall,
+        x: torch.Tensor,
+        text: torch.Tensor,
+        chosen: torch.Tensor | None,
+        logits: torch.Tensor,
+    ) -> torch.Tensor:
+        """Mean over tokens of KL(average || current) over the sample's experts, times lambda."""
+        config = self.configs[name]
+        with torch.no_grad():
+            teacher = torch.log_softmax(self._logits(name, x, text, chosen, True).float() / config.distill_tau, -1)
+        # As published, the attention router is distilled on a detached input and the linear one is not.
+        student = self._logits(name, x.detach(), text, chosen) if config.attention_dim else logits
+        student = torch.log_softmax(student.float() / config.distill_tau, -1)
+        divergence = (teacher.exp() * (teacher - student)).sum(-1)
+        return config.distill_lambda * call.token_mean(divergence)
+
+
+def straight_through_top(shares: torch.Tensor, keep: int) -> torch.Tensor:
+    """The `keep` largest shares, scaled to sum to 1, with the gradient of `shares` itself; 0 keeps all unchanged."""
+    if not 0 < keep < shares.shape[-1]:
+        return shares
+    with torch.no_grad():
+        value, place = shares.topk(keep, -1)
+        kept = torch.zeros_like(shares).scatter_(-1, place, value / (value.sum(-1, keepdim=True) + 1e-9))
+    return kept - shares.detach() + shares
+
+
+def averages(layer: Any, adapter_name: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Running averages of an adapter's routers in a layer, and the weights they follow."""
+    names = layer.configs[adapter_name].averaged
+    return (
+        [layer.weight_of(name, adapter_name, averaged=True) for name in names],
+        [layer.weight_of(name, adapter_name).detach() for name in names],
+    )
