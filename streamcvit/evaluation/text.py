@@ -72,8 +72,12 @@ def vqa_normalise(text: str) -> str:
 def same_answer(prediction: str, reference: str) -> bool:
     """Whether two answers are equal after `vqa_normalise`; an empty answer equals nothing.
 
-    Where normalising leaves nothing ("the", "A!"), the words themselves are compared, ignoring case.
+    Two numbers are equal as numbers: normalising alone would drop the sign of "-5". Where it leaves nothing ("the",
+    "A!"), the words themselves are compared, ignoring case.
     """
+    value, wanted = parse_number(prediction), parse_number(reference)
+    if value is not None and wanted is not None:
+        return value == wanted
     normal = vqa_normalise(prediction)
     if normal:
         return normal == vqa_normalise(reference)

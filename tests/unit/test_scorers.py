@@ -53,6 +53,8 @@ def test_every_scorer_takes_no_rows_at_all_and_refuses_uneven_ones(name):
         ("two", "2", 100),
         ("10,000", "10000", 100),
         ("3.5", "35", 0),
+        ("-5", "5", 0),
+        ("3.50", "3.5", 100),
         ("man's", "man", 0),
         ("ice-cream", "ice cream", 100),
         ("the!", "the", 100),

@@ -39,9 +39,14 @@ def test_vqa_is_the_official_evaluator_on_every_row(oracle, oracle_sample):
     assert differing("vqa", oracle("vqa_soft")["rows"], "official_vqa_eval", oracle_sample) == []
 
 
-def test_exact_is_the_evalai_equality_but_for_empty_answers(oracle, oracle_sample):
+def test_exact_is_the_evalai_equality_but_for_numbers_and_empty_answers(oracle, oracle_sample):
     off = differing("exact", oracle("vqa_exact")["rows"], "strcvit_eval_vqav2", oracle_sample)
-    assert {(row["prediction"], row["answer"], row["points"]) for row in off} == {("", "", 0.0)}
+    assert {(row["prediction"], row["answer"], row["points"]) for row in off} == {
+        ("", "", 0.0),
+        ("5", "-5", 0.0),
+        ("3.50", "3.5", 100.0),
+        ("50 %", "50%", 100.0),
+    }
 
 
 def test_number_is_relaxed_accuracy_but_for_the_listed_rows(oracle, oracle_sample):
