@@ -334,6 +334,10 @@ class RunRecord:
                 yield event
 
 
+Records = Sequence[tuple[str, RunRecord]]
+"""Runs with their labels, in the order they are shown in."""
+
+
 def find_runs(folder: Path | str) -> list[Path]:
     """The run folders at a path: itself, or those directly below it, by name.
 

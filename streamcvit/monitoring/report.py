@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from streamcvit.errors import UserError
-from streamcvit.monitoring import sections
-from streamcvit.monitoring.record import METRICS, UNTRAINED, UPPER_BOUNDS, RunRecord, in_order, labels_of
+from streamcvit.monitoring import figures, tables
+from streamcvit.monitoring.record import METRICS, UNTRAINED, UPPER_BOUNDS, Records, RunRecord, in_order, labels_of
 
 PALETTE = 7
 """Distinct colours for compared runs; with more runs they repeat, and markers tell them apart."""
@@ -86,10 +86,10 @@ def render_report(records: Sequence[RunRecord], title: str = "streamcvit report"
     )
 
 
-def _view(runs: sections.Records) -> dict[str, Any]:
+def _view(runs: Records) -> dict[str, Any]:
     first = runs[0][1]
-    following_chart, following_heat = sections.following(runs)
-    timing_charts, timing_totals = sections.timing(runs)
+    following_chart, following_heat = figures.following(runs)
+    timing_charts, timing_totals = figures.timing(runs)
     return {
         "runs": [
             {"run": i, "label": label, "color": color}
@@ -97,28 +97,28 @@ def _view(runs: sections.Records) -> dict[str, Any]:
         ],
         "active": _leading(runs),
         "facts": _facts(runs),
-        "metrics": [(*sections.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
-        "same_plan": sections.same_plan(runs),
-        "headline": sections.headline(runs),
-        "findings": sections.findings(runs),
-        "latex": sections.latex_table(runs),
-        "csv": sections.csv_table(runs),
-        "plan": sections.plan_heat(first) if first.plan.size else None,
-        "stream_charts": sections.stream_charts(runs),
-        "task_charts": sections.task_charts(runs),
-        "forgetting_charts": sections.forgetting_charts(runs),
-        "matrices": [(i, label, sections.score_heat(r)) for i, (label, r) in enumerate(runs) if r.scores or r.summary],
-        "prequential_charts": sections.prequential_charts(runs),
+        "metrics": [(*tables.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
+        "same_plan": figures.same_plan(runs),
+        "headline": tables.headline(runs),
+        "findings": tables.findings(runs),
+        "latex": tables.latex_table(runs),
+        "csv": tables.csv_table(runs),
+        "plan": figures.plan_heat(first) if first.plan.size else None,
+        "stream_charts": figures.stream_charts(runs),
+        "task_charts": figures.task_charts(runs),
+        "forgetting_charts": figures.forgetting_charts(runs),
+        "matrices": [(i, label, figures.score_heat(r)) for i, (label, r) in enumerate(runs) if r.scores or r.summary],
+        "prequential_charts": figures.prequential_charts(runs),
         "following_chart": following_chart,
         "following_heat": following_heat,
-        "experts": [(i, label, heats) for i, (label, r) in enumerate(runs) if (heats := sections.experts(r))],
+        "experts": [(i, label, heats) for i, (label, r) in enumerate(runs) if (heats := figures.experts(r))],
         "timing_charts": timing_charts,
         "timing_totals": timing_totals,
-        "waits": sections.WAITS,
-        "scorers": sections.scorer_table(runs),
-        "answers": [(i, label, rows) for i, (label, r) in enumerate(runs) if (rows := sections.forgotten_answers(r))],
-        "happenings": [(i, label, sections.happenings(r)) for i, (label, r) in enumerate(runs)],
-        "settings": sections.differing_settings(runs),
+        "waits": figures.WAITS,
+        "scorers": tables.scorer_table(runs),
+        "answers": [(i, label, rows) for i, (label, r) in enumerate(runs) if (rows := tables.forgotten_answers(r))],
+        "happenings": [(i, label, tables.happenings(r)) for i, (label, r) in enumerate(runs)],
+        "settings": tables.differing_settings(runs),
         "configs": [
             (label, yaml.safe_dump(r.config, sort_keys=False, allow_unicode=True), sorted(_origin(r).items()))
             for label, r in runs
@@ -126,7 +126,7 @@ def _view(runs: sections.Records) -> dict[str, Any]:
     }
 
 
-def _colours(runs: sections.Records) -> list[str]:
+def _colours(runs: Records) -> list[str]:
     """A CSS variable a run: grey for what learns nothing, ink for upper bounds, the palette in turn for the rest."""
     colours, used = [], 0
     for _, record in runs:
@@ -140,13 +140,13 @@ def _colours(runs: sections.Records) -> list[str]:
     return colours
 
 
-def _leading(runs: sections.Records) -> int:
+def _leading(runs: Records) -> int:
     """The run whose panel is open at first: of the compared ones, that of the highest AP."""
     value = {i: entry[0] for i, (_, r) in enumerate(runs) if r.method not in UPPER_BOUNDS and (entry := r.metric("ap"))}
     return max(value, key=lambda i: value[i]) if value else 0
 
 
-def _facts(runs: sections.Records) -> dict[str, Any]:
+def _facts(runs: Records) -> dict[str, Any]:
     first = runs[0][1]
     unfinished = [label for label, record in runs if not record.finished]
 

@@ -1,0 +1,109 @@
+"""The live view and the table of results, as a terminal and as a log file show them."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from synthetic_run import write_run, write_runs
+
+from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.terminal import LiveView, results_table
+
+
+def console(terminal: bool, width: int = 120) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False, color_system=None)
+
+
+def shown(screen: Console) -> str:
+    """What is left when control codes are taken out."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue())  # type: ignore[attr-defined]
+
+
+def tell(view: LiveView) -> None:
+    view.progress("lora", 64, 1.234, 213.4)
+    view.chunk_done("lora", 0, {"samples": 64, "loss": 1.234, "correct": 0.25, "busy_s": 0.5})
+    scores = {"shape": 40.0, "digit": 10.0, "ocr": 70.0, "land": 55.0}
+    view.scores("lora", 0, scores, {"shape": 3.0, "digit": 60.0, "ocr": 0.0, "land": 20.0})
+
+
+def test_without_a_terminal_there_is_a_plain_line_a_chunk() -> None:
+    screen = console(terminal=False)
+    with LiveView(["lora"], total_samples=960, chunks=15, console=screen) as view:
+        view.progress("lora", 32, 2.0, 100.0)
+        tell(view)
+        view.message("stopped")
+    assert shown(screen).splitlines() == [
+        "lora: chunk 1/15 learned, 64 samples, loss 1.234, right before learning 25 %, 128 samples/s",
+        "lora: scores after chunk 1/15: mean 43.8; shape 40, digit 10, ocr 70, land 55; "
+        "forgotten: digit -60, land -20, shape -3",
+        "stopped",
+    ]
+
+
+def test_on_a_terminal_the_view_shows_progress_scores_and_what_is_forgotten() -> None:
+    screen = console(terminal=True)
+    with LiveView(["lora", "smolora"], total_samples=960, chunks=15, console=screen) as view:
+        tell(view)
+    last = shown(screen)
+    assert re.search(r"lora .*chunk  2/15 +7 %  213 samples/s  loss 1\.234", last)
+    assert "after chunk 1  mean 43.8   shape 40 digit 10 ocr 70 land 55" in last
+    assert "forgetting  digit −60 land −20 shape −3" in last
+    assert re.search(r"smolora .*waiting", last)
+
+
+def test_only_the_three_most_forgotten_are_shown() -> None:
+    screen = console(terminal=False)
+    view = LiveView(["lora"], 960, 15, console=screen)
+    view.scores("lora", 0, {}, {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0})
+    assert "forgotten: d -4, c -3, b -2\n" in shown(screen)
+
+
+def test_messages_stand_above_the_view() -> None:
+    screen = console(terminal=True)
+    with LiveView(["lora"], 960, 15, console=screen) as view:
+        tell(view)
+        view.message("learner restarted")
+    text = shown(screen)
+    assert text.rindex("learner restarted") < text.rindex("forgetting")
+
+
+def test_a_name_with_markup_is_shown_as_it_is() -> None:
+    screen = console(terminal=False)
+    view = LiveView(["[red]x[/]"], 10, 1, console=screen)
+    view.scores("[red]x[/]", 0, {"[bold]": 1.0, "[/nothing]": 2.0})
+    view.message("[link=x]")
+    assert "[red]x[/]: scores after chunk 1/1: mean 1.5; [bold] 1, [/nothing] 2" in shown(screen)
+    assert "[link=x]" in shown(screen)
+
+
+def test_the_table_holds_each_metric_with_its_interval(tmp_path: Path) -> None:
+    records = [RunRecord.load(folder) for folder in write_runs(tmp_path, ("joint", "lora", "smolora"))]
+    screen = console(terminal=False, width=140)
+    screen.print(results_table(records))
+    text = shown(screen)
+    assert text.index("lora") < text.index("smolora") < text.index("joint") < text.index("upper bound")
+    for record in records:
+        for name in ("ap", "map", "bwt_first", "bwt_last", "maf_best", "mif"):
+            value, low, high = record.metric(name)
+            assert f"{value:.1f}" in text and f"[{low:.1f}, {high:.1f}]" in text
+    assert "chunks" not in text
+
+
+def test_the_table_says_which_runs_are_not_finished(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "lora", "lora", done=4), write_run(tmp_path / "replay", "replay", done=0)]
+    screen = console(terminal=False, width=140)
+    screen.print(results_table([RunRecord.load(folder) for folder in folders]))
+    text = shown(screen)
+    assert "4/15" in text and "0/15" in text and "not finished" in text and "–" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_view_keeps_to_the_width_of_the_terminal(width: int) -> None:
+    screen = console(terminal=True, width=width)
+    with LiveView(["a-rather-long-run-name", "lora"], 960, 15, console=screen) as view:
+        tell(view)
+    assert max(len(line) for line in shown(screen).replace("\r", "\n").splitlines()) <= width
