@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from streamcvit.data.sample import Sample, TaskSpec
 
+T = TypeVar("T")
 TASKS = {name: TaskSpec(name, "exact", "single_word") for name in ("colour", "shape")}
 
 
@@ -48,7 +51,9 @@ def test_sets(count: int = 3) -> dict[str, list[Sample]]:
     return {task: [sample(1000 + number, task) for number in range(count)] for task in TASKS}
 
 
-def raw_tar(path: Path, members: list[tuple[str | tarfile.TarInfo, bytes]], format: int = tarfile.USTAR_FORMAT) -> Path:
+def raw_tar(
+    path: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]], format: int = tarfile.USTAR_FORMAT
+) -> Path:
     """A tar of given members, whatever they are called."""
     with tarfile.open(path, "w", format=format) as tar:
         for name, data in members:
@@ -62,6 +67,11 @@ def pair(key: str, number: int) -> list[tuple[str | tarfile.TarInfo, bytes]]:
     """The two members of a whole sample."""
     one = sample(number)
     return [(f"{key}.json", one.text_bytes()), (f"{key}.png", one.image)]
+
+
+def only(kind: type[T], found: Iterable[object]) -> list[T]:
+    """Those of one kind, such as `Quarantined`."""
+    return [one for one in found if isinstance(one, kind)]
 
 
 test_sets.__test__ = False  # type: ignore[attr-defined]

@@ -201,14 +201,14 @@ def order(plan: Plan, available: Mapping[str, int], seed: int) -> Iterator[tuple
     Raises:
         UserError: the plan asks for more samples of a task than there are.
     """
-    plan = resolve_groups(plan, available)
     for task, asked in plan.totals.items():
-        if asked > available.get(task, 0):
+        there = sum(available.get(name, 0) for name in ([task] if task in available else task.split(_GROUP)))
+        if asked > there:
             raise UserError(
-                f"the plan asks for {asked} samples of task {task!r}; there are {available.get(task, 0)}",
+                f"the plan asks for {asked} samples of task {task!r}; there are {there}",
                 fix="Scale the plan to the samples there are (`scale_plan`), or give more samples",
             )
-    return _draw(plan, available, seed)
+    return _draw(resolve_groups(plan, available), available, seed)
 
 
 def _draw(plan: Plan, available: Mapping[str, int], seed: int) -> Iterator[tuple[int, str, int]]:

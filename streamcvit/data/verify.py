@@ -84,8 +84,8 @@ def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> 
         report.shards += 1
         report.bytes += note["bytes"]
         try:
-            found, same = _verify_shard(location, note)
-            (report.known if same else report.problems).extend(found)
+            faults, same = _verify_shard(location, note)
+            (report.known if same else report.problems).extend(faults)
         except (UserError, OSError) as fault:
             gone.add(place)
             report.problems.append(Fault(note["path"], 0, "missing", str(fault)))

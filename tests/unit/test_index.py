@@ -11,7 +11,7 @@ import tarfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from streams import TASKS, pair, picture, raw_tar, sample, stream_samples, test_sets
+from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.reader import ShardReader
@@ -127,7 +127,9 @@ def test_shards_written_by_webdataset_are_indexed_where_they_lie(tmp_path):
             writer.write({"__key__": f"a/b/{number:03d}", "json": one.text_bytes(), "png": one.image, "cls": b"3"})
     shards = sorted(tmp_path.glob("w-*.tar"))
     index = index_shards(shards, tmp_path / "i", TASKS)
-    assert [one.question for one in ShardReader(index).read(range(10))] == [sample(n).question for n in range(10)]
+    assert [one.question for one in only(Sample, ShardReader(index).read(range(10)))] == [
+        sample(n).question for n in range(10)
+    ]
     assert [index.chunk_bounds(chunk) for chunk in range(3)] == [(0, 4), (4, 8), (8, 10)]
     assert (index.meta["n_faults"], index.meta["faults"][0]["reason"]) == (10, "member")  # `.cls` is never read
 
@@ -153,7 +155,7 @@ def test_conversations_in_shards_become_samples(tmp_path):
     shard = raw_tar(tmp_path / "x.tar", [(folder, b""), *rows], tarfile.GNU_FORMAT)
     index = index_shards([shard], tmp_path, TASKS, format="llava", task="colour", samples_per_chunk=4)
     assert [index.chunk_bounds(chunk) for chunk in range(2)] == [(0, 4), (4, 6)]
-    one = ShardReader(index).read([5])[0]
+    (one,) = only(Sample, ShardReader(index).read([5]))
     assert (one.sample_id, one.task, one.image_ext) == ("5", "colour", "jpg")
     assert (one.question, one.instruction, one.answers) == ("What 5?", "One word.", ("red",))
     assert StreamIndex.open(tmp_path).digest == index.digest
