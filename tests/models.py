@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from streamcvit.data.sample import Sample
+from streamcvit.models.base import Base
 from streamcvit.models.processor import image_only
 
 CHAT_TEMPLATE = (
@@ -173,6 +174,11 @@ TINY: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": tiny_gemma3,
     "internvl": tiny_internvl,
 }
+
+
+def tiny_base(kind: str) -> Base:
+    """A freshly built base of that family; wrap and change it as you like."""
+    return Base(*TINY[kind]())
 
 
 def save(pair: tuple[Any, Any], folder: Path | str) -> Path:

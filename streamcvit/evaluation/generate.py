@@ -49,6 +49,9 @@ class Generator:
             when a routed adapter first comes along.
         batch_size: prompts decoded together.
         cache_bytes: image features are kept up to this many bytes; what does not fit is encoded again each time.
+
+    Attributes:
+        held_bytes: size of the image features kept.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Generator:
         self.cache_bytes = cache_bytes
         self._encoder = instruction_encoder
         self._features: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._layout: Any = None
 
     def prepare(self, samples: Sequence[Sample]) -> list[Request]:
@@ -78,7 +81,7 @@ class Generator:
             inputs = self.base.collator.prompts(part)
             keys = [hashlib.sha256(sample.image).hexdigest() for sample in part]
             requests += _split(part, keys, inputs)
-            if any(key not in self._features for key in keys) and self._held_bytes < self.cache_bytes:
+            if any(key not in self._features for key in keys) and self.held_bytes < self.cache_bytes:
                 self._encode(inputs.to(self.base.device), keys)
         return requests
 
@@ -147,10 +150,10 @@ class Generator:
         found = {key: (f, p) for key, f, p in zip(keys, vision.features, vision.pooled, strict=True)}
         for key, (features, pooled) in found.items():
             size = features.numel() * features.element_size() + pooled.numel() * 4
-            if key not in self._features and self._held_bytes + size <= self.cache_bytes:
+            if key not in self._features and self.held_bytes + size <= self.cache_bytes:
                 # Clones: a view would keep the whole batch's features alive.
                 self._features[key] = (features.clone(), pooled.clone())
-                self._held_bytes += size
+                self.held_bytes += size
         return found
 
 

@@ -55,7 +55,12 @@ def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:
     Args:
         features: per sample, [image tokens, D].
         like: the encoder outputs of any earlier batch of the same model; sets type and layout.
+
+    Raises:
+        ValueError: the outputs carry more than the projected features (Qwen3-VL's deepstack), which this would lose.
     """
+    if more := [name for name, value in vars(like).items() if value is not None and name != "pooler_output"]:
+        raise ValueError(f"encoder outputs hold {more[0]} besides the projected features")
     held = like.pooler_output
     if isinstance(held, torch.Tensor):
         joined: Any = torch.cat(list(features))

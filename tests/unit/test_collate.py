@@ -1,0 +1,235 @@
+"""From samples to tensors: same tokens everywhere, masks that fit, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from streamcvit.models.batch import ModelInputs
+from streamcvit.models.collate import Collator, UnusableSamples
+from streamcvit.models.vision import encode_images
+from tests.models import BOS, END, EOS, TINY, picture, save, tiny_base, tiny_llava, tiny_samples
+
+KINDS = sorted(TINY)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base(request):
+    return tiny_base(request.param)
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return tiny_base("llava")
+
+
+def unpadded(inputs: ModelInputs, row: int) -> dict[str, torch.Tensor]:
+    held = inputs.tensors["attention_mask"][row].bool()
+    shape = inputs.answer_mask.shape
+    return {name: tensor[row][held] for name, tensor in inputs.tensors.items() if tensor.shape == shape}
+
+
+def test_prompt_tokens_are_the_same_for_training_and_for_generation(base):
+    samples = tiny_samples(6)
+    train, prompts = base.collator.train(samples), base.collator.prompts(samples)
+    for row in range(6):
+        learned, asked = unpadded(train, row), unpadded(prompts, row)
+        length = len(asked["input_ids"])
+        for name, tokens in asked.items():
+            assert torch.equal(learned[name][:length], tokens), name
+        assert not train.answer_mask[row, :length].any() and not prompts.answer_mask.any()
+
+
+def test_answer_mask_covers_the_answer_and_the_end_of_turn(base):
+    samples = tiny_samples(5)
+    train = base.collator.train(samples)
+    for row, sample in enumerate(samples):
+        answer = train.tensors["input_ids"][row][train.answer_mask[row]].tolist()
+        assert answer[-1] == END == base.collator.end_token_id
+        assert base.tokenizer.decode(answer[:-1]) == sample.answer
+
+
+def test_every_row_has_as_many_image_tokens_as_its_image_has_features(base):
+    inputs = base.collator.prompts(tiny_samples(5))
+    features = encode_images(base.model, inputs).features
+    assert [len(f) for f in features] == inputs.image_mask.sum(1).tolist()
+
+
+def test_masks_split_the_row_into_text_image_answer_and_padding(base):
+    inputs = base.collator.train(tiny_samples(5))
+    held = inputs.tensors["attention_mask"].bool()
+    parts = inputs.prompt_mask.long() + inputs.image_mask.long() + inputs.answer_mask.long()
+    assert torch.equal(parts, held.long())
+
+
+def test_prompts_are_padded_left_and_training_rows_right(base):
+    samples = tiny_samples(5)
+    prompts, train = (f(samples).tensors["attention_mask"] for f in (base.collator.prompts, base.collator.train))
+    assert prompts[:, -1].all() and not prompts[:, 0].all()
+    assert train[:, 0].all() and not train[:, -1].all()
+
+
+def test_a_row_does_not_depend_on_its_batch_mates(base):
+    samples = tiny_samples(6)
+    together = base.collator.train(samples)
+    counts = together.image_mask.sum(1)
+    for row, sample in enumerate(samples):
+        alone = base.collator.train([sample])
+        for name, tokens in unpadded(alone, 0).items():
+            assert torch.equal(unpadded(together, row)[name], tokens), name
+        assert alone.image_mask.sum() == counts[row]
+    pixels = torch.cat([base.collator.train([sample]).tensors["pixel_values"] for sample in samples])
+    assert torch.equal(together.tensors["pixel_values"], pixels)
+
+
+def test_the_same_samples_give_the_same_tensors_from_a_collator_sent_to_another_process(base, tmp_path):
+    folder = save((base.model, base.processor), tmp_path)
+    collator = Collator.from_pretrained(folder)
+    sent = pickle.dumps(collator)
+    assert len(sent) < 1000
+    samples = tiny_samples(4)
+    here, there = base.collator.train(samples), pickle.loads(sent).train(samples)
+    assert here.tensors.keys() == there.tensors.keys()
+    assert all(torch.equal(here.tensors[name], there.tensors[name]) for name in here.tensors)
+    assert torch.equal(here.answer_mask, there.answer_mask) and here.instructions == there.instructions
+
+
+def test_type_ids_mark_image_tokens_and_never_the_answer():
+    for kind, name in (("gemma3", "token_type_ids"), ("qwen25vl", "mm_token_type_ids")):
+        inputs = tiny_base(kind).collator.train(tiny_samples(3))
+        assert torch.equal(inputs.tensors[name] == 1, inputs.image_mask), kind
+
+
+def test_control_tokens_in_a_question_are_read_as_text(base):
+    image = base.processor.image_token
+    plain, spelled = tiny_samples(2)
+    spelled = replace(spelled, question=f"Is {image} or <|end|> a word?", answers=("<eos>",))
+    inputs = base.collator.train([plain, spelled])
+    alone = base.collator.train([spelled])
+    assert inputs.image_mask[1].sum() == alone.image_mask[0].sum() > 0
+    row = unpadded(alone, 0)["input_ids"].tolist()
+    assert row.count(END) == 2 and row.count(EOS) == 0  # the user's turn and the answer's own
+    assert "< eos>" in base.tokenizer.decode(row)
+
+
+def test_a_template_that_writes_bos_gets_no_second_one():
+    model, processor = tiny_llava()
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    from tokenizers.processors import TemplateProcessing
+
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", BOS)]
+    )
+    ids = Collator(processor).prompts(tiny_samples(1)).tensors["input_ids"][0].tolist()
+    assert ids.count(BOS) == 1 and ids[0] == BOS
+    processor.chat_template = None
+    ids = Collator(processor).prompts(tiny_samples(1)).tensors["input_ids"][0].tolist()
+    assert ids.count(BOS) == 1 and ids[0] == BOS
+
+
+def test_without_chat_template_a_plain_one_is_used_and_eos_ends_the_answer():
+    collator = Collator(tiny_llava(chat=False)[1])
+    inputs = collator.train(tiny_samples(1))
+    text = collator.tokenizer.decode(unpadded(inputs, 0)["input_ids"])
+    assert text.startswith("USER: <image>") and text.endswith("ASSISTANT: red<eos>")
+    assert collator.end_token_id == EOS
+
+
+def test_answer_tokens_are_those_of_the_whole_conversation_with_a_space_prefixing_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    _, processor = tiny_llava(chat=False)
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>", "▁", "▁yes", "▁ASSISTANT:"]
+    letters = sorted(set("USERASTN:probeyesTwo3acrd▁") - set(words))
+    backend = Tokenizer(models.Unigram([(w, -1.0) for w in words] + [(x, -9.0) for x in letters], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}
+    )
+    processor.image_token_id = processor.tokenizer.image_token_id
+    collator = Collator(processor)
+    sample = replace(tiny_samples(1)[0], answers=("yes",))
+    inputs = collator.train([sample])
+    assert collator.tokenizer.convert_ids_to_tokens(inputs.tensors["input_ids"][0][inputs.answer_mask[0]]) == [
+        "▁yes",
+        "<eos>",
+    ]
+
+
+def test_a_sample_longer_than_max_length_is_named_and_nothing_is_cut(llava):
+    samples = tiny_samples(3)
+    samples[1] = replace(samples[1], question="word " * 100)
+    collator = Collator(llava.processor, max_length=200)
+    with pytest.raises(UnusableSamples, match="max_length=200") as caught:
+        collator.train(samples)
+    assert {k: reason for k, (reason, _) in caught.value.reasons.items()} == {samples[1].sample_id: "length"}
+    assert collator.train([samples[0], samples[2]]).answer_mask.shape[0] == 2
+
+
+def test_images_that_cannot_be_decoded_are_named_all_of_them(llava):
+    samples = tiny_samples(4)
+    samples[0] = replace(samples[0], image=samples[0].image[:200])
+    samples[2] = replace(samples[2], image=b"no picture")
+    with pytest.raises(UnusableSamples) as caught:
+        llava.collator.train(samples)
+    assert {k: reason for k, (reason, _) in caught.value.reasons.items()} == {"s0-0": "image", "s0-2": "image"}
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.reasons == caught.value.reasons
+
+
+def test_an_image_that_the_processor_refuses_is_named():
+    collator = tiny_base("qwen25vl").collator
+    samples = tiny_samples(3)
+    samples[2] = replace(samples[2], image=picture(1, (900, 4)))
+    with pytest.raises(UnusableSamples, match="aspect ratio") as caught:
+        collator.prompts(samples)
+    assert list(caught.value.reasons) == ["s0-2"]
+
+
+def test_decode_stops_at_the_first_stop_token_and_strips(llava):
+    ids = [*llava.tokenizer(" two words ")["input_ids"], END, *llava.tokenizer("more")["input_ids"]]
+    assert llava.collator.decode([ids, [EOS, 40], [END]]) == ["two words", "", ""]
+    assert llava.collator.decode(torch.tensor([ids])) == ["two words"]
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+def test_pictures_of_every_mode_become_the_same_rgb_everywhere():
+    from streamcvit.models.images import decode_image
+
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    assert np.array_equal(
+        np.asarray(decode_image(encoded(Image.fromarray(ramp))))[..., 0], (ramp >> 8).astype(np.uint8)
+    )
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert decode_image(encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
+    half = Image.new("LA", (4, 4), (0, 128))
+    assert decode_image(encoded(half)).getpixel((0, 0)) == (127, 127, 127)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert decode_image(encoded(palette)).getpixel((0, 0)) == (10, 20, 30)
+    assert decode_image(encoded(palette, transparency=1)).getpixel((0, 0)) == (255, 255, 255)
+    cmyk = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 0)), "JPEG"))
+    assert cmyk.mode == "RGB" and min(cmyk.getpixel((3, 3))) > 250
+
+
+def test_exif_orientation_is_applied():
+    from streamcvit.models.images import decode_image
+
+    picture = Image.new("RGB", (16, 8), "black")
+    picture.paste((255, 255, 255), (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    upright = decode_image(encoded(picture, "JPEG", exif=exif, quality=95))
+    assert upright.size == (8, 16) and upright.getpixel((4, 2))[0] > 200 > 50 > upright.getpixel((4, 13))[0]

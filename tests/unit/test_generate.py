@@ -1,0 +1,138 @@
+"""Greedy answers: those of `generate`, whatever the batch, the adapter and the model family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from streamcvit.adapters import SMoLoraConfig
+from streamcvit.evaluation import generate as generate_module
+from streamcvit.evaluation.decode import greedy
+from streamcvit.evaluation.generate import Generator
+from streamcvit.models.base import target_modules
+from streamcvit.models.vision import encode_images, text_tensors
+from tests.models import TINY, tiny_base, tiny_samples
+
+NEW = 10
+
+
+@pytest.fixture(params=sorted(TINY))
+def base(request):
+    return tiny_base(request.param)
+
+
+@pytest.fixture
+def llava():
+    return tiny_base("llava")
+
+
+def lora(base):
+    config = LoraConfig(r=4, target_modules=target_modules(base.model), init_lora_weights=False)
+    return get_peft_model(base.model, config).eval()
+
+
+def smolora(base, router: str):
+    width = base.model.get_input_embeddings().embedding_dim
+    config = SMoLoraConfig(
+        r=4,
+        target_modules=target_modules(base.model),
+        router=router,
+        instruction_dim=width,
+        visual_dim=width,
+        init_weights=False,
+    )
+    return get_peft_model(base.model, config).eval()
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_greedy_gives_the_tokens_that_generate_gives(base, adapted):
+    collator, model = base.collator, lora(base) if adapted else base.model
+    for seed in range(3):
+        inputs = collator.prompts(tiny_samples(7, seed))
+        vision = encode_images(model, inputs)
+        ours = greedy(model, text_tensors(inputs), vision.outputs, NEW, collator.stop_ids, collator.pad_token_id)
+        whole = model.generate(
+            **inputs.tensors,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=NEW,
+            eos_token_id=list(collator.stop_ids),
+            pad_token_id=collator.pad_token_id,
+        )
+        assert torch.equal(ours, whole[:, inputs.tensors["input_ids"].shape[1] :])
+        assert len({tuple(row) for row in ours.tolist()}) > 1
+
+
+def test_decoding_ends_when_every_row_has_ended(llava):
+    inputs = llava.collator.prompts(tiny_samples(3))
+    vision = encode_images(llava.model, inputs).outputs
+    free = greedy(llava.model, text_tensors(inputs), vision, NEW, (), 0)
+    stops = free[:, 2].tolist()
+    ended = greedy(llava.model, text_tensors(inputs), vision, NEW, stops, 0)
+    assert ended.shape[1] <= 3
+    for row in ended.tolist():
+        first = next(k for k, token in enumerate(row) if token in stops)
+        assert set(row[first + 1 :]) <= {0}
+
+
+@pytest.mark.parametrize("router", ["none", "lora", "frozen", "straight_through"])
+def test_an_answer_does_not_depend_on_its_batch(base, router):
+    model = {"none": lambda: base.model, "lora": lambda: lora(base)}.get(router, lambda: smolora(base, router))()
+    samples = tiny_samples(6)
+    together, alone = Generator(base, batch_size=6), Generator(base, batch_size=1)
+    answers = together.answer(model, together.prepare(samples), 6)
+    assert answers == alone.answer(model, alone.prepare(samples), 6)
+    backwards = Generator(base, batch_size=4)
+    assert answers[::-1] == backwards.answer(model, backwards.prepare(samples[::-1]), 6)
+
+
+def test_a_routed_adapter_answers_by_each_samples_own_instruction(llava, monkeypatch):
+    model = smolora(llava, "frozen")
+    generator = Generator(llava)
+    sample = replace(tiny_samples(1)[0], instruction="Answer with one word.")
+    other = replace(sample, instruction="Describe it in a sentence.")
+    requests = generator.prepare([sample, other])
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(model.base_model.routing, "_begin", lambda call: given.append(call.inputs.instruction))
+    generator.answer(model, requests, 2)
+    assert len(given) == 1
+    expected = generator.encoder.encode([sample.instruction, other.instruction])
+    assert {tuple(row.tolist()) for row in given[0]} == {tuple(row.tolist()) for row in expected}
+    assert not torch.equal(expected[0], expected[1])
+
+
+def test_each_image_is_encoded_once_and_repeats_share_it(llava, monkeypatch):
+    encoded: list[int] = []
+
+    def counting(model, inputs):
+        encoded.append(len(inputs.image_mask))
+        return encode_images(model, inputs)
+
+    monkeypatch.setattr(generate_module, "encode_images", counting)
+    samples = tiny_samples(6)
+    samples[3:] = [replace(a, image=b.image) for a, b in zip(samples[3:], samples[:3], strict=True)]
+    generator = Generator(llava, batch_size=3)
+    requests = generator.prepare(samples)
+    for _ in range(2):
+        generator.answer(llava.model, requests, 2)
+    assert encoded == [3]
+
+
+def test_features_beyond_the_memory_bound_are_encoded_again_with_the_same_answers(base):
+    samples = tiny_samples(6)
+    kept, tight = Generator(base, batch_size=4), Generator(base, batch_size=4, cache_bytes=3000)
+    assert kept.answer(base.model, kept.prepare(samples), NEW) == tight.answer(base.model, tight.prepare(samples), NEW)
+    assert tight.held_bytes <= 3000 < kept.held_bytes
+
+
+def test_the_answers_come_in_the_order_of_the_requests(llava):
+    generator = Generator(llava, batch_size=2)
+    samples = tiny_samples(5)
+    requests = generator.prepare(samples)
+    assert [r.sample.sample_id for r in requests] == [s.sample_id for s in samples]
+    answers = generator.answer(llava.model, requests, NEW)
+    for request, answer in zip(requests, answers, strict=True):
+        assert generator.answer(llava.model, [request], NEW) == [answer]
