@@ -6,7 +6,7 @@ Nothing here imports torch, ray, learning or evaluation: it reads run folders an
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.metrics import BucketCounts, MetricStore
 from streamcvit.monitoring.record import RunRecord, find_runs
-from streamcvit.monitoring.report import render_report, write_report
+from streamcvit.monitoring.report import live_page, render_report, write_report
 from streamcvit.monitoring.terminal import LiveView, results_table
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "RunRecord",
     "Server",
     "find_runs",
+    "live_page",
     "render_report",
     "results_table",
     "serve",

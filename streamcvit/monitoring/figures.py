@@ -17,6 +17,8 @@ WAITS = (
     ("evaluate", "waiting for evaluation", "wait_evaluation_s"),
     ("commit", "commit", "commit_s"),
 )
+MAX_PROBED = 5
+"""With more runs than this, probes between chunk ends would hide the lines and are left out."""
 
 
 def plan_heat(record: RunRecord) -> Heat:
@@ -126,7 +128,8 @@ def task_charts(runs: Records) -> list[Markup]:
         for run, (label, record) in enumerate(runs):
             if task in record.tasks:
                 column = tables[run][:, record.tasks.index(task)]
-                series.append(Series(run, label, *_after_chunks(record, column), _live(record, task)))
+                dots = _live(record, task) if len(runs) <= MAX_PROBED else None
+                series.append(Series(run, label, *_after_chunks(record, column), dots))
         chart = line_chart(
             series,
             title=task,

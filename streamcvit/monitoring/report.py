@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring import figures, tables
-from streamcvit.monitoring.record import METRICS, UNTRAINED, UPPER_BOUNDS, Records, RunRecord, in_order, labels_of
+from streamcvit.monitoring.record import (
+    METRICS,
+    UNTRAINED,
+    UPPER_BOUNDS,
+    Records,
+    RunRecord,
+    find_runs,
+    in_order,
+    labels_of,
+)
 
 PALETTE = 7
 """Distinct colours for compared runs; with more runs they repeat, and markers tell them apart."""
@@ -86,6 +98,33 @@ def render_report(records: Sequence[RunRecord], title: str = "streamcvit report"
     )
 
 
+def live_page(folder: Path | str, title: str = "streamcvit", seconds: int = 10) -> Callable[[], str]:
+    """A page for `exporter.serve` that follows the runs at a path while they go on.
+
+    Args:
+        folder: a run folder, or a folder of run folders; it may not exist yet.
+        title: heading of the page.
+        seconds: how often the page loads itself again; the runs are read at most that often, however many watch.
+    """
+    lock, held, read_at = threading.Lock(), "", -math.inf
+
+    def page() -> str:
+        nonlocal held, read_at
+        with lock:
+            if time.monotonic() - read_at >= seconds:
+                try:
+                    held = render_report([RunRecord.load(path) for path in find_runs(folder)], title, refresh=seconds)
+                except UserError:
+                    held = (
+                        f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{seconds}">'
+                        f"<title>{escape(title)}</title><p>No run here yet. This page looks again by itself.</p>"
+                    )
+                read_at = time.monotonic()
+            return held
+
+    return page
+
+
 def _view(runs: Records) -> dict[str, Any]:
     first = runs[0][1]
     following_chart, following_heat = figures.following(runs)
@@ -96,6 +135,7 @@ def _view(runs: Records) -> dict[str, Any]:
             for i, ((label, _), color) in enumerate(zip(runs, _colours(runs), strict=True))
         ],
         "active": _leading(runs),
+        "probes": len(runs) <= figures.MAX_PROBED and any(row["kind"] == "live" for _, r in runs for row in r.scores),
         "facts": _facts(runs),
         "metrics": [(*tables.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
         "same_plan": figures.same_plan(runs),
