@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from streamcvit.data import locations
 from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow
+from streamcvit.data.images import image_fault
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import TaskSpec
 from streamcvit.data.tarscan import MAX_MEMBER, Fault, Group, HashingStream, scan_groups
@@ -46,8 +47,12 @@ SCHEMA = pa.schema(
         ("image_ext", pa.string()),
         ("json_crc32", pa.uint32()),
         ("image_crc32", pa.uint32()),
+        ("image_fault", pa.string()),
     ]
 )
+"""`image_fault` is empty where the picture decodes. It is tried once, when the shards are indexed: with equal checksums
+the verdict holds wherever the stream is read, whichever Pillow is there."""
+
 _META_KEY = b"streamcvit"
 _DIGEST_KEY = b"streamcvit_digest"
 _REBUILD = "Write the stream again, or build its index with `streamcvit index`"
@@ -258,6 +263,7 @@ def _add_row(scan: ShardScan, shard: int, group: Group, name: str, format: str, 
         "image_ext": image.ext,
         "json_crc32": zlib.crc32(text.data),
         "image_crc32": zlib.crc32(image.data),
+        "image_fault": image_fault(image.data),
     }
     for column, value in values.items():
         scan.columns[column].append(value)

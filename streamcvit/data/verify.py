@@ -93,7 +93,7 @@ def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> 
     lost = np.isin(shard_of, list(gone))
     report.unreadable += int(lost.sum())
     readable = np.flatnonzero(~lost)
-    with ShardReader(index, max_pixels) as reader:
+    with ShardReader(index, max_pixels, decode=True) as reader:
         for start in range(0, len(readable), _AT_ONCE):
             for _, found in reader.examine(readable[start : start + _AT_ONCE].tolist()):
                 if isinstance(found, Fault):

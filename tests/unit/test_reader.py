@@ -198,6 +198,21 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     assert "pixels" in image_fault(png_header(30_000, 30_000))
 
 
+def test_pictures_are_decoded_once_when_indexed_and_never_again(tmp_path, monkeypatch):
+    rows = [(0, sample(0)), (0, sample(1, image=picture(1, 64)[:-500]))]
+    index = write_stream(tmp_path / "s", rows, TASKS, test_sets(), seed=0)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    good, bad = ShardReader(StreamIndex.open(index.folder)).read([0, 1])
+    assert isinstance(good, Sample)
+    assert isinstance(bad, Quarantined)
+
+
+def test_a_reader_may_allow_fewer_pixels(index):
+    (bad,) = only(Quarantined, ShardReader(index, max_pixels=63).read([4]))
+    assert "8 x 8 pixels; at most 63" in bad.detail
+    assert only(Quarantined, ShardReader(index, max_pixels=64).read([4])) == []
+
+
 BAD_TEXTS = {
     "utf-8": b"\xff\xfe{}",
     "Expecting": b"{not json",
