@@ -28,6 +28,9 @@ HEADINGS = {
     "mif": "MIF ↑",
 }
 
+NBSP = "\u00a0"
+"""Keeps a task and its score on one line."""
+
 
 @dataclass
 class _Row:
@@ -149,7 +152,7 @@ class LiveView:
     def _head(self, row: _Row, width: int) -> RenderableType:
         table = Table.grid(padding=(0, 2), expand=False)
         table.add_column(width=width, no_wrap=True)
-        table.add_column(width=min(32, max(10, self.console.width - width - 60)))
+        table.add_column(width=min(32, max(10, self.console.width - width - 76)))
         table.add_column(no_wrap=True)
         bar = ProgressBar(
             total=max(1, self.total_samples),
@@ -176,28 +179,26 @@ class LiveView:
         return table
 
     def _details(self, row: _Row) -> list[Text]:
-        lines: list[Text] = []
+        """Newest scores and what is forgotten; a run at its end keeps one line, so that the view stays small."""
+        heading, lost = Text(), Text()
         if row.scores and row.scored_chunk is not None:
-            line = Text.assemble(
-                (f"after chunk {row.scored_chunk + 1}  ", "dim"),
-                ("mean ", ""),
-                (f"{np.mean(list(row.scores.values())):.1f}", "bold"),
-                "  ",
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-            for task, value in row.scores.items():
-                line.append(f" {task} ", "dim")
-                line.append(f"{value:.0f}", _score_style(value))
-            lines.append(line)
-        lost = _worst(row.forgetting)
+            heading.append(f"after chunk {row.scored_chunk + 1}  ", "dim")
+            heading.append("mean ")
+            heading.append(f"{np.mean(list(row.scores.values())):.1f}", "bold")
+        for task, value in _worst(row.forgetting):
+            lost.append(f" {task}{NBSP}")
+            lost.append(f"−{value:.0f}", "bold red" if value >= 20 else "yellow" if value >= 5 else "")
         if lost:
-            line = Text("forgetting ", "dim", no_wrap=True, overflow="ellipsis")
-            for task, value in lost:
-                line.append(f" {task} ")
-                line.append(f"−{value:.0f}", "bold red" if value >= 20 else "yellow" if value >= 5 else "")
-            lines.append(line)
-        return lines
+            lost = Text("forgetting ", "dim").append_text(lost)
+        if row.position >= self.total_samples:
+            line = heading.append("   ").append_text(lost) if heading and lost else heading or lost
+            return [line] if line else []
+        if heading:
+            heading.append("  ")
+        for task, value in row.scores.items():
+            heading.append(f" {task}{NBSP}", "dim")
+            heading.append(f"{value:.0f}", _score_style(value))
+        return [line for line in (heading, lost) if line]
 
 
 def _worst(forgetting: Mapping[str, float], n: int = 3) -> list[tuple[str, float]]:

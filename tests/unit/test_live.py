@@ -20,7 +20,7 @@ def console(terminal: bool, width: int = 120) -> Console:
 
 def shown(screen: Console) -> str:
     """What is left when control codes are taken out."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue())  # type: ignore[attr-defined]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue()).replace("\u00a0", " ")  # type: ignore[attr-defined]
 
 
 def tell(view: LiveView) -> None:
@@ -60,6 +60,13 @@ def test_only_the_three_most_forgotten_are_shown() -> None:
     view = LiveView(["lora"], 960, 15, console=screen)
     view.scores("lora", 0, {}, {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0})
     assert "forgotten: d -4, c -3, b -2\n" in shown(screen)
+
+
+def test_a_run_at_its_end_keeps_one_line_of_scores() -> None:
+    screen = console(terminal=True)
+    with LiveView(["lora"], total_samples=64, chunks=1, console=screen) as view:
+        tell(view)
+    assert "after chunk 1  mean 43.8   forgetting  digit −60 land −20 shape −3" in shown(screen)
 
 
 def test_messages_stand_above_the_view() -> None:
