@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamcvit.data import locations
@@ -148,10 +148,12 @@ class ShardReader:
             return Fault(shard, int(columns["json_offset"][position]), "json", str(bad))
 
     def _read_text(self, text: bytes, position: int, image: bytes, ext: str) -> Sample:
+        sample_id = str(self.index.sample_id_of[position])
         if self._parse is None:
-            return Sample.from_bytes(text, image, ext)
+            sample = Sample.from_bytes(text, image, ext)
+            return sample if sample.sample_id == sample_id else replace(sample, sample_id=sample_id)
         record = self._parse(json.loads(text.decode()))
-        task, sample_id = str(self.index.task_of[position]), str(self.index.sample_id_of[position])
+        task = str(self.index.task_of[position])
         return Sample(sample_id, task, *record.parts(), record.answers, image, ext, record.meta)
 
     def _fetch(self, shard: int, offset: int, size: int) -> bytes:
@@ -178,7 +180,12 @@ class ShardReader:
                 self._files[shard] = _open(location)
             file = self._files[shard]
         if not isinstance(file, int):
-            return file.fs.cat_file(file.path, start=offset, end=offset + size)
+            try:
+                return file.fs.cat_file(file.path, start=offset, end=offset + size)
+            except OSError:
+                raise
+            except Exception as fault:  # each protocol's client has its own errors; none says anything of the bytes
+                raise OSError(f"{type(fault).__name__}: {fault}") from fault
         parts = []
         while size > 0 and (part := os.pread(file, size, offset)):
             parts.append(part)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
-from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index, scan_shards
+from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.shardscan import ShardScan, scan_shards
 from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
 
@@ -56,7 +60,8 @@ def write_stream(
         if task not in test:
             raise UserError(f"task {task!r} has no test set", fix="Give test samples for every task of the stream")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    _sweep(folder)
+    part = Path(tempfile.mkdtemp(prefix=f"{_part_prefix(folder)}{os.getpid()}.", dir=folder.parent))
     try:
         evaluation = _write_eval(part / EVAL_FOLDER, test, specs, seed, samples_per_shard)
         scan, chunks = _write_shards(part, samples_by_chunk, samples_per_shard)
@@ -71,6 +76,19 @@ def write_stream(
         return _put_in_place(part, folder, index.digest)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _part_prefix(folder: Path) -> str:
+    return f".{folder.name}.{platform.node()}."
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers of this folder left that were killed on this machine."""
+    prefix = _part_prefix(folder)
+    for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        writer = left.name.removeprefix(prefix).partition(".")[0]
+        if writer.isdigit() and not psutil.pid_exists(int(writer)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_eval(
@@ -97,7 +115,7 @@ def _write_eval(
     return index
 
 
-def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: int) -> tuple[Any, np.ndarray]:
+def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: int) -> tuple[ShardScan, np.ndarray]:
     """Write the tars and scan them again; the one way an index comes about is from the bytes on disk."""
     import webdataset as wds
 

@@ -180,6 +180,8 @@ def _rows_of(path: Path) -> Iterator[Any]:
 
 
 def _resolve(record: Record, name: str, task: str, images: Path, instructions: Sequence[str]) -> Row:
+    # Half a surrogate pair is legal in JSON but not in UTF-8; the ValueError quarantines the row here, not the writer.
+    "".join((name, record.prompt or "", *record.answers, json.dumps(record.meta, ensure_ascii=False))).encode()
     if not record.image:
         raise BadRow("shape", "the row names no picture")
     picture = images / record.image

@@ -149,6 +149,12 @@ def test_ids_that_come_again_are_numbered_and_equal_rows_quarantined(folder):
     ]
 
 
+def test_half_a_surrogate_pair_is_quarantined_before_it_stops_a_writer(folder):
+    for place, row in enumerate([llava(0, answer="\ud83d"), llava(0, note=["\udc00"]), llava(0, answer="\U0001f600")]):
+        (found,) = read_rows(write(folder, f"{place}.json", [row]), "llava", "colour", folder)
+        assert getattr(found, "reason", "good") == ("json", "json", "good")[place]
+
+
 def test_json_lines_quarantine_a_bad_line(folder):
     path = folder / "train.jsonl"
     path.write_text(json.dumps(llava(0)) + "\n{broken\n\n" + json.dumps(llava(1)) + "\n")

@@ -134,6 +134,14 @@ def test_shards_written_by_webdataset_are_indexed_where_they_lie(tmp_path):
     assert (index.meta["n_faults"], index.meta["faults"][0]["reason"]) == (10, "member")  # `.cls` is never read
 
 
+def test_ids_that_come_again_in_shards_are_numbered(tmp_path):
+    members = [("a.json", sample(1).text_bytes()), ("a.png", picture(1)), *pair("b", 1), *pair("c", 2)]
+    index = index_shards([raw_tar(tmp_path / "x.tar", members)], tmp_path, TASKS)
+    names = ["colour-1", "colour-1#2", "colour-2"]
+    assert index.sample_id_of.tolist() == names
+    assert [one.sample_id for one in ShardReader(index).read(range(3))] == names
+
+
 def test_shards_of_another_kind_are_refused_with_the_first_fault(tmp_path):
     members = [(f"{number}.{ext}", picture(1)) for number in range(4) for ext in ("png", "cls")]
     with pytest.raises(

@@ -143,6 +143,29 @@ def test_urls_are_read_by_ranges(index):
     assert ShardReader(remote).read([0, 16, 39]) == ShardReader(index).read([0, 16, 39])
 
 
+def test_errors_of_a_protocols_client_are_tried_again_too(index, monkeypatch):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/flaky/index.parquet", Path(index.folder, "index.parquet").read_bytes())
+    for path in index.shards:
+        memory.pipe_file(f"/flaky/{os.path.basename(path)}", Path(path).read_bytes())
+    reader = ShardReader(StreamIndex.open("memory://flaky"))
+    plain, failures = type(memory).cat_file, [RuntimeError("503")] * 2
+
+    def flaky(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(reader_module, "_WAITS", (0, 0, 0))
+    monkeypatch.setattr(type(memory), "cat_file", flaky)
+    assert reader.read([3]) == ShardReader(index).read([3])
+    failures.extend([RuntimeError("503")] * 10)
+    with pytest.raises(UserError, match="memory://flaky/shard-000000.tar.*RuntimeError: 503"):
+        reader.read([3])
+
+
 def png_header(width, height, depth=8, colour=2):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +85,25 @@ def test_a_failure_on_the_way_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError, match="the source broke"):
         write_stream(tmp_path / "s", breaks(), TASKS, test_sets(), seed=0, samples_per_shard=4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leavings_of_a_killed_writer_are_swept_up_and_a_living_ones_kept(tmp_path):
+    code = (
+        "import os, sys; sys.path[:0] = ['tests'];"
+        "from streams import *; from streamcvit.data.shards import write_stream;"
+        "rows = (os.kill(os.getpid(), 9) if n == 20 else row for n, row in enumerate(stream_samples()));"
+        f"write_stream({str(tmp_path / 's')!r}, rows, TASKS, test_sets(), seed=0)"
+    )
+    root = Path(__file__).parents[2]
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}).returncode
+        == -9
+    )
+    (left,) = tmp_path.iterdir()
+    alive = tmp_path / left.name.replace(left.name.split(".")[-2], str(os.getpid()))
+    alive.mkdir()
+    index = write_stream(tmp_path / "s", stream_samples(), TASKS, test_sets(), seed=0)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, Path(index.folder)])
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
