@@ -29,7 +29,7 @@ def _four(text: str) -> list[tuple[float, bool]] | None:
     if not boxes and len(groups) == 2 and all(len(group) == 2 for group in groups):
         return groups[0] + groups[1]
     everything = _numbers(text)
-    return everything if not boxes and len(everything) == 4 else None
+    return everything if len(everything) == 4 else None
 
 
 def read_boxes(text: str, size: Sequence[float] | None = None, unit: str | None = None) -> Iterator[Box]:

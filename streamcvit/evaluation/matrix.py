@@ -117,15 +117,14 @@ def best_earlier(scores: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def forgetting_by_chunk(scores: np.ndarray, plan: Plan, best_at: np.ndarray) -> dict[str, np.ndarray]:
-    """How far each task stands at t below an earlier score of it, [..., T, tasks]; nan where it has none.
+    """How far each task stands at t below an earlier score of it, [..., T, tasks]; nan before it is seen.
 
-    `best`: the score at `best_at` (`best_earlier`). `first`: at first(i). `previous`: at t - 1.
+    `best`: the score at `best_at` (`best_earlier`). `first`: at first(i), 0 there. `previous`: at t - 1.
     """
     learned = np.where(plan.seen, scores, np.nan)
     index = np.broadcast_to(np.maximum(best_at, 0), scores.shape)
     best = np.where(best_at >= 0, np.take_along_axis(learned, index, axis=-2), np.nan)
-    later = np.arange(len(plan.seen))[:, None] > plan.first
-    first = np.where(later, _at(scores, plan.first)[..., None, :], np.nan)
+    first = _at(scores, plan.first)[..., None, :]
     previous = np.full_like(learned, np.nan)
     previous[..., 1:, :] = learned[..., :-1, :]
     return {"best": best - learned, "first": first - learned, "previous": previous - learned}

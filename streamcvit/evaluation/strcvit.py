@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from streamcvit.data.sample import Sample
+from streamcvit.errors import UserError
 from streamcvit.evaluation.caption import cider_d
 from streamcvit.evaluation.scorers import RowRule, Scorer, by_row, check_lengths
 from streamcvit.evaluation.text import vqa_normalise
@@ -75,7 +76,15 @@ def _unbracketed(text: str) -> str:
 def _grounding(prediction: str, sample: Sample) -> float:
     """eval_grounding: IoU above 0.5 of the box left after the prediction's first and last character are cut off."""
     box = sample.meta.get("answer_bbox", sample.answer)
-    truth = _floats(_unbracketed(box)) if isinstance(box, str) else [float(number) for number in box]
+    try:
+        truth = _floats(_unbracketed(box)) if isinstance(box, str) else [float(number) for number in box]
+        _, _, _, _ = truth
+    except (TypeError, ValueError):
+        raise UserError(
+            f"the reference box {box!r} cannot be read",
+            where=sample.sample_id,
+            fix='Give "answer_bbox" as [x1, y1, x2, y2] in 0..1, or name no published scorer for this task',
+        ) from None
     try:
         said = _floats(_unbracketed(prediction)[1:-1])
     except ValueError:

@@ -10,6 +10,7 @@ import pytest
 from streamcvit.errors import UserError
 from streamcvit.evaluation import bootstrap_mean, compare, summarise
 from streamcvit.evaluation.bootstrap import resampled_means
+from streamcvit.evaluation.matrix import Plan, metrics
 
 
 @pytest.fixture
@@ -59,6 +60,16 @@ def test_every_interval_holds_its_value(run):
     for name, found in summarise(run, run, PLAN, {"a", "b"}).metrics.items():
         assert found.low <= found.value <= found.high, name
         assert found.high - found.low > 1, name
+
+
+def test_values_are_those_of_the_matrix_as_measured():
+    rng = np.random.default_rng(2)
+    rows = {task: 100.0 * (rng.random((8, 30)) < 0.5) for task in "abc"}
+    trained = np.eye(8, 3, dtype=int)
+    matrix = np.column_stack([points.mean(axis=1) for points in rows.values()])
+    measured = metrics(matrix, Plan(trained), np.ones(3, dtype=bool))
+    for name, found in summarise(rows, None, trained, set(rows)).metrics.items():
+        assert found.value == pytest.approx(float(measured[name]), nan_ok=True), name
 
 
 def test_the_seed_decides_the_intervals_and_never_the_values(run):

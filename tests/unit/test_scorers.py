@@ -13,7 +13,7 @@ from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation import SCORERS, STRCVIT_SCORERS
 from streamcvit.evaluation.ptb import ptb_tokenise
-from streamcvit.evaluation.text import parse_number
+from streamcvit.evaluation.text import parse_number, vqa_normalise
 
 
 def sample(*answers: str, **meta) -> Sample:
@@ -227,6 +227,7 @@ CAPTION = "A red ring on a blue background."
         ("A blue disc on a red background.", 100 / 3),
         ("A ring, red, on a blue background.", 200 / 3),
         ("A red green blue ring disc square on a blue background.", 0),
+        ("red red red on red", 100 / 3),
         ("nothing", 0),
     ],
 )
@@ -269,6 +270,7 @@ def test_cider_survives_references_without_a_word():
         ("An ice-cream (vanilla) for $3.50, 50% off", "an ice-cream -lrb- vanilla -rrb- for $ 3.50 50 % off"),
         ("The letter k with k.", "the letter k with k."),
         ("Mr. Smith of the U.S. at 10:30 a.m. in No. 5", "mr. smith of the u.s. at 10:30 a.m. in no. 5"),
+        ("Gimme what I'm gonna get 'em", "gim me what i 'm gon na get 'em"),
         ("He cannot see 1,000 and/or 3/4 of AT&T's y'all", "he can not see 1,000 and/or 3/4 of at&t 's y' all"),
         ("café 北京 😀", "café 北京"),
         ("", ""),
@@ -290,6 +292,17 @@ def test_any_text_can_be_scored_and_a_copy_of_the_reference_is_right(text):
         assert points("number", text, text) == 100
     if text.strip():
         assert points("format_exact", text, text) == 100
+
+
+def test_a_number_too_large_to_hold_is_none():
+    assert parse_number("1e999") is None
+
+
+def test_the_published_normal_form_keeps_its_slips():
+    assert vqa_normalise("somebody'd") == "somebodyd"
+    assert vqa_normalise("someoned") == "someone'd"
+    assert vqa_normalise("x" + "." * 40 + "y") == "x" + "." * 8 + "y"
+    assert vqa_normalise("3. 5") == "3 5"
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streamcvit.data.sample import Sample
+from streamcvit.errors import UserError
 from streamcvit.evaluation import SCORERS, STRCVIT_SCORERS
 from streamcvit.evaluation.text import vqa_normalise
 
@@ -108,6 +109,12 @@ def test_golden_captions(third, row, corpus):
 
 def test_a_corpus_of_one_picture_scores_nothing():
     assert STRCVIT_SCORERS["textcaps"](["a man holding a phone"], [sample(*REFERENCES[2])]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("box", ["top left", "[0.1, 0.2]", [0.1, 0.2, 0.5], 7])
+def test_a_reference_without_a_box_is_named_with_its_sample(box):
+    with pytest.raises(UserError, match="s0"):
+        STRCVIT_SCORERS["grounding"]([BOX], [sample("unused", answer_bbox=box)])
 
 
 def test_gqa_ignores_full_stops_at_the_end_and_the_case_of_the_prediction():
