@@ -22,6 +22,7 @@ from streamcvit.errors import UserError
 
 _GAP = 64 << 10
 _SPAN = 8 << 20
+_OPEN_FILES = 64
 _WAITS = (0.1, 0.5, 2.0)
 
 
@@ -73,8 +74,7 @@ class ShardReader:
         """Close the files; the next read opens them again."""
         with self._lock:
             for file in self._files.values():
-                with contextlib.suppress(OSError):
-                    os.close(file) if isinstance(file, int) else file.close()
+                _close(file)
             self._files.clear()
 
     def read(self, positions: Sequence[int]) -> list[Sample | Quarantined]:
@@ -174,23 +174,28 @@ class ShardReader:
         raise AssertionError("the last attempt returns or raises")
 
     def _fetch_once(self, shard: int, offset: int, size: int) -> bytes:
-        location = self._shards[shard]
+        # Under the lock no other thread can close the file that is being read.
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = _open(location)
-            file = self._files[shard]
-        if not isinstance(file, int):
-            try:
-                return file.fs.cat_file(file.path, start=offset, end=offset + size)
-            except OSError:
-                raise
-            except Exception as fault:  # each protocol's client has its own errors; none says anything of the bytes
-                raise OSError(f"{type(fault).__name__}: {fault}") from fault
-        parts = []
-        while size > 0 and (part := os.pread(file, size, offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            file = self._file(shard)
+            if isinstance(file, int):
+                parts = []
+                while size > 0 and (part := os.pread(file, size, offset)):
+                    parts.append(part)
+                    offset, size = offset + len(part), size - len(part)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            return file.fs.cat_file(file.path, start=offset, end=offset + size)
+        except OSError:
+            raise
+        except Exception as fault:  # each protocol's client has its own errors; none says anything of the bytes
+            raise OSError(f"{type(fault).__name__}: {fault}") from fault
+
+    def _file(self, shard: int) -> Any:
+        if shard not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                _close(self._files.pop(next(iter(self._files))))  # the one opened first: streams are read onwards
+            self._files[shard] = _open(self._shards[shard])
+        return self._files[shard]
 
 
 def _open(location: str) -> Any:
@@ -199,3 +204,8 @@ def _open(location: str) -> Any:
     import fsspec
 
     return fsspec.open(location, "rb")
+
+
+def _close(file: Any) -> None:
+    with contextlib.suppress(OSError):
+        os.close(file) if isinstance(file, int) else file.close()
