@@ -1,4 +1,4 @@
-"""Tiny models of the four families, built from their configs: no network, no torchvision, well under a second each.
+"""Tiny models of five families, built from their configs: no network, no torchvision, well under a second each.
 
 Each helper gives a (model, processor) pair; `save(pair, folder)` writes what `load_base(folder)` reads. Weights are
 random but seeded, and drawn wide enough that greedy answers differ from prompt to prompt.
@@ -111,6 +111,41 @@ def tiny_qwen25vl(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
     return _model(Qwen2_5_VLForConditionalGeneration, config), processor
 
 
+def tiny_qwen3vl(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
+    """Qwen3-VL: features of several vision layers enter several language layers (deepstack)."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = tiny_tokenizer(
+        image_token="<|image_pad|>", video_token="<|video_pad|>", vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )  # fmt: skip
+    config = Qwen3VLConfig(
+        text_config={
+            **_text(len(tokenizer), width, layers),
+            "head_dim": width // 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": width, "intermediate_size": 2 * width, "num_heads": 2, "patch_size": 4,
+            "spatial_merge_size": 2, "out_hidden_size": width, "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.vision_start_token_id,
+        vision_end_token_id=tokenizer.vision_end_token_id,
+    )  # fmt: skip
+    processor = image_only(Qwen3VLProcessor)(
+        Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 1024}
+        ),
+        tokenizer,
+        chat_template=CHAT_TEMPLATE.replace("IMAGE", "'<|vision_start|><|image_pad|><|vision_end|>'"),
+    )
+    return _model(Qwen3VLForConditionalGeneration, config), processor
+
+
 def tiny_gemma3(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
     """Gemma-3: image tokens see each other both ways, so `token_type_ids` matter; one sliding-window layer."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
@@ -171,6 +206,7 @@ def tiny_internvl(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
 TINY: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": tiny_llava,
     "qwen25vl": tiny_qwen25vl,
+    "qwen3vl": tiny_qwen3vl,
     "gemma3": tiny_gemma3,
     "internvl": tiny_internvl,
 }

@@ -14,7 +14,7 @@ from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
-from streamcvit.models.vision import encode_images, join_features, text_tensors
+from streamcvit.models.vision import encode_images, join_features, joinable, text_tensors
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Generator:
             when a routed adapter first comes along.
         batch_size: prompts decoded together.
         cache_bytes: image features are kept up to this many bytes; what does not fit is encoded again each time.
+            So is everything for models whose vision outputs cannot be kept apart (`joinable`).
 
     Attributes:
         held_bytes: size of the image features kept.
@@ -68,6 +69,7 @@ class Generator:
         self._features: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.held_bytes = 0
         self._layout: Any = None
+        self._keeps = True
 
     def prepare(self, samples: Sequence[Sample]) -> list[Request]:
         """Tokenises samples, and encodes the images not seen before, batch by batch.
@@ -81,7 +83,7 @@ class Generator:
             inputs = self.base.collator.prompts(part)
             keys = [hashlib.sha256(sample.image).hexdigest() for sample in part]
             requests += _split(part, keys, inputs)
-            if any(key not in self._features for key in keys) and self.held_bytes < self.cache_bytes:
+            if self._keeps and any(key not in self._features for key in keys) and self.held_bytes < self.cache_bytes:
                 self._encode(inputs.to(self.base.device), keys)
         return requests
 
@@ -135,16 +137,26 @@ class Generator:
 
     def _vision(self, requests: list[Request]) -> tuple[Any, torch.Tensor]:
         """Encoder outputs and pooled features [B, D] of the requests' images."""
+        if not self._keeps:
+            vision = encode_images(self.base.model, self._inputs([r.sample for r in requests]))
+            return vision.outputs, vision.pooled
         missing = {r.key: r.sample for r in requests if r.key not in self._features}
         found = dict(self._features)
         if missing:
-            inputs = self.base.collator.prompts(list(missing.values())).to(self.base.device)
-            found |= self._encode(inputs, list(missing))
+            found |= self._encode(self._inputs(list(missing.values())), list(missing))
+            if not self._keeps:
+                return self._vision(requests)
         outputs = join_features([found[r.key][0] for r in requests], self._layout)
         return outputs, torch.stack([found[r.key][1] for r in requests])
 
+    def _inputs(self, samples: list[Sample]) -> ModelInputs:
+        return self.base.collator.prompts(samples).to(self.base.device)
+
     def _encode(self, inputs: ModelInputs, keys: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         vision = encode_images(self.base.model, inputs)
+        if not joinable(vision.outputs):
+            self._keeps = False
+            return {}
         if self._layout is None:
             self._layout = join_features(vision.features[:1], vision.outputs)
         found = {key: (f, p) for key, f, p in zip(keys, vision.features, vision.pooled, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import re
@@ -43,6 +44,17 @@ class Base:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.source = source
+        if not source:
+            from streamcvit.models.snapshot import state_digest
+
+            # Now: once adapters are put into the model, its state dict holds theirs too.
+            self.digest = state_digest(model.state_dict())
+        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            raise UserError(
+                f"{type(model).__name__} does not take image features computed beforehand",
+                where=source or "",
+                fix="Use a family that does: LLaVA, Qwen-VL, Gemma 3, InternVL, SmolVLM ...",
+            )
         ours, theirs = self.collator.image_token_id, getattr(model.config, "image_token_id", None)
         if theirs is not None and theirs != ours:
             raise UserError(
@@ -59,13 +71,8 @@ class Base:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weight files (names and bytes); of the state dict where the model came from no folder."""
-        files = weight_files(self.source) if self.source else []
-        if not files:
-            from streamcvit.models.snapshot import state_digest
-
-            return state_digest(self.model.state_dict())
         digest = hashlib.sha256()
-        for file in files:
+        for file in weight_files(str(self.source)):
             digest.update(file.name.encode() + b"\0")
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):

@@ -57,10 +57,10 @@ def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:
         like: the encoder outputs of any earlier batch of the same model; sets type and layout.
 
     Raises:
-        ValueError: the outputs carry more than the projected features (Qwen3-VL's deepstack), which this would lose.
+        ValueError: the outputs are not `joinable`.
     """
-    if more := [name for name, value in vars(like).items() if value is not None and name != "pooler_output"]:
-        raise ValueError(f"encoder outputs hold {more[0]} besides the projected features")
+    if not joinable(like):
+        raise ValueError("these encoder outputs hold more than the projected features, which joining would lose")
     held = like.pooler_output
     if isinstance(held, torch.Tensor):
         joined: Any = torch.cat(list(features))
@@ -69,6 +69,11 @@ def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:
     else:
         joined = type(held)(features)
     return type(like)(pooler_output=joined)
+
+
+def joinable(outputs: Any) -> bool:
+    """Whether the projected features are all there is to encoder outputs (not so in Qwen3-VL, with deepstack)."""
+    return all(value is None for name, value in vars(outputs).items() if name != "pooler_output")
 
 
 def text_tensors(inputs: ModelInputs) -> dict[str, torch.Tensor]:

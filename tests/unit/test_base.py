@@ -142,3 +142,16 @@ def test_eight_bits_need_cuda_and_bitsandbytes(folder):
 def test_the_packaged_model_loads_by_name():
     loaded = load_base("embedded", device="cpu")
     assert loaded.model.config.model_type == "llava" and loaded.collator.max_length
+
+
+def test_the_digest_of_a_model_from_no_folder_is_not_that_of_its_adapters():
+    built, wrapped = Base(*tiny_llava()), Base(*tiny_llava())
+    get_peft_model(wrapped.model, LoraConfig(r=2, target_modules=target_modules(wrapped.model)))
+    assert built.digest == wrapped.digest
+
+
+def test_a_family_that_takes_no_image_features_is_refused(monkeypatch):
+    model, processor = tiny_llava()
+    monkeypatch.setattr(model, "forward", lambda input_ids=None, pixel_values=None: None)
+    with pytest.raises(UserError, match="computed beforehand"):
+        Base(model, processor)

@@ -125,7 +125,8 @@ def test_features_beyond_the_memory_bound_are_encoded_again_with_the_same_answer
     samples = tiny_samples(6)
     kept, tight = Generator(base, batch_size=4), Generator(base, batch_size=4, cache_bytes=3000)
     assert kept.answer(base.model, kept.prepare(samples), NEW) == tight.answer(base.model, tight.prepare(samples), NEW)
-    assert tight.held_bytes <= 3000 < kept.held_bytes
+    assert tight.held_bytes <= 3000
+    assert (kept.held_bytes > 3000) == (base.model.config.model_type != "qwen3_vl")
 
 
 def test_the_answers_come_in_the_order_of_the_requests(llava):

@@ -1,4 +1,4 @@
-"""The vision half apart from the language half gives what the whole model gives, in all four families."""
+"""The vision half apart from the language half gives what the whole model gives, in all families."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def test_features_kept_from_other_batches_can_be_joined_in_any_order(base):
     samples = tiny_samples(6)
     first, second = (encode_images(base.model, base.collator.prompts(part)) for part in (samples[:4], samples[4:]))
     features = [*first.features, *second.features]
+    if base.model.config.model_type == "qwen3_vl":
+        with pytest.raises(ValueError, match="more than the projected features"):
+            join_features(features, first.outputs)
+        return
     order = [5, 0, 3, 2]
     inputs = base.collator.prompts([samples[i] for i in order])
     joined = join_features([features[i] for i in order], first.outputs)
@@ -53,10 +57,3 @@ def test_pooled_is_the_mean_over_a_samples_own_features(base):
     alone = encode_images(base.model, base.collator.prompts(samples[2:3])).pooled
     assert torch.allclose(vision.pooled[2], alone[0], atol=1e-5)
     assert not torch.allclose(vision.pooled[0], vision.pooled[1])
-
-
-def test_features_that_carry_more_than_their_pooled_output_cannot_be_joined(base):
-    outputs = encode_images(base.model, base.collator.prompts(tiny_samples(1))).outputs
-    outputs.deepstack_features = [torch.zeros(1)]
-    with pytest.raises(ValueError, match="deepstack_features"):
-        join_features([torch.zeros(2, 4)], outputs)
