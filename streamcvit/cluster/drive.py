@@ -37,7 +37,8 @@ def task_counts(config: RunConfig, index: StreamIndex, method: str) -> np.ndarra
     counts = np.zeros((schedule.n_chunks, len(tasks)), int)
     chunk_of = np.searchsorted(schedule.stops, np.arange(len(schedule)), side="right")
     number = {task: i for i, task in enumerate(tasks)}
-    np.add.at(counts, (chunk_of, [number[task] for task in index.task_of[schedule.order]]), 1)
+    column = np.array([number[task] for task in index.task_of[schedule.order]], int)
+    np.add.at(counts, (chunk_of, column), 1)
     return counts
 
 

@@ -334,7 +334,7 @@ def _ask_grounding(picture: Picture, rng: np.random.Generator) -> _Asked:
     question = _pick(rng, (f"Where is the {colour} {shape}?", f"Locate the {colour} {shape}."))
     box = [column, row, column + 1, row + 1]
     # In cells of the 4 x 4 grid; the sides of the image are 4 long.
-    return question, "[" + ",".join(str(edge) for edge in box) + "]", {"answer_bbox": box, "size": [4, 4]}
+    return question, "[" + ",".join(str(edge) for edge in box) + "]", {"answer_bbox": box, "size": [4, 4], "box_unit": "pixels"}
 
 
 def _ask_chart(picture: Picture, rng: np.random.Generator) -> _Asked:

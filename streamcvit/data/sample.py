@@ -104,7 +104,7 @@ class TaskSpec:
         name: the task.
         scorer: a name in `streamcvit.evaluation.SCORERS` (the strict family).
         follow: a name in `streamcvit.evaluation.FOLLOW_RULES` (instruction following).
-        strcvit: the published scorer of the kind, a name in the same table; empty where none fits.
+        strcvit: the published scorer of the kind, a name in `streamcvit.evaluation.STRCVIT_SCORERS`; empty: none fits.
         max_new_tokens: decoding stops there at the latest.
         in_average: whether AP and its kin hold this task.
     """

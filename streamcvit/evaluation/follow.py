@@ -97,7 +97,7 @@ def _yes_no(prediction: str, sample: Sample) -> bool:
     return prediction.strip().casefold().removesuffix(".") in {"yes", "no"}
 
 
-def _pattern(prediction: str, sample: Sample) -> bool:
+def follows_pattern(prediction: str, sample: Sample) -> bool:
     """The whole answer matches the regular expression `meta["follow_pattern"]`; longer than 1,000 characters never."""
     pattern = sample.meta.get("follow_pattern")
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
@@ -130,7 +130,7 @@ FOLLOW_RULES: dict[str, FollowRule] = {
     "number": _by_row(_number),
     "box": _by_row(_box),
     "yes_no": _by_row(_yes_no),
-    "pattern": _by_row(_pattern),
+    "pattern": _by_row(follows_pattern),
     "strcvit_short": _by_row(_strcvit_short),
     "strcvit_caption": _by_row(_strcvit_caption),
     "strcvit_letter": _by_row(_strcvit_letter),

@@ -15,6 +15,7 @@ from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation import boxes
 from streamcvit.evaluation.caption import cider_d, longest_in_order, words
+from streamcvit.evaluation.follow import follows_pattern
 from streamcvit.evaluation.ptb import ptb_tokenise
 from streamcvit.evaluation.text import bare, flatten, parse_number, same_answer, vqa_official
 
@@ -153,14 +154,15 @@ def _slots(prediction: str, sample: Sample) -> float:
     """Share of the words in `meta["slots"]` that the caption has, in their order.
 
     A slot is a word, or a list of words of which one is due. A caption longer than `meta["max_words"]` (default: the
-    longest reference's number of words) gets 0, so that listing every word does not pay.
+    longest reference's number of words) gets 0, so that listing every word does not pay. Where the sample demands a
+    form (`meta["follow_pattern"]`), a caption in another form gets 0: the form is part of the task.
     """
     slots = sample.meta.get("slots")
     if not slots:
         raise UserError("the sample has no slots", where=sample.sample_id, fix='Give meta "slots", a list of words')
     said = words(prediction)
     limit = sample.meta.get("max_words") or max(len(words(answer)) for answer in sample.answers)
-    if len(said) > limit:
+    if len(said) > limit or ("follow_pattern" in sample.meta and not follows_pattern(prediction, sample)):
         return 0.0
     wanted = [{slot.casefold()} if isinstance(slot, str) else {word.casefold() for word in slot} for slot in slots]
     return longest_in_order(said, wanted) / len(wanted)
