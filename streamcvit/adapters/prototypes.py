@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 _NEVER = -2.0  # below every cosine
+_HOPELESS = -3.0  # below even that
 
 
 class Prototypes(nn.Module):
@@ -72,18 +73,21 @@ class Prototypes(nn.Module):
         similarity, mutual = self._similarity(scaled), scaled @ scaled.T
         slots = torch.arange(self.size, device=features.device)
         warm = self.seen >= self.warmup
-        used, routes = self.used.clone(), []
+        # Spawning is one more candidate: its score is the threshold while an expert is free, hopeless otherwise.
+        score = torch.where(warm, self.spawn_below, _HOPELESS)
+        free = slots >= self.used
+        routes, spawned = [], []
         for row in range(len(features)):
             best, nearest = similarity[row].max(0)
-            spawn = (best < self.spawn_below) & (used < self.size) & warm
-            route = torch.where(spawn, used, nearest)
-            fresh = (slots == route) & spawn
+            fresh = free & (best < score) & (slots == self.size - free.sum())
             similarity = torch.where(fresh, mutual[:, row : row + 1], similarity)
-            self.centroids = torch.where(fresh.unsqueeze(1), features[row], self.centroids)
-            used = used + spawn
-            routes.append(route)
-        self.used = used
-        chosen = torch.stack(routes)
+            free = free & ~fresh
+            spawned.append(fresh)
+            routes.append(nearest)
+        fresh = torch.stack(spawned)
+        chosen = torch.where(fresh.any(1), fresh.int().argmax(1), torch.stack(routes))
+        self.centroids = torch.where(fresh.any(0).unsqueeze(1), fresh.T.float() @ features, self.centroids)
+        self.used = self.size - free.sum()
         self._remember(features, chosen, warm)
         return chosen
 

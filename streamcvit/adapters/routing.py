@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 
@@ -60,6 +61,7 @@ class RoutingCall:
         learning: the model trains, so routes are counted and prototypes may spawn.
         shared: per adapter, routes [B, banks] that hold for every layer.
         routes: per (adapter, layer), the route [B, banks] that the layer decided.
+        forms: shared routes in the forms that layers compute with.
         losses: per (adapter, layer), what the layer adds to the training loss.
     """
 
@@ -68,6 +70,7 @@ class RoutingCall:
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    forms: dict[tuple, Any] = field(default_factory=dict)
     _weights: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def instruction(self, batch: int) -> torch.Tensor:

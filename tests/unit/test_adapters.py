@@ -224,7 +224,7 @@ def test_one_bank_alone_acts_at_weight_one(banks, router):
     tuner = tuner_of(model)
     with torch.no_grad(), tuner.routing.using(routing) as call:
         got = layer(x)
-        (expert,) = layer.route("default", layer.configs["default"], call, x)[0].T
+        (expert,) = layer.route("default", call, x)[0].experts.T
         a, b = layer.smolora_A["default"][expert], layer.smolora_B["default"][expert]
         want = layer.base_layer(x) + 2 * x @ a.mT @ b
     assert close(got, want)

@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+_softmax_backward = torch.ops.aten._softmax_backward_data.default
+
+
+class Route(NamedTuple):
+    """Which experts act for each sample, in the forms that the formula and its gradient need.
+
+    Attributes:
+        experts: [B, k] int64 into the stacked experts.
+        flat: [B k] int64, the same in a row.
+        score: [B k] int64, rows of the k E expert scores: `flat`, plus E for a sample's second expert.
+        owner: [E, B k] one-hot of `flat`, and
+        score_owner: [k E, B k] one-hot of `score`, both only where gradients are wanted.
+    """
+
+    experts: torch.Tensor
+    flat: torch.Tensor
+    score: torch.Tensor
+    owner: torch.Tensor | None
+    score_owner: torch.Tensor | None
+
+    @classmethod
+    def of(cls, index: torch.Tensor, experts: int, dtype: torch.dtype) -> Route:
+        """The forms of `index` [B, k] into `experts` experts, for inputs of `dtype`."""
+        k = index.shape[1]
+        columns = torch.arange(0, k * experts, experts, device=index.device)
+        flat, score = index.reshape(-1), (index + columns).view(-1)
+        if not torch.is_grad_enabled():
+            return cls(index, flat, score, None, None)
+        slots = torch.arange(k * experts, device=index.device).unsqueeze(1)
+        # Not F.one_hot: that waits for the device.
+        return cls(index, flat, score, (slots[:experts] == flat).to(dtype), (slots == score).to(dtype))
 
 
 class RoutedExperts(torch.autograd.Function):
@@ -13,10 +45,11 @@ class RoutedExperts(torch.autograd.Function):
     With two, (a_1, a_2) = softmax(<fc_1, s B_1 A_1 x>, <fc_2, s B_2 A_2 x>) per position; with one, a is 1. Scores are
     taken in rank space, <fc, B h> = <B^T fc, h>, so neither expert's output is ever formed. Gathers the routed experts,
     gathers them again in backward instead of keeping them, and sums gradients by a product with one-hot routes, which
-    unlike index_add is deterministic on every device. Weights are cast to x's type.
+    unlike index_add is deterministic on every device. Weights are cast to x's type. The scaling rides on products that
+    are taken anyway.
 
-    Shapes: x [B, S, I], base [B, S, O], A [E, r, I], B [E, r, O], fc [2, O] or None, weight [B, k] or None (ones that
-    carry the router's gradient), index [B, k] int64 into E, first: experts of the first bank, scaling: s.
+    Shapes: x [B, S, I], base [B, S, O], a [E, r, I], b [E, r, O], fc [2, O] or None, weight [B, k] or None (ones that
+    carry the router's gradient), flat, score, owner and score_owner as in `Route`, scaling: s.
     """
 
     @staticmethod
@@ -28,62 +61,65 @@ class RoutedExperts(torch.autograd.Function):
         b: torch.Tensor,
         fc: torch.Tensor | None,
         weight: torch.Tensor | None,
-        index: torch.Tensor,
-        first: int,
+        flat: torch.Tensor,
+        score: torch.Tensor,
+        owner: torch.Tensor | None,
+        score_owner: torch.Tensor | None,
         scaling: float,
     ) -> torch.Tensor:
         batch, length, _ = x.shape
-        k, r = index.shape[1], a.shape[1]
-        a_x, b_x = _gather(a, index, x.dtype), _gather(b, index, x.dtype)
-        h = torch.bmm(x, a_x.mT)
-        mixed, share, score = h, None, None
+        k, r = len(flat) // batch, a.shape[1]
+        h = _scaled_bmm(x, _gather(a, flat, batch, x.dtype).mT, scaling)
+        mixed, share, toward = h, None, None
         if fc is not None:
-            # [2, E r], of which a sample needs row 0 at its first expert and row 1 at its second.
-            scores = (fc @ b.view(-1, b.shape[2]).T).view(2, -1, r)
-            score = (scores[torch.arange(2, device=x.device), index] * scaling).to(x.dtype)
+            # What each fc row says of each expert, [2 E, r], of which a sample needs one row per expert.
+            scores = (fc @ b.view(-1, b.shape[2]).T).view(-1, r)
+            toward = scores.index_select(0, score).to(x.dtype).view(batch, 1, k, r)
             by_expert = h.view(batch, length, k, r)
-            share = torch.softmax((by_expert * score.unsqueeze(1)).sum(-1), -1)
+            share = torch.softmax((by_expert * toward).sum(-1), -1)
             mixed = (by_expert * share.unsqueeze(-1)).view(batch, length, k * r)
-        ctx.save_for_backward(x, a, b, fc, index, h, mixed, share, score)
-        ctx.first, ctx.scaling = first, scaling
-        return torch.baddbmm(base, mixed, b_x, alpha=scaling)
+        ctx.save_for_backward(x, a, b, fc, flat, owner, score_owner, h, mixed, share, toward)
+        ctx.k, ctx.scaling = k, scaling
+        return torch.baddbmm(base, mixed, _gather(b, flat, batch, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        x, a, b, fc, index, h, mixed, share, score = ctx.saved_tensors
-        first, scaling = ctx.first, ctx.scaling
+        x, a, b, fc, flat, owner, score_owner, h, mixed, share, toward = ctx.saved_tensors
         batch, length, _ = x.shape
-        k, experts, r = index.shape[1], a.shape[0], a.shape[1]
+        k, (experts, r, _) = ctx.k, a.shape
         grad = grad.contiguous()
-        owner = (torch.arange(experts, device=x.device).unsqueeze(1) == index.view(1, -1)).to(x.dtype)
 
-        d_h = torch.bmm(grad, _gather(b, index, x.dtype).mT) * scaling
-        d_b = (owner @ (torch.bmm(mixed.mT, grad) * scaling).view(batch * k, -1)).view(b.shape).to(b.dtype)
+        d_h = torch.bmm(grad, _gather(b, flat, batch, x.dtype).mT)
+        d_b = _owned(owner, torch.bmm(mixed.mT, grad), b)
         d_fc = None
         if fc is not None:
             by_expert, d_mixed = h.view(batch, length, k, r), d_h.view(batch, length, k, r)
             d_share = (d_mixed * by_expert).sum(-1)
-            d_z = share * (d_share - (d_share * share).sum(-1, keepdim=True))
-            d_h = (d_mixed * share.unsqueeze(-1) + d_z.unsqueeze(-1) * score.unsqueeze(1)).view(h.shape)
-            d_score = (d_z.unsqueeze(-1) * by_expert).sum(1).view(batch * k, r)
-            d_u = (owner @ d_score).to(b.dtype) * scaling
-            d_b[:first].addcmul_(d_u[:first].unsqueeze(-1), fc[0])
-            d_b[first:].addcmul_(d_u[first:].unsqueeze(-1), fc[1])
-            d_fc = torch.stack(
-                (
-                    d_u[:first].reshape(-1) @ b[:first].reshape(-1, b.shape[2]),
-                    d_u[first:].reshape(-1) @ b[first:].reshape(-1, b.shape[2]),
-                )
-            )
-        d_a = (owner @ torch.bmm(d_h.mT, x).view(batch * k, -1)).view(a.shape).to(a.dtype)
-        d_x = torch.bmm(d_h, _gather(a, index, x.dtype)) if ctx.needs_input_grad[0] else None
+            d_z = _softmax_backward(d_share, share, -1, share.dtype).unsqueeze(-1)
+            d_toward = (d_z * by_expert).sum(1).view(batch * k, r)
+            d_h = (d_mixed * share.unsqueeze(-1)).addcmul_(d_z, toward).view(h.shape)
+            d_scores = (score_owner @ d_toward).to(b.dtype).view(k, experts * r)
+            d_fc = d_scores @ b.view(experts * r, -1)
+            d_b.view(experts * r, -1).addmm_(d_scores.T, fc)
+        d_a = _owned(owner, _scaled_bmm(d_h.mT, x, ctx.scaling), a)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = _scaled_bmm(d_h, _gather(a, flat, batch, x.dtype), ctx.scaling)
         d_weight = None
         if ctx.needs_input_grad[5]:
             d_weight = (d_h * h).view(batch, length, k, r).sum((1, 3))
-        return d_x, grad, d_a, d_b, d_fc, d_weight, None, None, None
+        return d_x, grad, d_a, d_b, d_fc, d_weight, None, None, None, None, None
 
 
-def _gather(weights: torch.Tensor, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _gather(weights: torch.Tensor, flat: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
     """Weights [E, r, N] of the routed experts as [B, k r, N]."""
-    batch, k = index.shape
-    return weights.to(dtype).index_select(0, index.view(-1)).view(batch, k * weights.shape[1], weights.shape[2])
+    return weights.to(dtype).index_select(0, flat).view(batch, -1, weights.shape[2])
+
+
+def _scaled_bmm(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scaling)
+
+
+def _owned(owner: torch.Tensor, per_sample: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Gradients [B, k r, N] of the gathered experts, summed into those of the experts [E, r, N]."""
+    return (owner @ per_sample.view(owner.shape[1], -1)).to(weights.dtype).view(weights.shape)

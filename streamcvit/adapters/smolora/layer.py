@@ -7,7 +7,7 @@ from torch import nn
 
 from streamcvit.adapters.routing import RoutingCall, expand
 from streamcvit.adapters.smolora.config import SMoLoraConfig
-from streamcvit.adapters.smolora.function import RoutedExperts
+from streamcvit.adapters.smolora.function import Route, RoutedExperts
 from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
 
 
@@ -21,8 +21,9 @@ class SMoLoraLayer(ExpertLayer):
         "smolora_gate_visual",
         "smolora_gate_instruction",
     )
-    other_param_names = ("r", "scaling", "configs")
+    other_param_names = ("r", "scaling", "configs", "fused")
     configs: dict[str, SMoLoraConfig]
+    fused: dict[str, bool]
     smolora_A: nn.ParameterDict
     smolora_B: nn.ParameterDict
     smolora_fc: nn.ParameterDict
@@ -30,6 +31,7 @@ class SMoLoraLayer(ExpertLayer):
     def update_layer(self, adapter_name: str, config: SMoLoraConfig) -> None:
         """Add an adapter; a frozen gate is declared so that switching adapters leaves it frozen."""
         self.__dict__.setdefault("configs", {})[adapter_name] = config
+        self.__dict__.setdefault("fused", {})[adapter_name] = len(config.bank_sizes) == 2
         if config.router == "frozen":
             gates = ("smolora_gate_visual", "smolora_gate_instruction")
             self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: gates}
@@ -51,32 +53,47 @@ class SMoLoraLayer(ExpertLayer):
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add the routed experts' output; x [B, S, I]."""
         per_sample_only(x, self.key)
-        config, call = self.configs[name], self.routing.current()
-        index, weight = self.route(name, config, call, x)
-        fc = self.smolora_fc.get(name)
-        sizes = config.bank_sizes
+        call, a = self.routing.current(), self.smolora_A[name]
+        route, weight = self.route(name, call, x)
         return RoutedExperts.apply(
             x,
             out,
-            self.smolora_A[name],
+            a,
             self.smolora_B[name],
-            fc,
+            self.smolora_fc[name] if self.fused[name] else None,
             weight,
-            index,
-            next(iter(sizes.values())),
+            route.flat,
+            route.score,
+            route.owner,
+            route.score_owner,
             self.scaling[name],
         )
 
-    def route(
-        self, name: str, config: SMoLoraConfig, call: RoutingCall, x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Expert indices [B, banks] into the stacked weights, and weights of one that carry the gates' gradient."""
+    def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[Route, torch.Tensor | None]:
+        """Experts of each sample, and weights of one [B, banks] that carry the gates' gradient where they learn."""
         shared = call.shared.get(name)
         if shared is not None:
-            return expand(shared, x.shape[0]), None
+            return self._shared(name, call, shared, x), None
         key = (name, self.key)
         if not torch.is_grad_enabled() and key in call.routes:
-            return call.routes[key], None
+            return self._forms(name, call.routes[key], x), None
+        index, weight = self._decide(name, call, x)
+        call.routes[key] = index
+        return self._forms(name, index, x), weight
+
+    def _forms(self, name: str, index: torch.Tensor, x: torch.Tensor) -> Route:
+        return Route.of(index, self.smolora_A[name].shape[0], x.dtype)
+
+    def _shared(self, name: str, call: RoutingCall, index: torch.Tensor, x: torch.Tensor) -> Route:
+        # The route that all layers share is brought into form by the first of them.
+        key = (name, x.shape[0], x.dtype, torch.is_grad_enabled())
+        if key not in call.forms:
+            call.forms[key] = self._forms(name, expand(index, x.shape[0]), x)
+        return call.forms[key]
+
+    def _decide(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Arg-max of each bank's gate: indices [B, banks], and the weights of a learning gate."""
+        config = self.configs[name]
         learns = config.router == "straight_through" and torch.is_grad_enabled()
         columns, weights, offset = [], [], 0
         with torch.set_grad_enabled(learns):
@@ -89,7 +106,6 @@ class SMoLoraLayer(ExpertLayer):
                 if learns:
                     chosen = torch.softmax(logits, -1).gather(1, column.unsqueeze(1))
                     weights.append(1 + chosen - chosen.detach())
-                columns.append(column + offset)
+                columns.append(column + offset if offset else column)
                 offset += size
-        index = call.routes[key] = torch.stack(columns, 1)
-        return index, torch.cat(weights, 1).to(x.dtype) if learns else None
+        return torch.stack(columns, 1), torch.cat(weights, 1).to(x.dtype) if learns else None
