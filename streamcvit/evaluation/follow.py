@@ -14,8 +14,7 @@ import regex
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation.caption import words
-from streamcvit.evaluation.scorers import check_lengths
-from streamcvit.evaluation.text import parse_number
+from streamcvit.evaluation.text import check_lengths, parse_number
 
 FollowRule = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
 

@@ -17,7 +17,7 @@ from streamcvit.evaluation import boxes
 from streamcvit.evaluation.caption import cider_d, longest_in_order, words
 from streamcvit.evaluation.follow import follows_pattern
 from streamcvit.evaluation.ptb import ptb_tokenise
-from streamcvit.evaluation.text import bare, flatten, parse_number, same_answer, vqa_official
+from streamcvit.evaluation.text import bare, check_lengths, flatten, parse_number, same_answer, vqa_official
 
 Scorer = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
 RowRule = Callable[[str, Sample], float]
@@ -42,16 +42,6 @@ def by_row(rule: RowRule, *, empty: float | None = 0.0) -> Scorer:
     scorer.__doc__ = rule.__doc__
     scorer.__name__ = rule.__name__.lstrip("_")
     return scorer
-
-
-def check_lengths(predictions: Sequence[str], samples: Sequence[Sample]) -> None:
-    """Every prediction has its sample.
-
-    Raises:
-        ValueError: there are more of one than of the other.
-    """
-    if len(predictions) != len(samples):
-        raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples")
 
 
 def _exact(prediction: str, sample: Sample) -> float:

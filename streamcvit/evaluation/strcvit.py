@@ -15,8 +15,8 @@ import numpy as np
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation.caption import cider_d
-from streamcvit.evaluation.scorers import RowRule, Scorer, by_row, check_lengths
-from streamcvit.evaluation.text import vqa_normalise
+from streamcvit.evaluation.scorers import RowRule, Scorer, by_row
+from streamcvit.evaluation.text import check_lengths, vqa_normalise
 
 
 def _vqav2(prediction: str, sample: Sample) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
+from collections.abc import Sequence
 
 # The VQA evaluator's table of contractions, kept as the finished forms: every form with one of its apostrophes left out
 # is a key of the published table. Its keys with a capital ("Im") never match lower-cased text and are left away.
@@ -104,3 +105,13 @@ def parse_number(text: str) -> float | None:
         return None
     value = float(text) / (100.0 if percent else 1.0)
     return value if math.isfinite(value) else None
+
+
+def check_lengths(predictions: Sequence, samples: Sequence) -> None:
+    """Every prediction has its sample.
+
+    Raises:
+        ValueError: there are more of one than of the other.
+    """
+    if len(predictions) != len(samples):
+        raise ValueError(f"{len(predictions)} predictions for {len(samples)} samples")
