@@ -8,8 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from streamcvit.monitoring.charts import Cell, Heat, Series, dumbbells, line_chart, number, shorten, stacked_bars, tip
+from streamcvit.monitoring.compare import Records
 from streamcvit.monitoring.metrics import entropy_nats
-from streamcvit.monitoring.record import UNTRAINED, Records, RunRecord
+from streamcvit.monitoring.record import RunRecord
 
 WAITS = (
     ("learn", "learning", "busy_s"),
@@ -37,10 +38,16 @@ def plan_heat(record: RunRecord) -> Heat:
 
 def same_plan(runs: Records) -> bool:
     """Whether all runs learn the same stream."""
-    first = runs[0][1]
+    first = stream_of(runs)
     digests = {record.run.get("index_digest") for _, record in runs} - {None}
     plans = all(np.array_equal(r.plan, first.plan) and r.tasks == first.tasks for _, r in runs)
     return plans and len(digests) <= 1
+
+
+def stream_of(runs: Records) -> RunRecord:
+    """The run whose plan stands for all: the first that learned the stream as it comes."""
+    records = [record for _, record in runs]
+    return next((r for r in records if len(r.plan) and not (r.untrained or r.upper_bound)), records[0])
 
 
 def score_heat(record: RunRecord) -> Heat:
@@ -51,7 +58,7 @@ def score_heat(record: RunRecord) -> Heat:
     for i, task in enumerate(record.tasks):
         cells = []
         for k in range(record.n_chunks):
-            trained = bool(record.plan[k, i])
+            trained = bool(record.plan[k, i]) and not record.single
             facts = [("", "trained here", f"{record.plan[k, i]} samples")] if trained else []
             if np.isnan(table[k, i]):
                 cells.append(Cell(tip=tip(f"{task}, chunk {k + 1}", *facts) if facts else "", marked=trained))
@@ -85,7 +92,7 @@ def forgetting_by_chunk(record: RunRecord) -> np.ndarray:
 def stream_charts(runs: Records) -> list[Markup]:
     """AP and forgetting over chunks."""
     chunks = max(record.n_chunks for _, record in runs)
-    learners = [(i, label, r) for i, (label, r) in enumerate(runs) if r.method not in UNTRAINED]
+    learners = [(i, label, r) for i, (label, r) in enumerate(runs) if not r.untrained]
     ap = [Series(i, label, *_after_chunks(r, r.ap_by_chunk())) for i, (label, r) in enumerate(runs)]
     lost = [Series(i, label, *_after_chunks(r, forgetting_by_chunk(r))) for i, label, r in learners]
     charts = [line_chart(ap, title="AP over the seen tasks", unit="points", chunks=chunks)]
@@ -99,7 +106,7 @@ def prequential_charts(runs: Records) -> list[Markup]:
     chunks = max(record.n_chunks for _, record in runs)
     loss, accuracy = [], []
     for i, (label, record) in enumerate(runs):
-        if not len(record.ledger):
+        if not len(record.ledger) or record.single:
             continue
         per_chunk = len(record.ledger) / len(np.unique(record.ledger.chunk))
         places, losses, hits = record.ledger.curve(max(1, min(4, int(per_chunk // 100))))
@@ -118,7 +125,7 @@ def prequential_charts(runs: Records) -> list[Markup]:
 def task_charts(runs: Records) -> list[Markup]:
     """Each task's score over chunks, all runs; live probes as dots, training as bars below the axis."""
     charts = []
-    first = runs[0][1]
+    first = stream_of(runs)
     chunks = max(record.n_chunks for _, record in runs)
     tables = [record.matrix() for _, record in runs]
     top = max([100.0, *(float(np.nanmax(t)) for t in tables if np.isfinite(t).any())])
@@ -168,7 +175,7 @@ def forgetting_charts(runs: Records) -> list[Markup]:
                 last = known[-1]
                 ends = [None if np.isnan(end[last, j]) else float(end[last, j]) for end in (low, high)]
                 rows.append((task, float(table[known, j].max()), float(table[last, j]), ends[0], ends[1]))
-        if rows:
+        if rows and not record.untrained:
             charts.append(dumbbells(i, label, rows, x_max=max(100.0, *(row[1] for row in rows))))
     return charts
 
@@ -182,7 +189,7 @@ def following(runs: Records) -> tuple[Markup | None, Heat | None]:
         return None, None
     series = [Series(i, runs[i][0], *_after_chunks(runs[i][1], runs[i][1].mean_over_seen(tables[i]))) for i in told]
     rows = []
-    for task in runs[0][1].tasks:
+    for task in stream_of(runs).tasks:
         cells = []
         for i in told:
             label, record = runs[i]

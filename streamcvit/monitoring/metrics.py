@@ -275,13 +275,16 @@ class MetricStore(Collector):
         run = run or record.method
         for task in dict.fromkeys(record.ledger.task):
             self.samples_learned(run, task, int((record.ledger.task == task).sum()))
-        for kind, key, tell in (
-            ("quarantine", "reason", self.quarantined),
-            ("restart", "actor", self.restarts),
-        ):
-            names = [str(event.get(key, "unknown")) for event in record.events_of(kind)]
-            for name in dict.fromkeys(names):
-                tell(run, name, names.count(name))
+        reasons = [str(event.get("reason", "unknown")) for event in record.events_of("quarantine")]
+        for reason in dict.fromkeys(reasons):
+            self.quarantined(run, reason, reasons.count(reason))
+        restarts: dict[str, int] = {}
+        for event in record.events_of("restart"):
+            actor = str(event.get("actor", "unknown"))
+            # One line may tell of several restarts: it then says how many there were by then.
+            restarts[actor] = max(restarts.get(actor, 0) + 1, int(event.get("count") or 0))
+        for actor, total in restarts.items():
+            self.restarts(run, actor, total)
         self.position(run, record.position, record.total_samples or None)
         chunks = record.chunk_events()
         self.chunk_done(run, len(chunks))

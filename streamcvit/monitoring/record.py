@@ -7,7 +7,7 @@ written and a Parquet file may have no footer yet. Whatever cannot be read is le
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,9 @@ from streamcvit.errors import UserError
 Interval = tuple[float, float | None, float | None]
 """Value with the two ends of its 95 % interval, in points; the ends are None where no interval is known."""
 
-METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "mif")
-"""Headline metrics in the order they are shown in."""
-
-LOWER_IS_BETTER = ("maf_best", "maf_first", "maf_previous")
 UPPER_BOUNDS = ("joint", "multitask")
-"""Methods that see all tasks at once: shown as what is possible, never as the best of a comparison."""
 UNTRAINED = ("zero-shot", "zero_shot", "zeroshot")
-"""Methods that learn nothing, and so forget nothing: left out where forgetting is compared."""
+"""Names that say what a method is, where its configuration does not."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,9 @@ class RunRecord:
         summary: `summary.json`; empty where missing.
         events: lines of `events.jsonl` in order.
         ledger: every learned sample.
+        in_average: whether AP and its kin hold a task, bool [N].
         problems: what could not be read, one sentence each.
+        single: whether its one evaluation stands for every chunk of another run's stream (`compared`).
     """
 
     folder: Path
@@ -100,7 +97,9 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=_empty_ledger)
+    in_average: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     problems: list[str] = field(default_factory=list)
+    single: bool = False
 
     @classmethod
     def load(cls, folder: Path | str) -> RunRecord:
@@ -132,6 +131,23 @@ class RunRecord:
     def method(self) -> str:
         """Name of the method that learned."""
         return str(self.run.get("method") or self.run.get("name") or self.folder.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration of this run's method alone; empty where the file does not tell methods apart."""
+        methods = self.config.get("methods")
+        found = methods.get(self.method) if isinstance(methods, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether it sees all tasks at once: shown as what is possible, never as the best of a comparison."""
+        return self.method in UPPER_BOUNDS or self.settings.get("order") == "joint"
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it learns nothing, and so forgets nothing: left out where forgetting is compared."""
+        return self.method in UNTRAINED or self.settings.get("adapter") == "none"
 
     @property
     def finished(self) -> bool:
@@ -178,12 +194,6 @@ class RunRecord:
                 value = row.get(column)
                 if value is not None and 0 <= row["chunk"] < self.n_chunks:
                     table[row["chunk"], place[row["task"]]] = value
-        if self.method in UNTRAINED and np.isnan(table).all():
-            # What learns nothing may have been scored once, before the stream: that is its score after every chunk.
-            for row in self.scores:
-                if row["kind"] == "zero" and row["family"] == family and row["task"] in place:
-                    i = place[row["task"]]
-                    table[self.seen()[:, i], i] = np.nan if row.get(column) is None else row[column]
         return table
 
     def seen(self) -> np.ndarray:
@@ -198,11 +208,14 @@ class RunRecord:
                 if value is not None and 0 <= chunk < self.n_chunks:
                     curve[chunk] = value
             return curve
-        return self.mean_over_seen(self.matrix())
+        return self.mean_over_seen(self.matrix(), self.in_average)
 
-    def mean_over_seen(self, table: np.ndarray) -> np.ndarray:
-        """Mean over the seen tasks of each row of a [T, N] table, NaN unless every one of them is known."""
-        seen = self.seen()
+    def mean_over_seen(self, table: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the seen tasks (those of them in `among`, bool [N]) of each row of a [T, N] table.
+
+        NaN unless every one of them is known.
+        """
+        seen = self.seen() if among is None else self.seen() & among
         known = np.where(seen, ~np.isnan(table), True).all(axis=1) & seen.any(axis=1)
         total = np.where(seen, np.nan_to_num(table), 0.0).sum(axis=1)
         return np.where(known, total / np.maximum(seen.sum(axis=1), 1), np.nan)
@@ -222,7 +235,10 @@ class RunRecord:
         return None
 
     def forgetting(self) -> dict[str, float]:
-        """Best score so far less the score now, in points, of each evaluated task the stream has shown."""
+        """Best earlier score less the score now, in points, of each evaluated task the stream has shown.
+
+        0 for a task with no earlier score; negative for one that stands higher than ever.
+        """
         if self.summary.get("forgetting"):
             return {task: float(value) for task, value in self.summary["forgetting"].items() if value is not None}
         table, seen, lost = self.matrix(), self.seen(), {}
@@ -230,7 +246,7 @@ class RunRecord:
             column = table[seen[:, i], i] if len(table) else table[:, 0]
             column = column[~np.isnan(column)]
             if len(column):
-                lost[task] = float(column.max() - column[-1])
+                lost[task] = float(column[:-1].max() - column[-1]) if len(column) > 1 else 0.0
         return lost
 
     def chunk_events(self) -> list[dict[str, Any]]:
@@ -244,12 +260,14 @@ class RunRecord:
 
     def predictions(self, version: int, task: str) -> list[dict[str, Any]]:
         """Every prediction of an evaluation: sample_id, prediction, reference, score and more; [] where missing."""
-        path = self.folder / "predictions" / str(version) / f"{task}.parquet"
         # A task's name comes from data: one with a path in it must not lead out of the run folder.
-        if Path(task).name != task or not path.is_file():
+        if Path(task).name != task:
             return []
-        table = self._table(path)
-        return table.to_pylist() if table is not None else []
+        for name in (str(version), f"{version:08d}", *(["zero"] if version == 0 else [])):
+            path = self.folder / "predictions" / name / f"{task}.parquet"
+            if path.is_file() and (table := self._table(path)) is not None:
+                return table.to_pylist()
+        return []
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -284,6 +302,8 @@ class RunRecord:
         except ValueError:
             self.problems.append("plan.json does not hold one row of counts a chunk")
             self.plan = np.zeros((0, len(self.tasks)), dtype=np.int64)
+        counted = plan.get("in_average", self.tasks)
+        self.in_average = np.array([task in counted for task in self.tasks], dtype=bool)
 
     def _read_scores(self) -> None:
         table = self._table(self.folder / "scores.parquet")
@@ -332,63 +352,3 @@ class RunRecord:
                 continue
             if isinstance(event, dict):
                 yield event
-
-
-Records = Sequence[tuple[str, RunRecord]]
-"""Runs with their labels, in the order they are shown in."""
-
-
-def find_runs(folder: Path | str) -> list[Path]:
-    """The run folders at a path: itself, or those directly below it, by name.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError("there is no such folder", where=str(folder), fix="Check the path")
-    if (folder / "run.json").is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob("*/run.json"))
-    if not found:
-        raise UserError("no run in this folder", where=str(folder), fix="Give a folder that a run wrote (run.json)")
-    return found
-
-
-def in_order(records: list[RunRecord]) -> list[RunRecord]:
-    """Records as a reader expects them: untrained first, upper bounds last, the others as given."""
-    return sorted(records, key=lambda record: (record.method in UPPER_BOUNDS) - (record.method in UNTRAINED))
-
-
-def labels_of(records: list[RunRecord]) -> list[str]:
-    """A distinct label for each record: its method, with seed or folder name where methods repeat."""
-
-    def repeated(labels: list[str]) -> bool:
-        return len(set(labels)) < len(labels)
-
-    labels = [record.method for record in records]
-    if repeated(labels):
-        labels = [f"{record.method} (seed {record.run.get('seed', '?')})" for record in records]
-    if repeated(labels):
-        labels = [f"{record.method} ({record.folder.name})" for record in records]
-    if repeated(labels):
-        labels = [f"{record.method} ({record.folder})" for record in records]
-    return labels
-
-
-def best_of(metric: str, records: Sequence[RunRecord]) -> set[int]:
-    """Which records hold the best value of a metric: upper bounds never do, untrained ones not where forgetting counts.
-
-    A comparison needs two: with fewer candidates nothing is best.
-    """
-    kind = metric.split("_")[0]
-    values = {}
-    for i, record in enumerate(records):
-        if record.method in UPPER_BOUNDS or (record.method in UNTRAINED and kind in ("bwt", "maf")):
-            continue
-        entry = record.metric(metric)
-        if entry is not None and record.finished:
-            values[i] = round(-entry[0] if metric in LOWER_IS_BETTER else entry[0], 2)
-    if len(values) < 2:
-        return set()
-    return {i for i, value in values.items() if value == max(values.values())}

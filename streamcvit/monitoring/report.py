@@ -19,16 +19,8 @@ from markupsafe import Markup, escape
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring import figures, tables
-from streamcvit.monitoring.record import (
-    METRICS,
-    UNTRAINED,
-    UPPER_BOUNDS,
-    Records,
-    RunRecord,
-    find_runs,
-    in_order,
-    labels_of,
-)
+from streamcvit.monitoring.compare import METRICS, Records, compared, find_runs
+from streamcvit.monitoring.record import RunRecord
 
 PALETTE = 7
 """Distinct colours for compared runs; with more runs they repeat, and markers tell them apart."""
@@ -80,8 +72,7 @@ def render_report(records: Sequence[RunRecord], title: str = "streamcvit report"
     """
     if not records:
         raise UserError("there is no run to report on", fix="Give one run folder or more")
-    ordered = in_order(list(records))
-    runs = list(zip(labels_of(ordered), ordered, strict=True))
+    runs = compared(records)
     templates = files("streamcvit.monitoring") / "templates"
     script, style = ((templates / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     # The page's own script is allowed by its digest; any other, however it got in, is not run.
@@ -126,7 +117,7 @@ def live_page(folder: Path | str, title: str = "streamcvit", seconds: int = 10) 
 
 
 def _view(runs: Records) -> dict[str, Any]:
-    first = runs[0][1]
+    first = figures.stream_of(runs)
     following_chart, following_heat = figures.following(runs)
     timing_charts, timing_totals = figures.timing(runs)
     return {
@@ -138,6 +129,7 @@ def _view(runs: Records) -> dict[str, Any]:
         "probes": len(runs) <= figures.MAX_PROBED and any(row["kind"] == "live" for _, r in runs for row in r.scores),
         "facts": _facts(runs),
         "metrics": [(*tables.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
+        "plan_of": next(label for label, record in runs if record is first),
         "same_plan": figures.same_plan(runs),
         "headline": tables.headline(runs),
         "findings": tables.findings(runs),
@@ -170,9 +162,9 @@ def _colours(runs: Records) -> list[str]:
     """A CSS variable a run: grey for what learns nothing, ink for upper bounds, the palette in turn for the rest."""
     colours, used = [], 0
     for _, record in runs:
-        if record.method in UNTRAINED:
+        if record.untrained:
             colours.append("--untrained")
-        elif record.method in UPPER_BOUNDS:
+        elif record.upper_bound:
             colours.append("--bound")
         else:
             colours.append(f"--hue{used % PALETTE}")
@@ -182,12 +174,12 @@ def _colours(runs: Records) -> list[str]:
 
 def _leading(runs: Records) -> int:
     """The run whose panel is open at first: of the compared ones, that of the highest AP."""
-    value = {i: entry[0] for i, (_, r) in enumerate(runs) if r.method not in UPPER_BOUNDS and (entry := r.metric("ap"))}
+    value = {i: entry[0] for i, (_, r) in enumerate(runs) if not r.upper_bound and (entry := r.metric("ap"))}
     return max(value, key=lambda i: value[i]) if value else 0
 
 
 def _facts(runs: Records) -> dict[str, Any]:
-    first = runs[0][1]
+    first = figures.stream_of(runs)
     unfinished = [label for label, record in runs if not record.finished]
 
     def shared(key: str) -> str:

@@ -12,15 +12,9 @@ from typing import Any
 import numpy as np
 
 from streamcvit.monitoring.charts import number
-from streamcvit.monitoring.record import (
-    LOWER_IS_BETTER,
-    METRICS,
-    UNTRAINED,
-    UPPER_BOUNDS,
-    Records,
-    RunRecord,
-    best_of,
-)
+from streamcvit.monitoring.compare import LOWER_IS_BETTER, METRICS, Records, best_of
+from streamcvit.monitoring.figures import stream_of
+from streamcvit.monitoring.record import RunRecord
 
 HEADINGS = {
     "ap": ("AP", "mean score at the end"),
@@ -69,19 +63,19 @@ def headline(runs: Records) -> list[dict[str, Any]]:
             span = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
             cells.append(Value(number(value), span, i in best[name], *place))
         note = ""
-        if record.method in UPPER_BOUNDS:
+        if record.upper_bound:
             note = "upper bound: sees all tasks at once"
-        elif record.method in UNTRAINED:
+        elif record.untrained:
             note = "learns nothing"
         elif not record.finished:
             note = f"in progress: chunk {record.chunks_done} of {record.n_chunks}"
-        rows.append({"run": i, "label": label, "note": note, "cells": cells, "bound": record.method in UPPER_BOUNDS})
+        rows.append({"run": i, "label": label, "note": note, "cells": cells, "bound": record.upper_bound})
     return rows
 
 
 def findings(runs: Records) -> list[str]:
     """What the numbers say, in sentences; nothing that an interval does not carry is called better."""
-    compared = [(label, r) for label, r in runs if r.method not in UPPER_BOUNDS + UNTRAINED and r.metric("ap")]
+    compared = [(label, r) for label, r in runs if not (r.upper_bound or r.untrained) and r.metric("ap")]
     told = []
     ranked = sorted(((*r.metric("ap"), label, r) for label, r in compared), key=lambda row: -row[0])  # type: ignore[misc]
     if ranked:
@@ -113,7 +107,7 @@ def findings(runs: Records) -> list[str]:
 def scorer_table(runs: Records) -> list[dict[str, Any]]:
     """Newest strict and published score of each task in each run, with the answers they judge differently."""
     rows = []
-    for task in runs[0][1].tasks:
+    for task in stream_of(runs).tasks:
         cells: list[dict[str, Any] | None] = []
         for _, record in runs:
             newest: dict[str, dict] = {}
@@ -201,7 +195,11 @@ def happenings(record: RunRecord) -> dict[str, Any]:
 
 def differing_settings(runs: Records) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs."""
-    flat = [_flatten(record.config) for _, record in runs]
+    flat = []
+    for _, record in runs:
+        # One file may configure all methods of a comparison: of those, a run's own alone.
+        shared = {key: value for key, value in record.config.items() if not (key == "methods" and record.settings)}
+        flat.append(_flatten(shared) | _flatten(record.settings, "method"))
     keys = sorted({key for one in flat for key in one})
     rows = [(key, [json.dumps(one[key]) if key in one else "–" for one in flat]) for key in keys]
     return [row for row in rows if len(set(row[1])) > 1]

@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamcvit.monitoring.record import METRICS, UPPER_BOUNDS, RunRecord, best_of, in_order, labels_of
+from streamcvit.monitoring.compare import METRICS, best_of, compared
+from streamcvit.monitoring.record import RunRecord
 
 HEADINGS = {
     "ap": "AP ↑",
@@ -228,7 +229,8 @@ def _minutes(seconds: float) -> str:
 def results_table(records: Sequence[RunRecord]) -> Table:
     """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold."""
     table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]; bold: best of those compared", caption_style="dim")
-    records = in_order(list(records))
+    runs = compared(records)
+    records = [record for _, record in runs]
     unfinished = any(not record.finished for record in records)
     table.add_column("method", no_wrap=True)
     if unfinished:
@@ -236,9 +238,9 @@ def results_table(records: Sequence[RunRecord]) -> Table:
     for name in METRICS:
         table.add_column(HEADINGS[name], justify="right")
     best = {name: best_of(name, records) for name in METRICS}
-    for i, (record, label) in enumerate(zip(records, labels_of(records), strict=True)):
+    for i, (label, record) in enumerate(runs):
         name_cell = Text(label)
-        if record.method in UPPER_BOUNDS:
+        if record.upper_bound:
             name_cell.append("\nupper bound", "dim")
         elif not record.finished:
             name_cell.append("\nnot finished", "yellow")

@@ -58,20 +58,25 @@ def write_run(
     done: int | None = None,
     prediction: str = "",
     seed: int = 0,
+    once: bool = False,
 ) -> Path:
     """Write one run folder.
 
     Args:
         done: chunks learned so far; fewer than `chunks` leaves the run unfinished.
         prediction: text put into predictions, for tests of escaping.
+        once: learn the whole stream as one chunk (`joint`), or nothing at all (`zero-shot`), and score once.
     """
     done = chunks if done is None else done
     rng = np.random.default_rng([seed, zlib.crc32(method.encode())])
     plan = synthetic_plan(chunks, len(tasks), per_chunk)
     matrix = synthetic_matrix(method, plan, rng)[:done]
+    if once:
+        plan = plan.sum(axis=0, keepdims=True)[: int(method != "zero-shot")]
+        matrix, done = matrix[-1:][: len(plan)], len(plan)
     seen = np.cumsum(plan, axis=0) > 0
     folder.mkdir(parents=True)
-    _write_documents(folder, method, tasks, plan, seed, finished=done == chunks)
+    _write_documents(folder, method, tasks, plan, seed, finished=done == len(plan))
     _write_scores(folder, tasks, plan, matrix, seen, prediction, rng)
     _write_ledger(folder, method, tasks, plan, matrix, rng)
     _write_events(folder, method, plan, done, rng)
@@ -97,7 +102,12 @@ def _write_documents(folder: Path, method: str, tasks: tuple, plan: np.ndarray, 
     (folder / "run.json").write_text(json.dumps(run))
     config = {
         "seed": seed,
-        "method": {"name": method, "learning_rate": {"lora": 3e-4}.get(method, 2e-3)},
+        "methods": {
+            "zero-shot": {"adapter": "none"},
+            "lora": {"adapter": "lora", "lr": 3e-4},
+            "smolora": {"adapter": "smolora", "lr": 2e-3, "options": {"router": "prototype"}},
+            "joint": {"adapter": "lora", "lr": 2e-3, "order": "joint"},
+        },
         "data": {"stream": "embedded", "batch_size": 8},
         "evaluation": {"batch_size": 64},
     }
@@ -141,7 +151,7 @@ def _write_scores(
                 add((k + 1) * 8 - 4, k, task, "live", float(matrix[k, i] + rng.normal(0, 4)), 20)
     pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
     for k in range(len(matrix)):
-        out = folder / "predictions" / str((k + 1) * 8)
+        out = folder / "predictions" / f"{(k + 1) * 8:08d}"
         out.mkdir(parents=True)
         for i, task in enumerate(tasks):
             if seen[k, i] and "/" not in task:
@@ -235,7 +245,12 @@ def _write_summary(folder: Path, tasks: tuple, matrix: np.ndarray, seen: np.ndar
     def interval(value: float, half: float) -> dict[str, float]:
         return {"value": float(value), "low": float(value - half), "high": float(value + half)}
 
-    forgotten = {task: float(best[i] - now[i]) for i, task in enumerate(tasks) if seen[-1, i]}
+    earlier = np.nanmax(known[:-1], axis=0, initial=-np.inf, where=~np.isnan(known[:-1]))
+    forgotten = {
+        task: float(earlier[i] - now[i]) if np.isfinite(earlier[i]) else 0.0
+        for i, task in enumerate(tasks)
+        if seen[-1, i]
+    }
     summary = {
         "family": "strict",
         "tasks": list(tasks),

@@ -13,7 +13,8 @@ import pytest
 from synthetic_run import TASKS, write_run
 
 from streamcvit.errors import UserError
-from streamcvit.monitoring.record import RunRecord, best_of, find_runs, in_order, labels_of
+from streamcvit.monitoring.compare import best_of, compared, find_runs, labels_of
+from streamcvit.monitoring.record import RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +123,45 @@ def test_the_prequential_curve_keeps_chunks_apart_and_every_sample(finished_run:
     assert hits.mean() == pytest.approx(ledger.correct.mean())
 
 
-def test_zero_shot_scores_stand_for_every_chunk_where_nothing_learns(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "zero-shot", "zero-shot")
-    (folder / "summary.json").unlink()
-    rows = [r for r in pq.read_table(folder / "scores.parquet").to_pylist() if r["kind"] == "zero"]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
-    record = RunRecord.load(folder)
-    expected = np.mean([r["score"] for r in rows if r["family"] == "strict"])
-    assert record.metric("ap")[0] == pytest.approx(expected)
+def test_what_is_scored_once_stands_at_every_chunk_of_the_others(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "zero-shot", "zero-shot", once=True),
+        write_run(tmp_path / "joint", "joint", once=True),
+        write_run(tmp_path / "lora", "lora"),
+    ]
+    runs = dict(compared([RunRecord.load(folder) for folder in folders]))
+    lora = runs["lora"]
+    assert (runs["zero-shot"].single, runs["joint"].single, lora.single) == (True, True, False)
+    for name, kind in (("zero-shot", "zero"), ("joint", "boundary")):
+        raw = [r for r in RunRecord.load(tmp_path / name).scores if r["kind"] == kind and r["family"] == "strict"]
+        once = np.array([next(r["score"] for r in raw if r["task"] == task) for task in lora.tasks])
+        np.testing.assert_array_equal(runs[name].matrix(), np.where(lora.seen(), once, np.nan))
+        # AP_t is of the tasks seen by then, as for the others.
+        np.testing.assert_allclose(runs[name].ap_by_chunk(), [once[row].mean() for row in lora.seen()])
+        assert runs[name].metric("map") == (pytest.approx(runs[name].ap_by_chunk().mean()), None, None)
+        assert runs[name].metric("maf_best") is None
+
+
+def test_a_single_run_of_one_chunk_stays_as_it_is(tmp_path: Path) -> None:
+    ((_, record),) = compared([RunRecord.load(write_run(tmp_path / "joint", "joint", once=True))])
+    assert not record.single and record.n_chunks == 1 and record.metric("ap") is not None
+
+
+def test_what_a_method_is_may_stand_in_its_settings() -> None:
+    def record(**settings: str) -> RunRecord:
+        return RunRecord(Path("x"), run={"method": "mine"}, config={"methods": {"mine": settings}})
+
+    assert record(adapter="none").untrained and not record(adapter="lora").untrained
+    assert record(order="joint").upper_bound and not record(order="stream").upper_bound
+
+
+def test_tasks_kept_out_of_the_average_are_left_out_of_it(run_copy: Path) -> None:
+    plan = json.loads((run_copy / "plan.json").read_text())
+    (run_copy / "plan.json").write_text(json.dumps({**plan, "in_average": ["digit", "land"]}))
+    (run_copy / "summary.json").unlink()
+    record = RunRecord.load(run_copy)
+    both = [TASKS.index("digit"), TASKS.index("land")]
+    assert record.ap_by_chunk()[-1] == pytest.approx(record.matrix()[-1, both].mean())
 
 
 def test_predictions_are_read_from_inside_the_run_only(finished_run: Path) -> None:
@@ -175,7 +207,7 @@ def test_labels_are_distinct() -> None:
 
 def test_untrained_come_first_and_upper_bounds_last() -> None:
     records = [_named("a", "joint"), _named("b", "smolora"), _named("c", "zero-shot"), _named("d", "lora")]
-    assert [record.method for record in in_order(records)] == ["zero-shot", "smolora", "lora", "joint"]
+    assert [label for label, _ in compared(records)] == ["zero-shot", "smolora", "lora", "joint"]
 
 
 def test_neither_an_upper_bound_nor_what_learns_nothing_wins_a_comparison() -> None:

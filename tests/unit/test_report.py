@@ -18,8 +18,9 @@ from synthetic_run import TASKS, write_run, write_runs
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring.charts import nice_ticks, number, shorten
+from streamcvit.monitoring.compare import compared
 from streamcvit.monitoring.figures import forgetting_by_chunk, same_plan
-from streamcvit.monitoring.record import RunRecord, in_order, labels_of
+from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import live_page, render_report, write_report
 from streamcvit.monitoring.tables import (
     csv_table,
@@ -76,8 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def records(runs: list[Path]) -> list[tuple[str, RunRecord]]:
-    ordered = in_order([RunRecord.load(folder) for folder in runs])
-    return list(zip(labels_of(ordered), ordered, strict=True))
+    return compared([RunRecord.load(folder) for folder in runs])
 
 
 @pytest.fixture(scope="module")
@@ -266,10 +266,22 @@ def test_runs_of_different_streams_are_said_not_to_compare(tmp_path: Path, recor
     assert "did not learn the same stream" in text
 
 
-def test_settings_that_differ_are_listed_and_no_others(records: list) -> None:
+def test_settings_that_differ_are_listed_each_runs_own_and_no_others(records: list) -> None:
     rows = dict(differing_settings(records))
-    assert set(rows) == {"method.name", "method.learning_rate"}
-    assert rows["method.learning_rate"] == ["0.002", "0.002", "0.0003", "0.002"]
+    assert set(rows) == {"method.adapter", "method.lr", "method.order", "method.options.router"}
+    assert rows["method.lr"] == ["–", "0.002", "0.0003", "0.002"]
+
+
+def test_runs_scored_once_have_a_report_beside_the_others(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "zero-shot", "zero-shot", once=True),
+        write_run(tmp_path / "joint", "joint", once=True),
+        write_run(tmp_path / "lora", "lora"),
+    ]
+    text = Page(render_report([RunRecord.load(folder) for folder in folders])).text
+    assert "15 chunks, 11 tasks, 960 samples" in text
+    assert "did not learn the same stream" not in text
+    assert "in progress" not in text
 
 
 def test_latex_and_csv_hold_the_table_and_escape_names(records: list) -> None:
