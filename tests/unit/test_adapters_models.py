@@ -17,7 +17,7 @@ from transformers import (
 from streamcvit.adapters import RoutingInputs, after_step, routing_kwargs, tuner_of
 
 TEXT = {**LLAMA, "num_key_value_heads": 2}
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "frozen": lambda: smolora(router="frozen"),
     "straight_through": lambda: smolora(router="straight_through"),
     "prototype": lambda: smolora(),
