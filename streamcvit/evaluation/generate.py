@@ -110,6 +110,19 @@ class Generator:
         return texts
 
     def _answer_batch(self, model: Any, requests: list[Request], max_new_tokens: int) -> list[str]:
+        """Answers of one batch; where the device's memory does not suffice, of its halves."""
+        try:
+            return self._decode(model, requests, max_new_tokens)
+        except torch.OutOfMemoryError:
+            if len(requests) == 1:
+                raise
+        # Outside the handler: the exception holds the frames, and with them the memory of the failed try.
+        torch.cuda.empty_cache()
+        half = len(requests) // 2
+        parts = requests[:half], requests[half:]
+        return [text for part in parts for text in self._answer_batch(model, part, max_new_tokens)]
+
+    def _decode(self, model: Any, requests: list[Request], max_new_tokens: int) -> list[str]:
         collator, device = self.base.collator, self.base.device
         inputs = _join(requests, collator.pad_token_id).to(device)
         vision, pooled = self._vision(requests)
@@ -140,8 +153,8 @@ class Generator:
         if not self._keeps:
             vision = encode_images(self.base.model, self._inputs([r.sample for r in requests]))
             return vision.outputs, vision.pooled
-        missing = {r.key: r.sample for r in requests if r.key not in self._features}
-        found = dict(self._features)
+        found = {r.key: self._features[r.key] for r in requests if r.key in self._features}
+        missing = {r.key: r.sample for r in requests if r.key not in found}
         if missing:
             found |= self._encode(self._inputs(list(missing.values())), list(missing))
             if not self._keeps:

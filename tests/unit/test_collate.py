@@ -163,6 +163,54 @@ def test_answer_tokens_are_those_of_the_whole_conversation_with_a_space_prefixin
     ]
 
 
+TEMPLATES = {
+    # As on the hub, shortened to what a single question and answer go through.
+    "llava-1.5": (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+        "{% if message['role'] != 'assistant' %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
+        "{% endfor %}{% else %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+        "{% generation %}{{ content['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "qwen": (
+        "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+        "<|user|>You are a helpful assistant.<|end|>\n{% endif %}<|{{ message['role'] }}|>\n"
+        "{% for content in message['content'] %}{% if content['type'] == 'image' %}<image>"
+        "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "gemma-3": (
+        "{{ bos_token }}{%- for message in messages -%}"
+        "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('roles') }}{%- endif -%}"
+        "{{ '<|' + message['role'] + '|>\n' }}{%- for item in message['content'] -%}"
+        "{%- if item['type'] == 'image' -%}{{ '<image>' }}{%- else -%}{{ item['text'] | trim }}{%- endif -%}"
+        "{%- endfor -%}{{ '<|end|>\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|assistant|>\n' }}{%- endif -%}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_training_row_reads_as_the_chat_template_writes_the_finished_conversation(name):
+    _, processor = tiny_llava()
+    processor.chat_template = TEMPLATES[name]
+    collator = Collator(processor)
+    sample = replace(tiny_samples(1)[0], answers=("two words",))
+    inputs = collator.train([sample])
+    row = collator.tokenizer.decode(unpadded(inputs, 0)["input_ids"])
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "two words"}]},
+    ]
+    whole = processor.apply_chat_template([turns])[0].replace("<image>", "<image>" * 16)
+    end = "<eos>" if name == "llava-1.5" else "<|end|>"
+    assert row.removesuffix(end) == whole.rstrip().removesuffix(end) and row.endswith(end)
+    assert collator.decode([unpadded(inputs, 0)["input_ids"][inputs.answer_mask[0]].tolist()]) == ["two words"]
+
+
 def test_a_sample_longer_than_max_length_is_named_and_nothing_is_cut(llava):
     samples = tiny_samples(3)
     samples[1] = replace(samples[1], question="word " * 100)

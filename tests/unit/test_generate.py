@@ -137,3 +137,20 @@ def test_the_answers_come_in_the_order_of_the_requests(llava):
     answers = generator.answer(llava.model, requests, NEW)
     for request, answer in zip(requests, answers, strict=True):
         assert generator.answer(llava.model, [request], NEW) == [answer]
+
+
+def test_a_batch_too_large_for_the_memory_is_answered_in_halves(llava, monkeypatch):
+    generator = Generator(llava, batch_size=7)
+    requests = generator.prepare(tiny_samples(7))
+    answers = generator.answer(llava.model, requests, 4)
+    tried: list[int] = []
+
+    def small_memory(model, text, *args, **kwargs):
+        tried.append(len(text["input_ids"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("no")
+        return greedy(model, text, *args, **kwargs)
+
+    monkeypatch.setattr(generate_module, "greedy", small_memory)
+    assert generator.answer(llava.model, requests, 4) == answers
+    assert max(tried) == 7 and sum(size for size in tried if size <= 2) == 7
