@@ -98,14 +98,12 @@ def scenario_show(
 ) -> None:
     """Print, and draw, how many samples each task gives to each chunk."""
     from streamcvit.cluster.stream import plan_of
-    from streamcvit.monitoring.terminal import plan_table
+    from streamcvit.monitoring.plan import plan_svg, plan_table
 
     config = _config(pipeline, settings, data=data)
     plan = plan_of(config)
     out.print(plan_table(plan.tasks, plan.counts))
     if plot is not None:
-        from streamcvit.monitoring.report import plan_svg
-
         _write(plot, plan_svg(plan.tasks, plan.counts))
         out.print(f"drawn into {plot}")
 

@@ -25,6 +25,7 @@ from streamcvit.models.snapshot import Snapshot
 from streamcvit.monitoring.exporter import serve
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report import live_page
 
 MONITOR = "monitor"
 
@@ -139,7 +140,8 @@ class MonitorActor:
         for method in config.methods:
             self.reload(str(config.folder(method)))
         self.restarts: Counter[str] = Counter()
-        self.server = serve(self.store, config.monitor.port, config.monitor.host)
+        page = live_page(config.folder(), title=config.name)
+        self.server = serve(self.store, config.monitor.port, config.monitor.host, page=page)
         self.newest: Progress | None = None
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.restarted(MONITOR)

@@ -1,0 +1,121 @@
+"""A user's mistake is one clear line and exit code 2, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SMALL, streamcvit
+
+EMBEDDED = str(ROOT / "pipelines" / "embedded.yaml")
+
+
+def one_line_error(cwd: Path, *words: str) -> str:
+    done = streamcvit(*words, cwd=cwd)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["run", EMBEDDED, "--method", "nonsense"], "unknown method 'nonsense'"),
+        (["run", EMBEDDED, "--set", "methods.lora.adapter=nonsense"], "unknown adapter 'nonsense'"),
+        (["run", EMBEDDED, "--set", "model.name_or_path=./nowhere"], "nowhere"),
+        (["run", EMBEDDED, "--resume"], "no run to resume"),
+        (["run", str(ROOT / "pipelines/real-small.yaml"), "--data", "nowhere", "--local"], "nowhere"),
+        (["scenario", "show", EMBEDDED, "--set", "stream.scenario.preset=nonsense"], "nonsense"),
+        (["verify", "nowhere"], "nowhere"),
+        (["status", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["shard", EMBEDDED, "out", "--set", "stream.scenario.chunks=99"], "15 chunks"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    assert said in one_line_error(tmp_path, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = streamcvit("--debug", "run", "nowhere.yaml", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_a_run_that_exists_is_not_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: mine\n")
+    assert "this run exists" in one_line_error(tmp_path, "run", EMBEDDED, "--name", "mine")
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def rows(n: int, image: str) -> list[dict]:
+    return [
+        {
+            "id": f"r{i}",
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?\nAnswer with one word."},
+                {"from": "gpt", "value": "cat"},
+            ],
+        }
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """A pipeline over four rows of one task whose picture exists."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "train.json").write_text(json.dumps(rows(4, "a.png")))
+    (tmp_path / "test.json").write_text(
+        json.dumps([{"question_id": 1, "image": "a.png", "text": "What?\nOne word.", "answer": "cat"}])
+    )
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "name: p\nstream:\n  source: files\n  data: .\n  scenario: {preset: generate, chunks: 1, tasks_per_chunk: 1}\n"
+        "  tasks:\n    cats: {train: train.json, test: test.json}\nmethods: {lora: {adapter: lora}}\n"
+    )
+    return path
+
+
+def test_a_task_without_test_set_is_named(pipeline: Path) -> None:
+    (pipeline.parent / "test.json").unlink()
+    assert "test.json" in one_line_error(pipeline.parent, "run", "p.yaml", "--local")
+    assert not (pipeline.parent / "runs" / "p" / "stream").exists()
+
+
+def test_a_plan_that_asks_for_too_much_is_named(pipeline: Path) -> None:
+    line = one_line_error(pipeline.parent, "shard", "p.yaml", "out", "--set", "stream.scenario.samples_per_chunk=9")
+    assert "9 samples of task 'cats'" in line and "there are 4" in line
+    assert not (pipeline.parent / "out").exists()
+
+
+def test_an_unknown_scorer_is_named_before_anything_runs(pipeline: Path) -> None:
+    line = one_line_error(pipeline.parent, "run", "p.yaml", "--local", "--set", "stream.tasks.cats.scorer=nonsense")
+    assert "stream.tasks.cats.scorer" in line and "nonsense" in line and "exact" in line
+
+
+def test_a_busy_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ["run", EMBEDDED, "--method", "zero-shot", *SMALL, "--set", f"monitor.port={port}"]
+        assert str(port) in one_line_error(tmp_path, *words)
+
+
+def test_too_little_memory_is_said_before_ray_starts(tmp_path: Path) -> None:
+    words = ["run", EMBEDDED, "--method", "zero-shot", *SMALL, "--set", "cluster.evaluators=256"]
+    assert "too little memory" in one_line_error(tmp_path, *words)
