@@ -20,7 +20,10 @@ from markupsafe import Markup, escape
 from streamcvit.errors import UserError
 from streamcvit.monitoring import figures, tables
 from streamcvit.monitoring.compare import METRICS, Records, compared, find_runs
+from streamcvit.monitoring.plan import plan_svg
 from streamcvit.monitoring.record import RunRecord
+
+__all__ = ["live_page", "plan_svg", "render_report", "write_report"]
 
 PALETTE = 7
 """Distinct colours for compared runs; with more runs they repeat, and markers tell them apart."""

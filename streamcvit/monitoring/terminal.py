@@ -114,12 +114,12 @@ class LiveView:
     def scores(
         self, run: str, chunk: int, points: Mapping[str, float], forgetting: Mapping[str, float] | None = None
     ) -> None:
-        """New scores after a chunk (counted from 0): points by task, and best-so-far less now by task."""
+        """New scores after a chunk (counted from 0; -1: before any learning): points, and best less now, by task."""
         with self._lock:
             row = self._rows[run]
             row.scores, row.scored_chunk = dict(points), chunk
             row.forgetting = dict(forgetting or {})
-        text = f"scores after chunk {chunk + 1}/{self.chunks}: "
+        text = f"scores after chunk {chunk + 1}/{self.chunks}: " if chunk >= 0 else "scores before any learning: "
         if points:
             text += f"mean {np.mean(list(points.values())):.1f}; "
             text += ", ".join(f"{task} {value:.0f}" for task, value in points.items())
@@ -146,7 +146,7 @@ class LiveView:
         blocks: list[RenderableType] = []
         for row in rows:
             blocks.append(self._head(row, width))
-            if row.started is not None:
+            if row.started is not None or row.scores:
                 blocks.extend(Padding(line, (0, 0, 0, width + 2)) for line in self._details(row))
         return Group(*blocks)
 
@@ -166,7 +166,7 @@ class LiveView:
         shown = self.chunks if done else min(row.chunk + 1, self.chunks)
         facts = Text()
         if row.started is None:
-            facts.append("waiting", "dim")
+            facts.append("scored, nothing to learn yet" if row.scores else "waiting", "dim")
         else:
             facts.append(f"chunk {shown:>{len(str(self.chunks))}}/{self.chunks}")
             facts.append(f"  {100 * row.position / max(1, self.total_samples):3.0f} %", "bold")
@@ -174,7 +174,7 @@ class LiveView:
                 facts.append(f"  {row.rate:,.0f} samples/s")
             if row.loss is not None:
                 facts.append(f"  loss {row.loss:.3f}")
-            facts.append(f"  {_clock(row, self.total_samples)}", "dim")
+            facts.append(f"  {_clock(row, self.total_samples, self.console.width >= width + 86)}", "dim")
         style = "bold green" if done else "bold" if row.started is not None else "dim"
         table.add_row(Text(row.name, style), bar, facts)
         return table
@@ -183,7 +183,7 @@ class LiveView:
         """Newest scores and what is forgotten; a run at its end keeps one line, so that the view stays small."""
         heading, lost = Text(), Text()
         if row.scores and row.scored_chunk is not None:
-            heading.append(f"after chunk {row.scored_chunk + 1}  ", "dim")
+            heading.append(f"after chunk {row.scored_chunk + 1}  " if row.scored_chunk >= 0 else "at first  ", "dim")
             heading.append("mean ")
             heading.append(f"{np.mean(list(row.scores.values())):.1f}", "bold")
         for task, value in _worst(row.forgetting):
@@ -211,11 +211,11 @@ def _score_style(points: float) -> str:
     return "green" if points >= 66 else "yellow" if points >= 33 else "red"
 
 
-def _clock(row: _Row, total: int) -> str:
+def _clock(row: _Row, total: int, roomy: bool) -> str:
     if row.started is None:
         return ""
     spent = (row.finished or time.monotonic()) - row.started
-    if row.finished is not None or not row.rate:
+    if row.finished is not None or not row.rate or not roomy:
         return f"{_minutes(spent)}"
     return f"{_minutes(spent)}, about {_minutes((total - row.position) / row.rate)} left"
 
@@ -224,6 +224,26 @@ def _minutes(seconds: float) -> str:
     seconds = int(round(seconds))
     hours, rest = divmod(seconds, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
+    """How many samples each task (a column) gives to each chunk (a row); `counts` is int [chunks, tasks].
+
+    Long headings are folded, numbers never: eleven tasks fit 80 columns.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), collapse_padding=True, pad_edge=False)
+    table.add_column("chunk", justify="right", no_wrap=True, min_width=5)
+    totals = counts.sum(axis=0)
+    for task, total in zip(tasks, totals.tolist(), strict=True):
+        wide = 1 + max(len(f"{total}"), min(len(task), 5))  # the padding counts
+        table.add_column(Text(task, overflow="fold"), justify="right", min_width=wide)
+    table.add_column("all", justify="right", no_wrap=True, style="bold", min_width=1 + len(f"{counts.sum()}"))
+    top = max(1, int(counts.max())) if counts.size else 1
+    for chunk, row in enumerate(counts.tolist()):
+        cells = [Text(str(n), "bold cyan" if 2 * n >= top else "cyan") if n else Text("·", "dim") for n in row]
+        table.add_row(str(chunk + 1), *cells, str(sum(row)))
+    table.add_row(Text("all", "dim"), *(Text(str(n), "dim") for n in totals.tolist()), str(int(counts.sum())))
+    return table
 
 
 def results_table(records: Sequence[RunRecord]) -> Table:

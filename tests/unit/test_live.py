@@ -6,12 +6,13 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from synthetic_run import write_run, write_runs
 
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.terminal import LiveView, results_table
+from streamcvit.monitoring.terminal import LiveView, plan_table, results_table
 
 
 def console(terminal: bool, width: int = 120) -> Console:
@@ -69,6 +70,17 @@ def test_a_run_at_its_end_keeps_one_line_of_scores() -> None:
     assert "after chunk 1  mean 43.8   forgetting  digit −60 land −20 shape −3" in shown(screen)
 
 
+def test_scores_before_any_learning_are_named_so() -> None:
+    for terminal, text in (
+        (False, "zero-shot: scores before any learning: mean 5.0; a 5"),
+        (True, "at first  mean 5.0"),
+    ):
+        screen = console(terminal)
+        with LiveView(["zero-shot"], 960, 15, console=screen) as view:
+            view.scores("zero-shot", -1, {"a": 5.0})
+        assert text in shown(screen)
+
+
 def test_messages_stand_above_the_view() -> None:
     screen = console(terminal=True)
     with LiveView(["lora"], 960, 15, console=screen) as view:
@@ -106,6 +118,26 @@ def test_the_table_says_which_runs_are_not_finished(tmp_path: Path) -> None:
     screen.print(results_table([RunRecord.load(folder) for folder in folders]))
     text = shown(screen)
     assert "4/15" in text and "0/15" in text and "not finished" in text and "–" in text
+
+
+def test_the_plan_is_a_table_of_chunks_by_tasks() -> None:
+    screen = console(terminal=False)
+    screen.print(plan_table(["a", "[b]"], np.array([[10, 0], [3, 7]])))
+    rows = [line.split() for line in shown(screen).splitlines() if line.strip() and "─" not in line]
+    assert rows == [
+        ["chunk", "a", "[b]", "all"],
+        ["1", "10", "·", "10"],
+        ["2", "3", "7", "10"],
+        ["all", "13", "7", "20"],
+    ]
+
+
+def test_numbers_of_a_plan_are_whole_in_a_narrow_terminal() -> None:
+    counts = np.full((25, 11), 2000)
+    screen = console(terminal=False, width=80)
+    screen.print(plan_table([f"a_long_task_name_{i}" for i in range(11)], counts))
+    text = shown(screen)
+    assert text.count("2000") == 275 + 25 and text.count("50000") == 12 and "550000" in text and "…" not in text
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

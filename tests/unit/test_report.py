@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from streamcvit.errors import UserError
 from streamcvit.monitoring.charts import nice_ticks, number, shorten
 from streamcvit.monitoring.compare import compared
 from streamcvit.monitoring.figures import forgetting_by_chunk, same_plan
+from streamcvit.monitoring.plan import plan_svg
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import live_page, render_report, write_report
 from streamcvit.monitoring.tables import (
@@ -326,6 +328,12 @@ def test_a_report_that_cannot_be_written_is_a_users_mistake(runs: list[Path], tm
 )
 def test_ticks_are_round_and_cover_the_data(low: float, high: float, n: int, ticks: list[float]) -> None:
     assert nice_ticks(low, high, n) == ticks
+
+
+def test_the_plan_is_drawn_as_a_file_that_any_svg_reader_takes() -> None:
+    root = ElementTree.fromstring(plan_svg(["a<b>&", "c"], np.array([[10, 0], [3, 7]])))
+    words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert words[1:] == ["1", "2", "a<b>&", "10", "3", "13", "c", "7", "7"]
 
 
 def test_numbers_are_for_people() -> None:
