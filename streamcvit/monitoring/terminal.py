@@ -231,13 +231,13 @@ def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
 
     Long headings are folded, numbers never: eleven tasks fit 80 columns.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), collapse_padding=True, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("chunk", justify="right", no_wrap=True, min_width=5)
     totals = counts.sum(axis=0)
     for task, total in zip(tasks, totals.tolist(), strict=True):
-        wide = 1 + max(len(f"{total}"), min(len(task), 5))  # the padding counts
+        wide = max(len(f"{total}"), min(len(task), 5))
         table.add_column(Text(task, overflow="fold"), justify="right", min_width=wide)
-    table.add_column("all", justify="right", no_wrap=True, style="bold", min_width=1 + len(f"{counts.sum()}"))
+    table.add_column("all", justify="right", no_wrap=True, style="bold", min_width=len(f"{counts.sum()}"))
     top = max(1, int(counts.max())) if counts.size else 1
     for chunk, row in enumerate(counts.tolist()):
         cells = [Text(str(n), "bold cyan" if 2 * n >= top else "cyan") if n else Text("·", "dim") for n in row]
