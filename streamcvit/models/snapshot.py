@@ -29,6 +29,21 @@ class Snapshot:
     chunk: int
     digest: str
 
+    def __reduce__(self) -> tuple:
+        # As arrays: between processes these travel out of band, where torch tensors are copied through the pickle.
+        odd = {n: str(t.dtype).removeprefix("torch.") for n, t in self.tensors.items() if t.dtype in _VIEWS}
+        arrays = {n: t.view(_VIEWS.get(t.dtype, t.dtype)).numpy() for n, t in self.tensors.items()}
+        return (_unpack, (arrays, odd, self.version, self.cursor, self.chunk, self.digest))
+
+
+# Types that numpy does not know, and what their bits pass for.
+_VIEWS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+
+
+def _unpack(arrays: dict[str, np.ndarray], odd: dict[str, str], *rest: Any) -> Snapshot:
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return Snapshot({n: t.view(getattr(torch, odd[n])) if n in odd else t for n, t in tensors.items()}, *rest)
+
 
 def take_snapshot(peft_model: Any, version: int, cursor: int, chunk: int) -> Snapshot:
     """The adapter of `peft_model` as it is now; later steps do not change it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,18 @@ def test_a_snapshot_stays_what_it_was_while_the_model_learns_on(base):
                 parameter.add_(1)
     assert state_digest(snapshot.tensors) == snapshot.digest != state_digest(adapter_state(model))
     assert load_adapter_state(model, snapshot) == snapshot.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_snapshot_sent_to_another_process_is_the_same_and_its_weights_travel_out_of_band(base, dtype):
+    snapshot = take_snapshot(with_lora(base, dtype), version=3, cursor=12, chunk=1)
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(snapshot, protocol=5, buffer_callback=buffers.append)
+    weights = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+    assert sum(buffer.raw().nbytes for buffer in buffers) == weights
+    for again in (pickle.loads(sent, buffers=buffers), pickle.loads(pickle.dumps(snapshot))):
+        assert (again.version, again.cursor, again.chunk, again.digest) == (3, 12, 1, snapshot.digest)
+        assert state_digest(again.tensors) == snapshot.digest
 
 
 def test_tensors_of_another_adapter_are_refused(base):
