@@ -132,6 +132,22 @@ class Collator:
     def _collate(self, samples: Sequence[Sample], answers: list[list[int]], left: bool) -> ModelInputs:
         if not samples:
             raise ValueError("a batch needs one sample or more")
+        reasons: dict[str, tuple[str, str]] = {}
+        pairs = list(zip(samples, answers, strict=True))
+        while pairs:
+            try:
+                inputs = self._pad([s for s, _ in pairs], [a for _, a in pairs], left)
+            except UnusableSamples as fault:
+                # All faults at once: the rest may hold others, and a caller leaves samples out once.
+                reasons |= fault.reasons
+                pairs = [(s, a) for s, a in pairs if s.sample_id not in reasons]
+                continue
+            if not reasons:
+                return inputs
+            break
+        raise UnusableSamples(reasons)
+
+    def _pad(self, samples: Sequence[Sample], answers: list[list[int]], left: bool) -> ModelInputs:
         prompts, token_fields, tensors = self._process(samples)
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         width = max(lengths)

@@ -232,6 +232,18 @@ def test_images_that_cannot_be_decoded_are_named_all_of_them(llava):
     assert again.reasons == caught.value.reasons
 
 
+def test_faults_of_different_kinds_are_named_in_one_go(llava):
+    samples = tiny_samples(4)
+    samples[1] = replace(samples[1], question="word " * 100)
+    samples[3] = replace(samples[3], image=b"no picture")
+    collator = Collator(llava.processor, max_length=200)
+    with pytest.raises(UnusableSamples) as caught:
+        collator.train(samples)
+    assert {k: reason for k, (reason, _) in caught.value.reasons.items()} == {"s0-1": "length", "s0-3": "image"}
+    with pytest.raises(UnusableSamples):
+        collator.train(samples[3:])
+
+
 def test_an_image_that_the_processor_refuses_is_named():
     collator = tiny_base("qwen25vl").collator
     samples = tiny_samples(3)
