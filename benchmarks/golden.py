@@ -95,6 +95,8 @@ class Case:
         out = model(x, **kwargs)
         (out * self.tensors["g"]).sum().backward()
         self.compare("out", out, "out")
+        with torch.no_grad():
+            self.compare("out without gradients", model(self.tensors["x"], **kwargs), "out")
         self.compare("grad.x", x.grad, "grad.x")
         self.compare("grad.A", getattr(layer, f"{prefix}_A")["default"].grad, "grad.A")
         b = getattr(layer, f"{prefix}_B")["default"].grad

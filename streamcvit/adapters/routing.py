@@ -61,7 +61,7 @@ class RoutingCall:
         learning: the model trains, so routes are counted and prototypes may spawn.
         shared: per adapter, routes [B, banks] that hold for every layer.
         routes: per (adapter, layer), the route [B, banks] that the layer decided.
-        forms: shared routes in the forms that layers compute with.
+        forms: what layers make of routes and keep for the call, such as shared routes in the form they compute with.
         losses: per (adapter, layer), what the layer adds to the training loss.
     """
 

@@ -72,9 +72,7 @@ class RoutedExperts(torch.autograd.Function):
         h = _scaled_bmm(x, _gather(a, flat, batch, x.dtype).mT, scaling)
         mixed, share, toward = h, None, None
         if fc is not None:
-            # What each fc row says of each expert, [2 E, r], of which a sample needs one row per expert.
-            scores = (fc @ b.view(-1, b.shape[2]).T).view(-1, r)
-            toward = scores.index_select(0, score).to(x.dtype).view(batch, 1, k, r)
+            toward = expert_scores(fc, b, score).to(x.dtype).view(batch, 1, k, r)
             by_expert = h.view(batch, length, k, r)
             share = torch.softmax((by_expert * toward).sum(-1), -1)
             mixed = (by_expert * share.unsqueeze(-1)).view(batch, length, k * r)
@@ -109,6 +107,35 @@ class RoutedExperts(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             d_weight = (d_h * h).view(batch, length, k, r).sum((1, 3))
         return d_x, grad, d_a, d_b, d_fc, d_weight, None, None, None, None, None
+
+
+def expert_scores(fc: torch.Tensor, b: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """B^T fc of each sample's experts, [B k, r]: its fusion scores in rank space, from fc [k, O] and b [E, r, O]."""
+    # What each fc row says of each expert, of which a sample needs one row per expert.
+    return (fc @ b.view(-1, b.shape[2]).T).view(-1, b.shape[1]).index_select(0, score)
+
+
+def one_token(
+    x: torch.Tensor,
+    base: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    toward: torch.Tensor | None,
+    route: Route,
+    scaling: float,
+) -> torch.Tensor:
+    """`RoutedExperts` for a decode step, x [B, 1, I], without gradients; `toward` from `expert_scores`, or None.
+
+    One position does not repay gathering a sample's experts: all experts are applied, and chosen in rank space.
+    """
+    batch, (experts, r, _) = x.shape[0], a.shape
+    h = (x.squeeze(1) @ a.to(x.dtype).view(experts * r, -1).T).view(batch * experts, r)
+    place = (torch.arange(0, batch * experts, experts, device=x.device).unsqueeze(1) + route.experts).view(-1)
+    mixed = h.index_select(0, place).view(batch, -1, r) * scaling
+    if toward is not None:
+        mixed = mixed * torch.softmax((mixed * toward.to(x.dtype).view(mixed.shape)).sum(-1, keepdim=True), 1)
+    spread = torch.zeros_like(h).index_copy_(0, place, mixed.view(-1, r)).view(batch, experts * r)
+    return torch.addmm(base.squeeze(1), spread, b.to(x.dtype).view(experts * r, -1)).unsqueeze(1)
 
 
 def _gather(weights: torch.Tensor, flat: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:

@@ -77,6 +77,10 @@ class StrLoraLayer(ExpertLayer):
         batch, length, _ = x.shape
         a, b = self.strlora_A[name].to(x.dtype), self.strlora_B[name].to(x.dtype)
         r = a.shape[1]
+        if chosen is not None and length == 1 and not torch.is_grad_enabled():
+            # One position does not repay gathering a sample's experts: all are applied, others with weight zero.
+            everyone = weights.new_zeros(batch, 1, a.shape[0])
+            weights, chosen = everyone.scatter_(-1, chosen.unsqueeze(1), weights), None
         if chosen is None:
             h = F.linear(x, a.flatten(0, 1)).view(batch, length, -1, r)
             mixed = (h * weights.unsqueeze(-1)).view(batch * length, -1)
@@ -88,55 +92,64 @@ class StrLoraLayer(ExpertLayer):
     def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Experts [B, k] that each sample may use, None for all of them, and the weights over them [B, S or 1, k]."""
         config = self.configs[name]
-        text = call.instruction(x.shape[0]).float()
-        sample_router = self.strlora_sample_router[name].float()
         if not config.sub_top_k:
-            shares = torch.softmax(text @ sample_router.T, -1)
+            shares = torch.softmax(self._text(call, x) @ self.strlora_sample_router[name].float().T, -1)
             return None, straight_through_top(shares, config.top_k).to(x.dtype).unsqueeze(1)
-        chosen = None
-        if 0 < config.top_k < config.num_experts:
-            with torch.no_grad():
-                chosen = (text @ sample_router.T).topk(config.top_k, -1).indices
-            call.routes[name, self.key] = chosen
-        logits = self._logits(name, x, text, chosen)
+        chosen, rows = self._for_sample(name, call, x)
+        logits = F.linear(x, rows) if rows.dim() == 2 else torch.bmm(x, rows.mT)
         if config.distill_lambda and call.learning:
-            call.losses[name, self.key] = self._distillation(name, call, x, text, chosen, logits)
+            call.losses[name, self.key] = self._distillation(name, call, x, chosen, logits)
         return chosen, straight_through_top(torch.softmax(logits, -1), config.sub_top_k)
 
-    def _logits(
+    def _text(self, call: RoutingCall, x: torch.Tensor) -> torch.Tensor:
+        return call.instruction(x.shape[0]).float()
+
+    def _for_sample(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What the instruction decides, the same for all tokens and, in generation, for all decode steps: the experts
+        [B, k] a sample may use (None: all), and the token router's rows [B, k, I], or [E, I] where all share them."""
+        key = (name, self.key, x.shape[0], x.dtype)
+        if not torch.is_grad_enabled() and key in call.forms:
+            return call.forms[key]
+        config, chosen = self.configs[name], None
+        text = self._text(call, x)
+        if 0 < config.top_k < config.num_experts:
+            with torch.no_grad():
+                chosen = (text @ self.strlora_sample_router[name].float().T).topk(config.top_k, -1).indices
+            call.routes[name, self.key] = chosen
+        rows = self._rows(name, x, text, chosen)
+        if not torch.is_grad_enabled():
+            call.forms[key] = (chosen, rows)
+        return chosen, rows
+
+    def _rows(
         self, name: str, x: torch.Tensor, text: torch.Tensor, chosen: torch.Tensor | None, averaged: bool = False
     ) -> torch.Tensor:
-        """Token scores [B, S, k] of the sample's experts, by the current weights or their running averages."""
+        """Rows whose products with x are the token scores, by the current weights or their running averages."""
         config = self.configs[name]
         weights: dict[str, torch.Tensor] = {n: self.weight_of(n, name, averaged).to(x.dtype) for n in config.routers}
-        if config.attention_dim:
-            key = F.linear(F.layer_norm(text, text.shape[-1:]).to(x.dtype), weights["key"])
-            unit = F.normalize(weights["prototypes"], dim=-1)
-            # The query projection is folded into one row per expert: [B, k, I], never a query per token.
-            toward = key.unsqueeze(1) * (unit if chosen is None else unit[chosen])
-            rows = torch.matmul(toward, weights["query"]) * config.attention_dim**-0.5
-        elif chosen is None:
-            return F.linear(x, weights["token_router"])
-        else:
-            rows = weights["token_router"][chosen]
-        return torch.bmm(x, rows.mT)
+        if not config.attention_dim:
+            return weights["token_router"] if chosen is None else weights["token_router"][chosen]
+        key = F.linear(F.layer_norm(text, text.shape[-1:]).to(x.dtype), weights["key"])
+        unit = F.normalize(weights["prototypes"], dim=-1)
+        # The query projection is folded into one row per expert: never a query per token.
+        toward = key.unsqueeze(1) * (unit if chosen is None else unit[chosen])
+        return torch.matmul(toward, weights["query"]) * config.attention_dim**-0.5
 
     def _distillation(
-        self,
-        name: str,
-        call: RoutingCall,
-        x: torch.Tensor,
-        text: torch.Tensor,
-        chosen: torch.Tensor | None,
-        logits: torch.Tensor,
+        self, name: str, call: RoutingCall, x: torch.Tensor, chosen: torch.Tensor | None, logits: torch.Tensor
     ) -> torch.Tensor:
         """Mean over tokens of KL(average || current) over the sample's experts, times lambda."""
-        config = self.configs[name]
+        config, text, detached = self.configs[name], self._text(call, x), x.detach()
         with torch.no_grad():
-            teacher = torch.log_softmax(self._logits(name, x, text, chosen, True).float() / config.distill_tau, -1)
-        # As published, the attention router is distilled on a detached input and the linear one is not.
-        student = self._logits(name, x.detach(), text, chosen) if config.attention_dim else logits
-        student = torch.log_softmax(student.float() / config.distill_tau, -1)
+            teacher_rows = self._rows(name, x, text, chosen, averaged=True)
+        if config.attention_dim:
+            # As published, the attention router is distilled on a detached input and the linear one is not.
+            both = torch.cat((self._rows(name, x, text, chosen), teacher_rows), 1)
+            logits, teacher = torch.bmm(detached, both.mT).chunk(2, -1)
+        else:
+            teacher = F.linear(detached, teacher_rows) if chosen is None else torch.bmm(detached, teacher_rows.mT)
+        teacher = torch.log_softmax(teacher.detach().float() / config.distill_tau, -1)
+        student = torch.log_softmax(logits.float() / config.distill_tau, -1)
         divergence = (teacher.exp() * (teacher - student)).sum(-1)
         return config.distill_lambda * call.token_mean(divergence)
 
