@@ -366,7 +366,7 @@ def stacked_bars(
     ticks = nice_ticks(0, float(totals.max()) if chunks else 1.0, 3)
 
     def px(x: float) -> float:
-        return left + (x - 0.5) / max(1, chunks) * (width - left - right)
+        return left + (x - 0.5) / max(5, chunks) * (width - left - right)
 
     def py(y: float) -> float:
         return top + (1 - y / ticks[-1]) * (height - top - bottom)

@@ -70,7 +70,8 @@ def score_heat(record: RunRecord) -> Heat:
             cells.append(Cell(text, float(table[k, i]), tip(f"{task} after chunk {k + 1}", *facts), trained))
         rows.append((task, cells))
         known = table[~np.isnan(table[:, i]), i]
-        tails.append([number(known.max() if len(known) else None, 0), number(-lost[task] if task in lost else None, 0)])
+        best = known.max() if len(known) else None
+        tails.append([number(best, 0), number(-lost[task] if task in lost else None, 0, signed=True)])
     return Heat("task", [str(k + 1) for k in range(record.n_chunks)], rows, ["best", "change"], tails)
 
 
@@ -92,7 +93,7 @@ def forgetting_by_chunk(record: RunRecord) -> np.ndarray:
 def stream_charts(runs: Records) -> list[Markup]:
     """AP and forgetting over chunks."""
     chunks = max(record.n_chunks for _, record in runs)
-    learners = [(i, label, r) for i, (label, r) in enumerate(runs) if not r.untrained]
+    learners = [(i, label, r) for i, (label, r) in enumerate(runs) if not (r.untrained or r.single)]
     ap = [Series(i, label, *_after_chunks(r, r.ap_by_chunk())) for i, (label, r) in enumerate(runs)]
     lost = [Series(i, label, *_after_chunks(r, forgetting_by_chunk(r))) for i, label, r in learners]
     charts = [line_chart(ap, title="AP over the seen tasks", unit="points", chunks=chunks)]
@@ -102,14 +103,15 @@ def stream_charts(runs: Records) -> list[Markup]:
 
 
 def prequential_charts(runs: Records) -> list[Markup]:
-    """Loss and accuracy on samples before learning from them, at most four points a chunk and never of few samples."""
+    """Loss and accuracy on samples before learning from them, a few points a chunk and never of few samples."""
     chunks = max(record.n_chunks for _, record in runs)
     loss, accuracy = [], []
+    finest = 4 if len(runs) <= 3 else 2 if len(runs) <= 5 else 1  # many jagged lines hide each other
     for i, (label, record) in enumerate(runs):
         if not len(record.ledger) or record.single:
             continue
         per_chunk = len(record.ledger) / len(np.unique(record.ledger.chunk))
-        places, losses, hits = record.ledger.curve(max(1, min(4, int(per_chunk // 100))))
+        places, losses, hits = record.ledger.curve(max(1, min(finest, int(per_chunk // 100))))
         loss.append(Series(i, label, places + 0.5, losses))
         accuracy.append(Series(i, label, places + 0.5, 100 * hits))
     if not loss:
@@ -175,7 +177,7 @@ def forgetting_charts(runs: Records) -> list[Markup]:
                 last = known[-1]
                 ends = [None if np.isnan(end[last, j]) else float(end[last, j]) for end in (low, high)]
                 rows.append((task, float(table[known, j].max()), float(table[last, j]), ends[0], ends[1]))
-        if rows and not record.untrained:
+        if rows and not (record.untrained or record.single):
             charts.append(dumbbells(i, label, rows, x_max=max(100.0, *(row[1] for row in rows))))
     return charts
 

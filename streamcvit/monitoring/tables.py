@@ -89,7 +89,7 @@ def findings(runs: Records) -> list[str]:
             second, _, above, other, _ = ranked[1]
             apart = low is not None and above is not None and low > above
             text += f", {number(value - second)} points above {other}"
-            text += "" if apart else "; their intervals overlap, so this order is not settled"
+            text += "" if apart else "; their intervals overlap, so take the order with care"
         told.append(text + ".")
     for *_, label, record in ranked[:4]:
         lost = record.forgetting()

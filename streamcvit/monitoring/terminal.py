@@ -59,15 +59,20 @@ class LiveView:
     Args:
         run_names: the runs, in the order they are shown in.
         total_samples: samples of the whole stream.
-        chunks: chunks of the whole stream.
+        chunks: chunks of the whole stream; by run, where runs cut it differently (`joint` learns it as one).
         console: where to write; standard output unless given.
     """
 
     def __init__(
-        self, run_names: Sequence[str], total_samples: int, chunks: int, console: Console | None = None
+        self,
+        run_names: Sequence[str],
+        total_samples: int,
+        chunks: int | Mapping[str, int],
+        console: Console | None = None,
     ) -> None:
         self.console = console or Console(highlight=False)
-        self.total_samples, self.chunks = total_samples, chunks
+        self.total_samples = total_samples
+        self.chunks = dict(chunks) if isinstance(chunks, Mapping) else dict.fromkeys(run_names, chunks)
         self._rows = {name: _Row(name) for name in run_names}
         self._lock = threading.Lock()
         self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
@@ -100,7 +105,7 @@ class LiveView:
             row.chunk = max(row.chunk, chunk + 1)
             if info.get("loss") is not None:
                 row.loss = float(info["loss"])
-        parts = [f"chunk {chunk + 1}/{self.chunks} learned"]
+        parts = [f"chunk {chunk + 1}/{self.chunks[run]} learned"]
         if info.get("samples") is not None:
             parts.append(f"{info['samples']} samples")
         if info.get("loss") is not None:
@@ -119,7 +124,7 @@ class LiveView:
             row = self._rows[run]
             row.scores, row.scored_chunk = dict(points), chunk
             row.forgetting = dict(forgetting or {})
-        text = f"scores after chunk {chunk + 1}/{self.chunks}: " if chunk >= 0 else "scores before any learning: "
+        text = f"scores after chunk {chunk + 1}/{self.chunks[run]}: " if chunk >= 0 else "scores before any learning: "
         if points:
             text += f"mean {np.mean(list(points.values())):.1f}; "
             text += ", ".join(f"{task} {value:.0f}" for task, value in points.items())
@@ -163,12 +168,13 @@ class LiveView:
             style="grey37",
         )
         done = row.position >= self.total_samples > 0
-        shown = self.chunks if done else min(row.chunk + 1, self.chunks)
+        chunks = self.chunks[row.name]
+        shown = chunks if done else min(row.chunk + 1, chunks)
         facts = Text()
         if row.started is None:
             facts.append("scored, nothing to learn yet" if row.scores else "waiting", "dim")
         else:
-            facts.append(f"chunk {shown:>{len(str(self.chunks))}}/{self.chunks}")
+            facts.append(f"chunk {shown:>{len(str(chunks))}}/{chunks}")
             facts.append(f"  {100 * row.position / max(1, self.total_samples):3.0f} %", "bold")
             if row.rate is not None:
                 facts.append(f"  {row.rate:,.0f} samples/s")

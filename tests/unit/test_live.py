@@ -81,6 +81,14 @@ def test_scores_before_any_learning_are_named_so() -> None:
         assert text in shown(screen)
 
 
+def test_each_run_may_have_its_own_number_of_chunks() -> None:
+    screen = console(terminal=False)
+    view = LiveView(["lora", "joint"], 960, {"lora": 15, "joint": 1}, console=screen)
+    view.chunk_done("lora", 0)
+    view.chunk_done("joint", 0)
+    assert shown(screen) == "lora: chunk 1/15 learned\njoint: chunk 1/1 learned\n"
+
+
 def test_messages_stand_above_the_view() -> None:
     screen = console(terminal=True)
     with LiveView(["lora"], 960, 15, console=screen) as view:

@@ -215,13 +215,13 @@ def test_headline_shows_the_summary_and_marks_the_best(records: list) -> None:
     assert "upper bound" in rows["joint"]["note"]
 
 
-def test_findings_call_an_order_unsettled_where_intervals_overlap(records: list) -> None:
+def test_findings_say_where_intervals_overlap(records: list) -> None:
     assert "points above lora." in findings(records)[0]
     close = [
         (name, RunRecord(Path(name), run={"method": name, "finished": "x"}, summary={"metrics": {"ap": ap}}))
         for name, ap in (("a", {"value": 50, "low": 45, "high": 55}), ("b", {"value": 49, "low": 44, "high": 54}))
     ]
-    assert findings(close)[0].endswith("1.0 points above b; their intervals overlap, so this order is not settled.")
+    assert findings(close)[0].endswith("1.0 points above b; their intervals overlap, so take the order with care.")
 
 
 def test_runs_at_different_places_of_the_stream_are_not_ranked(tmp_path: Path) -> None:
