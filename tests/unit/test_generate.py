@@ -154,3 +154,16 @@ def test_a_batch_too_large_for_the_memory_is_answered_in_halves(llava, monkeypat
     monkeypatch.setattr(generate_module, "greedy", small_memory)
     assert generator.answer(llava.model, requests, 4) == answers
     assert max(tried) == 7 and sum(size for size in tried if size <= 2) == 7
+
+
+def test_a_bfloat16_model_encodes_and_answers(base):
+    model = base.model.to(torch.bfloat16)
+    generator = Generator(base, batch_size=3)
+    requests = generator.prepare(tiny_samples(5))
+    answers = generator.answer(model, requests, 4)
+    assert len(answers) == 5 and len(set(answers)) > 1
+    inputs = base.collator.train(tiny_samples(2))
+    vision = encode_images(model, inputs)
+    assert vision.pooled.dtype == torch.float32
+    out = model(**text_tensors(inputs), mm_encoder_outputs={"image": vision.outputs}, logits_to_keep=inputs.answer_mask)
+    assert out.logits.dtype == torch.bfloat16 and out.logits.isfinite().all()
