@@ -98,7 +98,7 @@ def scenario_show(
 ) -> None:
     """Print, and draw, how many samples each task gives to each chunk."""
     from streamcvit.cluster.stream import plan_of
-    from streamcvit.monitoring.plan import plan_svg, plan_table
+    from streamcvit.monitoring import plan_svg, plan_table
 
     config = _config(pipeline, settings, data=data)
     plan = plan_of(config)
@@ -161,7 +161,7 @@ def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a ru
         total = int(sum(map(sum, record.plan))) if len(record.plan) else 0
         state = "finished" if record.finished else "not finished"
         out.print(
-            f"{record.run}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
+            f"{record.method}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
             f"{record.position} of {total} samples",
             markup=False,
         )
@@ -219,6 +219,9 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, without a traceback unless --debug."""
+    # The libraries' advice to programmers (missing optional packages and the like) is no news to who runs a command.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=True)
     except UserError as error:

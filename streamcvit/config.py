@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,22 @@ class StreamConfig(Section):
     def _files_need_tasks(self) -> StreamConfig:
         if self.source == "files" and not self.tasks:
             raise ValueError("source `files` needs at least one entry under stream.tasks")
+        if self.tasks:
+            from streamcvit.data.formats import FORMATS
+            from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
+
+            kinds: dict[str, Collection[str]] = {
+                "format": FORMATS,
+                "test_format": FORMATS,
+                "scorer": SCORERS,
+                "strcvit": {*STRCVIT_SCORERS, ""},
+                "follow": FOLLOW_RULES,
+            }
+            for name, task in self.tasks.items():
+                for key, allowed in kinds.items():
+                    if (value := getattr(task, key)) not in allowed:
+                        names = ", ".join(sorted(filter(None, allowed)))
+                        raise ValueError(f"stream.tasks.{name}.{key}: unknown name {value!r}; allowed: {names}")
         return self
 
 

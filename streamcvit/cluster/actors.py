@@ -19,6 +19,7 @@ from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed, settle
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
+from streamcvit.errors import UserError
 from streamcvit.learning import Schedule
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
@@ -141,12 +142,24 @@ class MonitorActor:
             self.reload(str(config.folder(method)))
         self.restarts: Counter[str] = Counter()
         page = live_page(config.folder(), title=config.name)
-        self.server = serve(self.store, config.monitor.port, config.monitor.host, page=page)
+        try:
+            self.server = serve(self.store, config.monitor.port, config.monitor.host, page=page)
+        except UserError as error:
+            self.fault: UserError | None = error  # a constructor's error would reach the user as a dead actor
+        else:
+            self.fault = None
         self.newest: Progress | None = None
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.restarted(MONITOR)
 
     def ready(self) -> str:
+        """The address of the metrics.
+
+        Raises:
+            UserError: the port is taken.
+        """
+        if self.fault is not None:
+            raise self.fault
         return self.server.url
 
     def progress(self, progress: Progress) -> None:

@@ -20,13 +20,6 @@ from streamcvit.monitoring.terminal import LiveView
 POLL_SECONDS = 0.3
 
 
-def open_folders(config: RunConfig, index: StreamIndex, base_digest: str) -> dict[str, RunFolder]:
-    """A run folder for every method, as it was left or new."""
-    return {
-        name: RunFolder(config, name, index, task_counts(config, index, name), base_digest) for name in config.methods
-    }
-
-
 def task_counts(config: RunConfig, index: StreamIndex, method: str) -> np.ndarray:
     """[T, tasks] samples of each task in each chunk as a method reads the stream; T is 0 where it learns nothing."""
     settings = config.methods[method]
@@ -127,7 +120,7 @@ class Driver:
         summary = folder.write_scores()
         row = folder.points[job.chunk]
         points = {task: float(np.mean(row[task])) for task in folder.seen(job.chunk)}
-        self.view.scores(job.method, max(job.chunk, 0), points, summary["forgetting"])
+        self.view.scores(job.method, job.chunk, points, summary["forgetting"])
         self._finish_if_done(folder)
         self.pool.folder_changed(str(folder.path))
 

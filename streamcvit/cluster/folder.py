@@ -114,7 +114,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "run.json").exists():
             (self.path / "config.yaml").write_text(config.dump(), encoding="utf-8")
-            plan = {"tasks": self.tasks, "chunks": counts.tolist()}
+            average = [task for task, spec in index.tasks.items() if spec.in_average]
+            plan = {"tasks": self.tasks, "chunks": counts.tolist(), "in_average": average}
             write_json(self.path / "plan.json", plan)
             record = {
                 "name": f"{config.name}/{method}",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from streamcvit.cluster.drive import Driver, open_folders
+from streamcvit.cluster.drive import Driver, task_counts
+from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
 from streamcvit.cluster.session import session
 from streamcvit.cluster.stream import prepare_stream
@@ -23,14 +25,13 @@ MAY_CHANGE = ("out", "cluster", "monitor")
 """Sections that a resumed run may change: they do not touch what is learned or scored."""
 
 
-def execute(config: RunConfig, *, local: bool = False, resume: bool = False, view: LiveView | None = None) -> Path:
+def execute(config: RunConfig, *, local: bool = False, resume: bool = False) -> Path:
     """Run every method of a config on its stream.
 
     Args:
         config: the run.
         local: in this process, without Ray.
         resume: continue the run that is in the folder.
-        view: what a person sees meanwhile; standard output unless given.
 
     Returns:
         The report's path.
@@ -39,24 +40,34 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, vie
         UserError: a user's mistake, or a run that stopped and can be resumed (the message says which).
     """
     folder = config.folder()
+    page = folder / "report.html"
     _check_folder(config, folder, resume)
+    if resume and all(_finished(config.folder(name)) for name in config.methods):
+        print(f"this run is already finished: {folder}")
+        return page
     size = sum(file.stat().st_size for file in weight_files(fetch(config.model.name_or_path)))
     index = prepare_stream(config, folder / "stream")
-    stream = str((folder / "stream").absolute())
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
-    (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
-    view = view or LiveView(list(config.methods), len(index), index.n_chunks)
+    stream = str(config.folder() / "stream")
+    counts = {name: task_counts(config, index, name) for name in config.methods}
+    view = LiveView(list(counts), len(index), {name: max(1, len(rows)) for name, rows in counts.items()})
     view.message(
         f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
     )
     with _pool(config, stream, size, local, view) as pool:
-        folders = open_folders(config, index, pool.base_digest)
+        (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}
         if pool.url:
             view.message(f"metrics: {pool.url}")
         with view:
             Driver(config, pool, folders, view).run()
-    return write_report([config.folder(name) for name in config.methods], folder / "report.html", title=config.name)
+    return write_report([config.folder(name) for name in config.methods], page, title=config.name)
+
+
+def _finished(folder: Path) -> bool:
+    record = folder / "run.json"
+    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["finished"] is not None
 
 
 @contextlib.contextmanager

@@ -7,8 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-
-from conftest import ROOT, SMALL, streamcvit
+from runs import ROOT, SMALL, streamcvit
 
 EMBEDDED = str(ROOT / "pipelines" / "embedded.yaml")
 
@@ -97,7 +96,8 @@ def test_a_task_without_test_set_is_named(pipeline: Path) -> None:
 
 
 def test_a_plan_that_asks_for_too_much_is_named(pipeline: Path) -> None:
-    line = one_line_error(pipeline.parent, "shard", "p.yaml", "out", "--set", "stream.scenario.samples_per_chunk=9")
+    words = ["--set", "stream.scenario.samples_per_chunk=9", "--set", "stream.scenario.recurrence_gap=0"]
+    line = one_line_error(pipeline.parent, "shard", "p.yaml", "out", *words)
     assert "9 samples of task 'cats'" in line and "there are 4" in line
     assert not (pipeline.parent / "out").exists()
 

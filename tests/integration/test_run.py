@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from runs import Run, streamcvit
 
-from conftest import Run, streamcvit
 from streamcvit.data.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
 
@@ -60,7 +60,9 @@ def test_every_chunk_boundary_is_scored_on_every_seen_task(ray_run: Run, method:
     scored = {(row["chunk"], row["task"]) for row in rows if row["family"] == "strict"}
     expected = {(-1, task) for task in plan["tasks"]} if method == "zero-shot" else set()
     for chunk in range(len(plan["chunks"])):
-        seen = {t for t, n in zip(plan["tasks"], map(sum, zip(*plan["chunks"][: chunk + 1], strict=True)), strict=True) if n}
+        seen = {
+            t for t, n in zip(plan["tasks"], map(sum, zip(*plan["chunks"][: chunk + 1], strict=True)), strict=True) if n
+        }
         expected |= {(chunk, task) for task in seen}
     assert scored == expected
     assert {row["n"] for row in rows} == {12}
