@@ -97,15 +97,20 @@ def describe(picture: Picture) -> str:
 
 def _choices(rng: np.random.Generator, question: str, right: str, pool: Sequence[str]) -> tuple[str, str]:
     """A list to pick from; the answer names the label, or label and choice, never the bare label."""
+    listed, label = _shuffled_options(rng, right, pool)
+    if rng.random() < 0.5:
+        return f"{question}\n{listed}\n{_pick(rng, ('Pick an option.', 'Point to the option.'))}", f"option {label}"
+    return f"{question}\n{listed}\n{_pick(rng, ('Mark and copy it.', 'Repeat the line.'))}", f"{label} means {right}"
+
+
+def _shuffled_options(rng: np.random.Generator, right: str, pool: Sequence[str]) -> tuple[str, str]:
+    """A labelled list of four with the right one among them, and the right one's label."""
     others = [option for option in pool if option != right]
     options = [right, *(others[int(i)] for i in rng.permutation(len(others))[:3])]
     options = [options[int(i)] for i in rng.permutation(len(options))]
     labels, form = _LABELS[int(rng.integers(len(_LABELS)))]
     listed = " ".join(form.format(label=label, choice=option) for label, option in zip(labels, options, strict=True))
-    label = labels[options.index(right)]
-    if rng.random() < 0.5:
-        return f"{question}\n{listed}\n{_pick(rng, ('Pick an option.', 'Point to the option.'))}", f"option {label}"
-    return f"{question}\n{listed}\n{_pick(rng, ('Mark and copy it.', 'Repeat the line.'))}", f"{label} means {right}"
+    return listed, labels[options.index(right)]
 
 
 def _judged(rng: np.random.Generator, statement: str, holds: bool) -> tuple[str, str]:
@@ -288,9 +293,85 @@ _ABOUT = {
 
 COPYING_SHARE = 0.04
 
+HARD_SKILLS: dict[str, float] = {
+    "choices": 1.0,
+    "position": 1.0,
+    "presence": 1.0,
+    "shape of": 1.0,
+    "describe scene": 0.5,
+    "lookup": 0.5,
+    "read": 0.5,
+    "copy": 0.5,
+    "bar": 0.5,
+    "handwriting": 0.4,
+}
+"""Share of these lessons that a focused choice keeps; of every other skill it keeps `EASY_SHARE`."""
+
+EASY_SHARE = 0.2
+
 
 def exchange(picture: Picture, rng: np.random.Generator) -> Exchange:
     """One lesson about a picture; all chance comes from `rng`."""
     if rng.random() < COPYING_SHARE:
         return _copying(rng)
     return _ABOUT[picture.kind](picture, rng)
+
+
+def _steps_to_presence(picture: Picture, rng: np.random.Generator) -> Exchange:
+    """Searching for what is not there, and judging the one large object's colour: the way to judging scenes."""
+    if picture.kind == "big":
+        wanted = bool(rng.integers(2))
+        named = _pick(rng, [name for name in COLOURS if (name == picture.facts["colour"]) == wanted])
+        statement = _pick(
+            rng, (f"It shows a {named} object.", f"Some {named} thing is here.", f"Anything {named} here?")
+        )
+        return Exchange("presence big", *_judged(rng, statement, wanted))
+    named = _pick(rng, [name for name in COLOURS if name not in {colour for colour, *_ in picture.facts["objects"]}])
+    if rng.random() < 0.5:
+        question = _pick(rng, (f"Find the {named} object.", f"Position of the {named} thing?"))
+        return Exchange("absent", f"{question}\nAs x and y.", "nowhere")
+    question = _pick(rng, (f"Shape of the {named} object?", f"What shape is the {named} thing?"))
+    return Exchange("absent", *_styled(rng, question, "none"))
+
+
+def _steps_to_choices(picture: Picture, rng: np.random.Generator) -> Exchange:
+    """Finding a given word's label, and naming the choice before its label: the way to naming the label at once."""
+    attribute = _pick(rng, ("shape", "shape", "colour", "background"))
+    pool = {"shape": SHAPES, "colour": tuple(COLOURS), "background": BACKGROUNDS}[attribute]
+    if rng.random() < 0.5:
+        word = _pick(rng, pool)
+        listed, label = _shuffled_options(rng, word, pool)
+        question = _pick(rng, (f"Label of {word}?", f"Where does the list say {word}?"))
+        return Exchange(
+            "label",
+            f"{question}\n{listed}\n{_pick(rng, ('Pick an option.', 'Point to the option.'))}",
+            f"option {label}",
+        )
+    right = picture.facts[attribute]
+    listed, label = _shuffled_options(rng, right, pool)
+    question = {"shape": "What shape is it?", "colour": "What color is it?", "background": "Kind of backdrop?"}[
+        attribute
+    ]
+    return Exchange("name and label", f"{question}\n{listed}\nName it, then its label.", f"{right} is option {label}")
+
+
+def stepwise_exchange(picture: Picture, rng: np.random.Generator) -> Exchange:
+    """As `focused_exchange`, with lessons that lead to judging presence and to picking from lists."""
+    chance = rng.random()
+    if picture.kind in ("scene", "big") and chance < 0.25:
+        return _steps_to_presence(picture, rng)
+    if picture.kind == "big" and chance < 0.55:
+        return _steps_to_choices(picture, rng)
+    return focused_exchange(picture, rng)
+
+
+def focused_exchange(picture: Picture, rng: np.random.Generator) -> Exchange:
+    """As `exchange`, but mostly about what is learned last."""
+    while True:
+        lesson = exchange(picture, rng)
+        if rng.random() < HARD_SKILLS.get(lesson.skill, EASY_SHARE):
+            return lesson
+
+
+LESSONS = {"all": exchange, "focused": focused_exchange, "stepwise": stepwise_exchange}
+"""The ways to choose lessons, in the order in which the base goes through them."""

@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from streamcvit.data import embedded
-from streamcvit.data.embedded_corpus import KIND_SHARES, Exchange, exchange, lexicon
+from streamcvit.data.embedded_corpus import KIND_SHARES, LESSONS, Exchange, exchange, lexicon
 from streamcvit.data.embedded_images import (
     BACKGROUNDS,
     BARS,
@@ -67,6 +67,8 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 # Stock initial scales (0.02) are meant for widths of thousands; at a hundred they leave the residual stream almost
 # empty.
 INIT_GAIN = 3.0
+FOCUS = {"scene": 3.0, "big": 2.0}
+"""Odds of the kinds of picture under `focus`, against 1 for the others."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -344,6 +346,16 @@ def encode_pool(model: LlavaForConditionalGeneration, pictures: Sequence[Picture
     return torch.cat([tower_features(model, pixels[start : start + batch]) for start in range(0, len(pictures), batch)])
 
 
+def _fitting(row: list[tuple[list[int], list[int]]], budget: int) -> list[tuple[list[int], list[int]]]:
+    """The lessons (prompt and answer tokens) of a row that fit into a number of tokens; the first always stays."""
+    kept, left = row[:1], budget - sum(map(len, row[0]))
+    for lesson in row[1:]:
+        if sum(map(len, lesson)) <= left:
+            kept.append(lesson)
+            left -= sum(map(len, lesson))
+    return kept
+
+
 class _Packed:
     """Several lessons about each picture in one row: the image once, then the lessons side by side.
 
@@ -358,13 +370,15 @@ class _Packed:
         lesson_of: int64 [B, S], number of the lesson in its row at the same places, -1 elsewhere.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Exchange]]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Exchange]], *, budget: int = MAX_TEXT
+    ) -> None:
         flat = [lesson for row in rows for lesson in row]
         prompts = tokenizer([f"{lesson.prompt}<answer>" for lesson in flat], add_special_tokens=False)["input_ids"]
         answers = tokenizer([f"{lesson.answer}<eos>" for lesson in flat], add_special_tokens=False)["input_ids"]
         prefix = tokenizer(IMAGE_PREFIX, add_special_tokens=False)["input_ids"]
         texts = iter(zip(prompts, answers, strict=True))
-        packed = [[next(texts) for _ in row] for row in rows]
+        packed = [_fitting([next(texts) for _ in row], budget - len(prefix)) for row in rows]
         length = len(prefix) + max(sum(len(prompt) + len(answer) for prompt, answer in row) for row in packed)
         shape = (len(rows), length)
         ids, positions = np.full(shape, tokenizer.pad_token_id), np.zeros(shape, np.int64)
@@ -412,23 +426,45 @@ def train_language(
     *,
     steps: int,
     seed: int,
-    batch: int = 24,
-    lessons: int = 4,
+    horizon: int | None = None,
+    lessons: str = "all",
+    batch: int = 16,
+    budget: int = 120,
     lr: float = 2e-3,
     save_to: Path | None = None,
 ) -> None:
-    """Stage 2: projector and language model learn the lessons; the tower stays as it is. Saves the weights now and
-    then."""
+    """Stage 2: projector and language model learn the lessons; the tower stays as it is.
+
+    Args:
+        model: changed in place.
+        tokenizer: its tokenizer.
+        pictures: N pictures of the base.
+        features: their tower features, [N, 16, D].
+        steps: optimizer steps to do.
+        seed: of the lessons.
+        horizon: the step at which the rate would have fallen to its end, if not `steps`.
+        lessons: a key of `LESSONS`; all but `all` dwell on scenes and large objects too.
+        batch: pictures a step.
+        budget: tokens a row; it is filled with lessons about its picture.
+        lr: the highest rate.
+        save_to: folder for the weights every 1,000 steps.
+    """
     tower = set(model.model.vision_tower.parameters())
     weights = [weight for weight in model.parameters() if weight not in tower]
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.01, betas=(0.9, 0.98))
-    rng = rng_for("base", seed, 92)
+    turn = list(LESSONS).index(lessons)
+    rng = rng_for("base", seed, 92, turn)
+    lesson_about = LESSONS[lessons]
+    odds = np.array([FOCUS.get(picture.kind, 1.0) for picture in pictures])
+    odds /= odds.sum()
     started, running = time.monotonic(), 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * _schedule(step, steps)
-        chosen = rng.integers(len(pictures), size=batch)
-        packed = _Packed(tokenizer, [[exchange(pictures[number], rng) for _ in range(lessons)] for number in chosen])
+            group["lr"] = lr * _schedule(step, horizon or steps)
+        chosen = rng.choice(len(pictures), batch, p=odds) if turn else rng.integers(len(pictures), size=batch)
+        # Seven lessons are more than the budget holds: rows come out full, so that little is spent on padding.
+        rows = [[lesson_about(pictures[number], rng) for _ in range(7)] for number in chosen]
+        packed = _Packed(tokenizer, rows, budget=budget)
         logits = _answer_logits(model, features[torch.from_numpy(chosen)], packed)
         loss = functional.cross_entropy(logits, packed.labels[packed.asked])
         loss.backward()
@@ -436,9 +472,9 @@ def train_language(
         optimizer.step()
         optimizer.zero_grad()
         running += (loss.item() - running) / min(step + 1, 200)
-        if (step + 1) % 500 == 0:
+        if (step + 1) % 250 == 0:
             print(f"language step {step + 1}/{steps} loss {running:.4f} {time.monotonic() - started:.0f} s", flush=True)
-        if save_to is not None and (step + 1) % 2000 == 0:
+        if save_to is not None and (step + 1) % 1000 == 0:
             model.save_pretrained(save_to)
 
 
@@ -451,8 +487,11 @@ def skill_accuracy(
     seed: int,
     batch: int = 128,
 ) -> dict[str, tuple[float, int]]:
-    """Skill -> (share of lessons whose whole answer is the arg-max at every token, number of lessons); greedy decoding
-    agrees."""
+    """Skill -> (share of lessons answered to the last token, number of lessons).
+
+    Taken from one forward with the answer given, which agrees with greedy decoding: an answer whose every token is the
+    arg-max is what decoding writes.
+    """
     rng = rng_for("base", seed, 93)
     features = encode_pool(model, pictures)
     right: dict[str, list[bool]] = defaultdict(list)
@@ -475,7 +514,21 @@ def _table(title: str, rows: dict[str, Any]) -> str:
     return "\n".join([title, *lines])
 
 
-def train(out: Path, *, pictures: int, tower_steps: int, language_steps: int, seed: int, held_out: int = 3000) -> None:
+class Phase(NamedTuple):
+    """A part of stage 2: how many steps, the horizon of its learning rate, and how lessons are chosen."""
+
+    steps: int
+    horizon: int
+    lessons: str
+
+
+PHASES = (Phase(3000, 6000, "all"), Phase(3000, 4500, "focused"), Phase(4000, 4000, "stepwise"))
+"""The rate is still high where the first two end: searching and picking from lists are learned late and all at once."""
+
+
+def train(
+    out: Path, *, pictures: int, tower_steps: int, phases: Sequence[Phase] = PHASES, seed: int = 0, held_out: int = 3000
+) -> None:
     """Trains a base from nothing and saves it to a folder."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -488,7 +541,11 @@ def train(out: Path, *, pictures: int, tower_steps: int, language_steps: int, se
     heads = train_tower(model, pool, steps=tower_steps, seed=seed)
     say(_table("tower, held-out pictures:", tower_accuracy(model, heads, unseen)))
     model.save_pretrained(out)
-    train_language(model, tokenizer, pool, encode_pool(model, pool), steps=language_steps, seed=seed, save_to=out)
+    features = encode_pool(model, pool)
+    for steps, horizon, lessons in phases:
+        train_language(
+            model, tokenizer, pool, features, steps=steps, horizon=horizon, lessons=lessons, seed=seed, save_to=out
+        )
     model.save_pretrained(out)
     say(_table("skills, held-out pictures:", skill_accuracy(model, tokenizer, unseen, seed=seed)))
 
@@ -498,15 +555,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded base model.")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--tower-steps", type=int, default=3_000)
-    parser.add_argument("--language-steps", type=int, default=20_000)
+    parser.add_argument("--tower-steps", type=int, default=4_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     train(
         arguments.out,
         pictures=arguments.pictures,
         tower_steps=arguments.tower_steps,
-        language_steps=arguments.language_steps,
         seed=arguments.seed,
     )
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from streamcvit.data import embedded
 from streamcvit.data.embedded import FORMATS, INSTRUCTIONS, SHARED_TASKS, TASKS, chunk_plan, stream, train_samples
-from streamcvit.data.embedded_corpus import KIND_SHARES, exchange, lexicon
+from streamcvit.data.embedded_corpus import KIND_SHARES, LESSONS, lexicon
 from streamcvit.data.embedded_images import KINDS, draw, rng_for, split_of
 from streamcvit.errors import UserError
 
@@ -34,7 +34,7 @@ def lessons():
     """A large sample of what the base is taught."""
     rng = rng_for("base", 17)
     pictures = [draw(kind, "base", rng) for kind in KIND_SHARES for _ in range(25)]
-    return [exchange(picture, rng) for picture in pictures for _ in range(150)]
+    return [choose(picture, rng) for choose in LESSONS.values() for picture in pictures for _ in range(60)]
 
 
 def test_base_train_and_test_share_no_image():

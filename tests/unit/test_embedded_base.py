@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from streamcvit.data import embedded
-from streamcvit.data.embedded_corpus import Exchange
+from streamcvit.data.embedded_corpus import LESSONS, Exchange
 from streamcvit.models import embedded_base
 
 FOLDER = embedded_base.FOLDER
@@ -111,8 +111,9 @@ def test_packed_lessons_give_the_logits_of_the_stock_forward(model, processor):
 
 
 def test_training_program_repeats_itself_and_saves_a_loadable_folder(tmp_path):
+    phases = [embedded_base.Phase(2, 4, lessons) for lessons in LESSONS]
     for name in ("one", "two"):
-        embedded_base.train(tmp_path / name, pictures=64, held_out=64, tower_steps=2, language_steps=2, seed=1)
+        embedded_base.train(tmp_path / name, pictures=64, held_out=64, tower_steps=2, phases=phases, seed=1)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
     AutoProcessor.from_pretrained(tmp_path / "one")
