@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
+from streamcvit.adapters.build import attach
 from streamcvit.adapters.calls import (
     after_step,
     auxiliary_loss,
@@ -36,6 +37,7 @@ __all__ = [
     "SMoLoraConfig",
     "StrLoraConfig",
     "after_step",
+    "attach",
     "auxiliary_loss",
     "checkpointing_kwargs",
     "cluster_assignments",

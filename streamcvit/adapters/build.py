@@ -28,7 +28,7 @@ def attach(
         model: the frozen base; its modules are wrapped in place (`PeftModel.unload()` restores them).
         name: a key of `ADAPTERS`.
         target_modules: which linear layers, as PEFT takes them.
-        seed: of the adapter's initial weights; the global random state is left as it was.
+        seed: of the adapter's initial weights, routers included; the global random state is left as it was.
         options: the adapter's own settings.
         sizes: settings that follow from the model (`instruction_dim`, `visual_dim`); taken where the adapter has them
             and `options` does not say otherwise.
@@ -41,7 +41,8 @@ def attach(
     if name not in ADAPTERS:
         raise UserError(f"unknown adapter {name!r}", fix=f"Choose one of {', '.join(sorted(ADAPTERS))}")
     known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())])}
-    settings = {key: value for key, value in (sizes or {}).items() if key in known} | dict(options or {})
+    derived = {"seed": seed, **(sizes or {})}
+    settings = {key: value for key, value in derived.items() if key in known} | dict(options or {})
     try:
         config = ADAPTERS[name](settings, target_modules)
     except (TypeError, ValueError) as error:

@@ -44,8 +44,8 @@ class SMoLoraConfig(ExpertConfig):
     banks: str = field(default="both", metadata={"help": "both, visual or instruction"})
     instruction_dim: int = field(default=384, metadata={"help": "Size of the instruction embedding"})
     visual_dim: int | None = field(default=None, metadata={"help": "Size of the pooled visual feature"})
-    spawn_below_visual: float = 0.5
-    spawn_below_instruction: float = 0.6
+    spawn_below_visual: float = 0.6
+    spawn_below_instruction: float = 0.8
     visual_warmup: int = 32
 
     type_name: ClassVar[str] = "SMOLORA"
