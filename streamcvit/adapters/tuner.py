@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -145,9 +145,12 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
         out = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters:
             return out
-        for name in self.active_adapters:
-            if name in self.r:
-                out = self.mix(name, x, out)
+        # The base layer says which type to compute in: bfloat16 under autocast, or what a quantised layer gives.
+        with without_autocast(x.device.type):
+            x = x.to(out.dtype)
+            for name in self.active_adapters:
+                if name in self.r:
+                    out = self.mix(name, x, out)
         return out
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -161,6 +164,11 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Refused: see `merge_error`."""
         raise merge_error()
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast off, at no cost where it is not on: layers cast by themselves, once."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def per_sample_only(x: torch.Tensor, where: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from streamcvit.adapters.tuner import without_autocast
+
 _softmax_backward = torch.ops.aten._softmax_backward_data.default
 
 
@@ -82,31 +84,36 @@ class RoutedExperts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        x, a, b, fc, flat, owner, score_owner, h, mixed, share, toward = ctx.saved_tensors
-        batch, length, _ = x.shape
-        k, (experts, r, _) = ctx.k, a.shape
-        grad = grad.contiguous()
+        with without_autocast(grad.device.type):
+            return _gradients(ctx, grad)
 
-        d_h = torch.bmm(grad, _gather(b, flat, batch, x.dtype).mT)
-        d_b = _owned(owner, torch.bmm(mixed.mT, grad), b)
-        d_fc = None
-        if fc is not None:
-            by_expert, d_mixed = h.view(batch, length, k, r), d_h.view(batch, length, k, r)
-            d_share = (d_mixed * by_expert).sum(-1)
-            d_z = _softmax_backward(d_share, share, -1, share.dtype).unsqueeze(-1)
-            d_toward = (d_z * by_expert).sum(1).view(batch * k, r)
-            d_h = (d_mixed * share.unsqueeze(-1)).addcmul_(d_z, toward).view(h.shape)
-            d_scores = (score_owner @ d_toward).to(b.dtype).view(k, experts * r)
-            d_fc = d_scores @ b.view(experts * r, -1)
-            d_b.view(experts * r, -1).addmm_(d_scores.T, fc)
-        d_a = _owned(owner, _scaled_bmm(d_h.mT, x, ctx.scaling), a)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = _scaled_bmm(d_h, _gather(a, flat, batch, x.dtype), ctx.scaling)
-        d_weight = None
-        if ctx.needs_input_grad[5]:
-            d_weight = (d_h * h).view(batch, length, k, r).sum((1, 3))
-        return d_x, grad, d_a, d_b, d_fc, d_weight, None, None, None, None, None
+
+def _gradients(ctx: Any, grad: torch.Tensor) -> tuple:
+    x, a, b, fc, flat, owner, score_owner, h, mixed, share, toward = ctx.saved_tensors
+    batch, length, _ = x.shape
+    k, (experts, r, _) = ctx.k, a.shape
+    grad = grad.contiguous()
+
+    d_h = torch.bmm(grad, _gather(b, flat, batch, x.dtype).mT)
+    d_b = _owned(owner, torch.bmm(mixed.mT, grad), b)
+    d_fc = None
+    if fc is not None:
+        by_expert, d_mixed = h.view(batch, length, k, r), d_h.view(batch, length, k, r)
+        d_share = (d_mixed * by_expert).sum(-1)
+        d_z = _softmax_backward(d_share, share, -1, share.dtype).unsqueeze(-1)
+        d_toward = (d_z * by_expert).sum(1).view(batch * k, r)
+        d_h = (d_mixed * share.unsqueeze(-1)).addcmul_(d_z, toward).view(h.shape)
+        d_scores = (score_owner @ d_toward).to(b.dtype).view(k, experts * r)
+        d_fc = d_scores @ b.view(experts * r, -1)
+        d_b.view(experts * r, -1).addmm_(d_scores.T, fc)
+    d_a = _owned(owner, _scaled_bmm(d_h.mT, x, ctx.scaling), a)
+    d_x = None
+    if ctx.needs_input_grad[0]:
+        d_x = _scaled_bmm(d_h, _gather(a, flat, batch, x.dtype), ctx.scaling)
+    d_weight = None
+    if ctx.needs_input_grad[5]:
+        d_weight = (d_h * h).view(batch, length, k, r).sum((1, 3))
+    return d_x, grad, d_a, d_b, d_fc, d_weight, None, None, None, None, None
 
 
 def expert_scores(fc: torch.Tensor, b: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
