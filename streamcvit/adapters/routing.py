@@ -71,7 +71,7 @@ class RoutingCall:
     routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     forms: dict[tuple, Any] = field(default_factory=dict)
-    _weights: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    _weights: dict[tuple[str, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def instruction(self, batch: int) -> torch.Tensor:
         """Instruction embeddings [batch, Di]; raises `UserError` where none were passed."""
@@ -97,17 +97,17 @@ class RoutingCall:
         """
         if how == "all":
             return x.mean(1)
-        key = (how, x.shape[0])
+        key = (how, x.shape[0], x.dtype)
         weights = self._weights.get(key)
         if weights is None:
-            weights = self._weights[key] = expand(_pool_weights(self.inputs, how), x.shape[0])
+            weights = self._weights[key] = expand(_pool_weights(self.inputs, how, x.dtype), x.shape[0])
         if weights.shape[1] != x.shape[1]:
             raise UserError(
                 f"the routing masks cover {weights.shape[1]} positions, the layer was given {x.shape[1]}",
                 fix="Give masks of the prefill's length, adapt layers of the language model only, and decode with "
                 "generate() or, under no_grad, inside `with tuner_of(model).routing.using(inputs)`",
             )
-        return torch.bmm(weights.unsqueeze(1).to(x.dtype), x).squeeze(1)
+        return torch.bmm(weights.unsqueeze(1), x).squeeze(1)
 
 
 def expand(tensor: torch.Tensor, batch: int) -> torch.Tensor:
@@ -123,8 +123,8 @@ def expand(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     return tensor.repeat_interleave(batch // rows, 0)
 
 
-def _pool_weights(inputs: RoutingInputs, how: str) -> torch.Tensor:
-    """[B, S] float32 weights that sum to 1 over the pooled positions of a sample (to 0 where it has none)."""
+def _pool_weights(inputs: RoutingInputs, how: str, dtype: torch.dtype) -> torch.Tensor:
+    """[B, S] weights that sum to 1 over the pooled positions of a sample (to 0 where it has none)."""
     image, prompt = inputs.image_mask, inputs.prompt_mask
     if how == "prompt" or image is None:
         mask = prompt
@@ -137,8 +137,8 @@ def _pool_weights(inputs: RoutingInputs, how: str) -> torch.Tensor:
             f'pool="{how}" needs to know which positions to pool',
             fix="Pass routing=RoutingInputs(..., image_mask=..., prompt_mask=...)",
         )
-    weights = mask.float()
-    return weights / weights.sum(1, keepdim=True).clamp_min(1)
+    weights = mask.to(torch.promote_types(dtype, torch.float32))
+    return (weights / weights.sum(1, keepdim=True).clamp_min(1)).to(dtype)
 
 
 class RoutingContext:
