@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import nn
 
 from streamcvit.adapters import MoELoraConfig, RoutingInputs, SMoLoraConfig, StrLoraConfig
+from streamcvit.adapters.published import STRLORA_NAMES
 
 TOLERANCE = 1e-4
 
@@ -163,7 +164,7 @@ class Case:
             freeze_prototypes=meta["freeze_expo"],
             target_modules=["0"],
         )
-        routers = {name: ours for name, ours in STRLORA_NAMES.items() if name in t}
+        routers = {name: ours for name, ours in STRLORA_NAMES.items() if name in t and name not in "AB"}
         model, layer = self.adapt(config, self.weights("strlora") | {ours: t[name] for name, ours in routers.items()})
         for name, ours in routers.items():
             # The authors' freeze options only change the teacher; here they also hold the weights, so undo that.
@@ -212,15 +213,6 @@ class Case:
                 average = getattr(layer, ours.replace("strlora_", "strlora_average_"))["default"]
                 self.compare(f"ema1.{name}", average, f"ema1.{name}")
 
-
-STRLORA_NAMES = {
-    "w_router": "strlora_sample_router",
-    "wq": "strlora_query",
-    "wk": "strlora_key",
-    "proto": "strlora_prototypes",
-    "w_sub": "strlora_token_router",
-}
-"""Recorded name -> our attribute."""
 
 METHODS = {"smolora": Case.run_smolora, "moelora": Case.run_moelora, "strlora": Case.run_strlora}
 """Method in a case's metadata -> how to run it."""

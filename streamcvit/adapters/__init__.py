@@ -24,6 +24,7 @@ from streamcvit.adapters.calls import (
 )
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
+from streamcvit.adapters.published import load_published
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
 from streamcvit.adapters.strlora import StrLoraConfig
@@ -43,6 +44,7 @@ __all__ = [
     "cluster_assignments",
     "decide_routes",
     "expert_usage",
+    "load_published",
     "routing_kwargs",
     "tuner_of",
 ]
