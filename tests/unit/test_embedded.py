@@ -14,8 +14,9 @@ from PIL import Image
 
 from streamcvit.data import embedded
 from streamcvit.data.embedded import FORMATS, INSTRUCTIONS, SHARED_TASKS, TASKS, chunk_plan, stream, train_samples
-from streamcvit.data.embedded_corpus import KIND_SHARES, LESSONS, lexicon
+from streamcvit.data.embedded_corpus import KIND_SHARES, lexicon
 from streamcvit.data.embedded_images import KINDS, draw, rng_for, split_of
+from streamcvit.data.embedded_lessons import LESSONS
 from streamcvit.errors import UserError
 
 TESTS = {task: embedded.test_samples(task) for task in TASKS}

@@ -9,8 +9,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from streamcvit.data import embedded
-from streamcvit.data.embedded_corpus import LESSONS, Exchange
-from streamcvit.models import embedded_base
+from streamcvit.data.embedded_lessons import LESSONS
+from streamcvit.data.embedded_phrases import Exchange
+from streamcvit.models import embedded_base, embedded_model, embedded_tower
 
 FOLDER = embedded_base.FOLDER
 
@@ -53,7 +54,7 @@ def test_processor_gives_pixels_for_an_image_of_any_size(processor):
     image = Image.new("RGB", (301, 77), (10, 200, 30))
     inputs = processor(images=image, text="<image>What is it?", return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)
-    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == embedded_base.PATCHES
+    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == embedded_model.PATCHES
 
 
 def test_chat_template_is_what_the_base_was_trained_on(processor):
@@ -97,12 +98,12 @@ def test_packed_lessons_give_the_logits_of_the_stock_forward(model, processor):
     lessons = [[Exchange("x", "Count the objects.\nShort.", "three"), Exchange("y", "Read it.", "printed 12")]] * 2
     pixels = _inputs(processor, samples)["pixel_values"]
     with torch.no_grad():
-        features = embedded_base.tower_features(model, pixels)
-        packed = embedded_base._Packed(processor.tokenizer, lessons)
-        ours = embedded_base._answer_logits(model, features, packed)
+        features = embedded_tower.tower_features(model, pixels)
+        packed = embedded_base.PackedLessons(processor.tokenizer, lessons)
+        ours = embedded_base.answer_logits(model, features, packed)
         row = packed.lesson_of[packed.asked]
         for number, lesson in enumerate(lessons[0]):
-            text = f"{embedded_base.IMAGE_PREFIX}{lesson.prompt}<answer>{lesson.answer}<eos>"
+            text = f"{embedded_model.IMAGE_PREFIX}{lesson.prompt}<answer>{lesson.answer}<eos>"
             ids = processor.tokenizer([text] * 2, return_tensors="pt", add_special_tokens=False)["input_ids"]
             stock = model(input_ids=ids, pixel_values=pixels).logits
             answer = len(processor.tokenizer(f"{lesson.answer}<eos>")["input_ids"])
