@@ -36,7 +36,9 @@ def test_embedding_is_the_mean_of_the_words_without_their_common_direction(token
     table = model.get_input_embeddings().weight.detach()
     centred = table - table.mean(0)
     top = torch.linalg.svd(centred).Vh[0]
-    want = (centred - (centred @ top)[:, None] * top)[tokenizer("answer with one word", add_special_tokens=False)["input_ids"]].mean(0)
+    want = (centred - (centred @ top)[:, None] * top)[
+        tokenizer("answer with one word", add_special_tokens=False)["input_ids"]
+    ].mean(0)
     assert torch.allclose(got[0], want / want.square().mean().sqrt(), atol=1e-5)
     assert encoder.dim == 32
 
