@@ -6,7 +6,8 @@
 
 Every run is one line of benchmarks/results/embedded.jsonl; a run that is there is not run again. A seed draws its own
 stream (plan, pictures, order) and the start of the adapter. The learning rate of every method, baselines included, is
-the one with the best mean final AP on the tuning seeds.
+the one with the best mean final AP on the tuning seeds; the ablations of SMoLoRA run at its rate. Adapters are compared
+at one active rank: LoRA 16, MoELoRA 4 x 4, SMoLoRA 8 + 8.
 """
 
 from __future__ import annotations
@@ -27,22 +28,21 @@ GRID = (1e-4, 3e-4, 1e-3, 3e-3)
 TUNING, CONFIRMING = (0, 1, 2), (101, 102, 103)
 RESULTS = Path(__file__).parent / "results" / "embedded.jsonl"
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32}
+SMOLORA: dict[str, Any] = {"router": "prototype", "r": 8, "num_experts_visual": 4, "num_experts_instruction": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora", "options": LORA},
-    "moelora": {"adapter": "moelora", "options": {}},
+    "moelora": {"adapter": "moelora", "options": {"r": 4, "num_experts": 4}},
     "replay": {"adapter": "lora", "options": LORA, "strategy": "replay", "strategy_options": {"memory": 64}},
     "joint": {"adapter": "lora", "options": LORA, "order": "joint"},
-    "smolora": {"adapter": "smolora", "options": {"router": "prototype"}},
-    "smolora-straight-through": {"adapter": "smolora", "options": {"router": "straight_through"}},
-    "smolora-frozen": {"adapter": "smolora", "options": {"router": "frozen"}},
-    "smolora-instruction-only": {"adapter": "smolora", "options": {"router": "prototype", "banks": "instruction"}},
-    "smolora-visual-only": {"adapter": "smolora", "options": {"router": "prototype", "banks": "visual"}},
-    "smolora-4+4": {
-        "adapter": "smolora",
-        "options": {"router": "prototype", "num_experts_visual": 4, "num_experts_instruction": 4},
-    },
+    "smolora": {"adapter": "smolora", "options": SMOLORA},
+    "smolora-straight-through": {"adapter": "smolora", "options": SMOLORA | {"router": "straight_through"}},
+    "smolora-frozen": {"adapter": "smolora", "options": SMOLORA | {"router": "frozen"}},
+    "smolora-instruction-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "instruction"}},
+    "smolora-visual-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "visual"}},
+    "smolora-4+4": {"adapter": "smolora", "options": SMOLORA | {"num_experts_instruction": 4}},
 }
-MAIN = ("lora", "moelora", "smolora", "replay", "joint")
+ABLATIONS = ("smolora-instruction-only", "smolora-visual-only", "smolora-4+4")
+"""Variants of `smolora` that are compared at its own chosen rate."""
 
 
 class Bench:
@@ -321,7 +321,11 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.only or list(VARIANTS)
     if arguments.what == "tune":
-        execute([(name, lr, seed, False, {}) for seed in TUNING for name in names for lr in GRID], arguments.jobs)
+        tuned = [name for name in names if name not in ABLATIONS]
+        execute([(name, lr, seed, False, {}) for seed in TUNING for name in tuned for lr in GRID], arguments.jobs)
+        rate = best_rates(load()).get("smolora")
+        ablated = [name for name in names if name in ABLATIONS and rate is not None]
+        execute([(name, rate, seed, False, {}) for seed in TUNING for name in ablated], arguments.jobs)
     if arguments.what == "confirm":
         best = best_rates(load())
         execute([(name, best[name], seed, True, {}) for seed in CONFIRMING for name in names], arguments.jobs)
