@@ -1,0 +1,70 @@
+"""What the documents say can be done, done."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT, Run
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.S)
+
+
+def test_the_notebook_example_loads_a_commit_with_stock_peft_and_learns(ray_run: Run) -> None:
+    code = "\n".join(blocks("notebook.md")).replace("runs/demo", str(ray_run.folder))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"points: \d", done.stdout)
+    assert "loss before learning:" in done.stdout
+
+
+@pytest.mark.parametrize("room", ["adapters", "models", "learning", "evaluation"])
+def test_the_core_imports_neither_ray_nor_webdataset(room: str) -> None:
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.modules['ray'] = sys.modules['webdataset'] = None\n"
+        f"import streamcvit.{room} as room\n"
+        "for found in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
+        "    importlib.import_module(found.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rooms_import_only_what_lies_below_them() -> None:
+    below = {
+        "data": set(),
+        "adapters": set(),
+        "models": {"data"},
+        "learning": {"adapters", "models", "data"},
+        "evaluation": {"adapters", "models", "data"},
+        "monitoring": {"adapters", "models", "data"},
+        "cluster": {"learning", "evaluation", "monitoring", "adapters", "models", "data"},
+    }
+    wrong = []
+    for room, allowed in below.items():
+        for path in (ROOT / "streamcvit" / room).rglob("*.py"):
+            for found in re.findall(r"^\s*(?:from|import) streamcvit\.(\w+)", path.read_text(), re.M):
+                if found not in allowed | {room, "errors", "config"} or (found == "config" and room != "cluster"):
+                    wrong.append(f"{path.relative_to(ROOT)} imports {found}")
+    assert wrong == []
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    broken = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
