@@ -6,9 +6,10 @@ and `AutoModelForImageTextToText` load it like any other model.
 
 Two stages, both with fixed numbers of steps and one seed, so that the same machine kind and thread count give the same
 weights: the tower learns the attributes of pictures through read-out heads that are thrown away; then projector and
-language model learn the lessons of `streamcvit.data.embedded_corpus` over the frozen tower, whose features are
-computed once. The program prints how well each skill is learned on pictures that it was not trained on. It runs on one
-thread; the defaults take about half an hour on one core of a 2024 server CPU.
+language model learn the lessons of `streamcvit.data.embedded_lessons` over the frozen tower, whose features are
+computed once. The program prints how well each skill is learned on pictures that it was not trained on: 93 % or more
+everywhere but picking from shuffled lists, which stays at chance (the stream lists its choices in one order). It runs
+on one thread; the defaults take about half an hour on one core of a 2024 server CPU.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ FOLDER = Path(__file__).parent / "embedded"
 """The base that comes with the package."""
 
 FOCUS = {"scene": 3.0, "big": 2.0}
-"""Odds of the kinds of picture under `focus`, against 1 for the others."""
+"""Odds of the kinds of picture in every phase but the first, against 1 for the others."""
 
 
 @torch.no_grad()
@@ -236,7 +237,6 @@ PHASES = (
     Phase(3000, 6000, "all"),
     Phase(3000, 4500, "focused"),
     Phase(4000, 4000, "stepwise"),
-    Phase(3000, 3000, "reworded"),
 )
 """The rate is still high where the first two end: searching a scene is learned late and all at once."""
 
