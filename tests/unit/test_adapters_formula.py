@@ -10,7 +10,7 @@ from adapter_models import INSTRUCTION_DIM, VISUAL_DIM, adapted, smolora
 from torch import nn
 
 from streamcvit.adapters import RoutingInputs, decide_routes
-from streamcvit.adapters.smolora.function import Route, RoutedExperts, expert_scores, one_token
+from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step, one_token
 
 B, S, WIDTH, OUT = 5, 4, 6, 7
 
@@ -113,7 +113,6 @@ def test_one_token_equals_the_full_formula(fused):
     fc = torch.randn(2, 6) if fused else None
     with torch.no_grad():
         route = Route.of(index, 4, torch.float32)
-        toward = None if fc is None else expert_scores(fc, b, route.score)
-        quick = one_token(x, base, a, b, toward, route, 1.5)
+        quick = one_token(x, base, a, b, Step.of(route, fc, b, 1.5, torch.float32), 1.5)
         full = RoutedExperts.apply(x, base, a, b, fc, None, route.flat, route.score, None, None, 1.5)
     assert torch.allclose(quick, full, atol=1e-5)

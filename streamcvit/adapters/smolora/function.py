@@ -122,27 +122,41 @@ def expert_scores(fc: torch.Tensor, b: torch.Tensor, score: torch.Tensor) -> tor
     return (fc @ b.view(-1, b.shape[2]).T).view(-1, b.shape[1]).index_select(0, score)
 
 
-def one_token(
-    x: torch.Tensor,
-    base: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    toward: torch.Tensor | None,
-    route: Route,
-    scaling: float,
-) -> torch.Tensor:
-    """`RoutedExperts` for a decode step, x [B, 1, I], without gradients; `toward` from `expert_scores`, or None.
+class Step(NamedTuple):
+    """What a decode step needs of a route, the same for every step of a sequence.
 
-    One position does not repay gathering a sample's experts: all experts are applied, and chosen in rank space.
+    Attributes:
+        toward: [B, E, r] scaled fusion scores of each sample's experts, zero at others; None with one expert.
+        barred: [B, E] zero at each sample's experts, -inf at others.
     """
-    batch, (experts, r, _) = x.shape[0], a.shape
-    h = (x.squeeze(1) @ a.to(x.dtype).view(experts * r, -1).T).view(batch * experts, r)
-    place = (torch.arange(0, batch * experts, experts, device=x.device).unsqueeze(1) + route.experts).view(-1)
-    mixed = h.index_select(0, place).view(batch, -1, r) * scaling
-    if toward is not None:
-        mixed = mixed * torch.softmax((mixed * toward.to(x.dtype).view(mixed.shape)).sum(-1, keepdim=True), 1)
-    spread = torch.zeros_like(h).index_copy_(0, place, mixed.view(-1, r)).view(batch, experts * r)
-    return torch.addmm(base.squeeze(1), spread, b.to(x.dtype).view(experts * r, -1)).unsqueeze(1)
+
+    toward: torch.Tensor | None
+    barred: torch.Tensor
+
+    @classmethod
+    def of(cls, route: Route, fc: torch.Tensor | None, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> Step:
+        """For experts b [E, r, O] and fusion rows fc [2, O], at inputs of `dtype`."""
+        batch, (experts, r, _) = len(route.experts), b.shape
+        barred = torch.full((batch, experts), -torch.inf, dtype=dtype, device=b.device).scatter_(1, route.experts, 0)
+        if fc is None:
+            return cls(None, barred)
+        scores = (expert_scores(fc, b, route.score) * scaling).to(dtype).view(batch, -1, r)
+        place = route.experts.unsqueeze(-1).expand(-1, -1, r)
+        return cls(scores.new_zeros(batch, experts, r).scatter_(1, place, scores), barred)
+
+
+def one_token(
+    x: torch.Tensor, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, step: Step, scaling: float
+) -> torch.Tensor:
+    """`RoutedExperts` for a decode step, x [B, 1, I], without gradients.
+
+    One position does not repay gathering a sample's experts: all are applied, and those not chosen get weight 0.
+    """
+    experts, r, _ = a.shape
+    h = (x.squeeze(1) @ a.to(x.dtype).view(experts * r, -1).T).view(-1, experts, r)
+    score = step.barred if step.toward is None else (h * step.toward).sum(-1) + step.barred
+    mixed = (h * torch.softmax(score, -1).unsqueeze(-1)).view(-1, experts * r)
+    return torch.addmm(base.squeeze(1), mixed, b.to(x.dtype).view(experts * r, -1), alpha=scaling).unsqueeze(1)
 
 
 def _gather(weights: torch.Tensor, flat: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 
 from streamcvit.adapters.routing import RoutingCall, expand
 from streamcvit.adapters.smolora.config import SMoLoraConfig
-from streamcvit.adapters.smolora.function import Route, RoutedExperts, expert_scores, one_token
+from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step, one_token
 from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
 
 
@@ -55,12 +55,12 @@ class SMoLoraLayer(ExpertLayer):
         per_sample_only(x, self.key)
         call, a = self.routing.current(), self.smolora_A[name]
         b, fc = self.smolora_B[name], self.smolora_fc[name] if self.fused[name] else None
-        route, weight = self.route(name, call, x)
         if x.shape[1] == 1 and not torch.is_grad_enabled():
-            key = (name, self.key, x.shape[0])
-            if fc is not None and key not in call.forms:
-                call.forms[key] = expert_scores(fc, b, route.score)
-            return one_token(x, out, a, b, call.forms.get(key), route, self.scaling[name])
+            key = (name, self.key, x.shape[0], x.dtype)
+            if key not in call.forms:
+                call.forms[key] = Step.of(self.route(name, call, x)[0], fc, b, self.scaling[name], x.dtype)
+            return one_token(x, out, a, b, call.forms[key], self.scaling[name])
+        route, weight = self.route(name, call, x)
         return RoutedExperts.apply(
             x,
             out,
