@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,8 @@ def scenario_show(
 ) -> None:
     """Print, and draw, how many samples each task gives to each chunk."""
     from streamcvit.cluster.stream import plan_of
-    from streamcvit.monitoring import plan_svg, plan_table
+    from streamcvit.monitoring.plan import plan_svg
+    from streamcvit.monitoring.terminal import plan_table
 
     config = _config(pipeline, settings, data=data)
     plan = plan_of(config)
@@ -222,6 +224,7 @@ def main() -> None:
     # The libraries' advice to programmers (missing optional packages and the like) is no news to who runs a command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -51,7 +51,7 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
         plan = _fit(config, {name: len(task.train) for name, task in data.items()})
         tasks = {name: task.spec for name, task in data.items()}
         samples = _samples(data, plan, config.seed)
-        test = {name: task.test[: stream.test_samples or None] for name, task in data.items()}
+        test = {name: list(task.test[: stream.test_samples or None]) for name, task in data.items()}
     return write_stream(
         folder, samples, tasks, test, config.seed, plan=plan, samples_per_shard=stream.samples_per_shard
     )

@@ -102,6 +102,7 @@ class LearnerWorker:
         self.base = load_model(config)
         self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
         self.method = ""
+        self.model: PeftModel | None = None
         self._last_end: float | None = None
 
     def learn_chunk(self, method: str, chunk: int) -> ChunkReport:
@@ -116,7 +117,7 @@ class LearnerWorker:
 
     def _begin(self, method: str) -> None:
         """Set up a method's learner, from its newest commit where there is one."""
-        if self.method:
+        if self.model is not None:
             self.model.unload()
         config, settings = self.config, self.config.methods[method]
         self.folder = config.folder(method)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from streamcvit.adapters import InstructionEncoder, RoutingInputs, after_step, routing_kwargs
+from streamcvit.adapters import InstructionEncoder, RoutingInputs, after_step, auxiliary_loss, routing_kwargs
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.strategies import Sequential
@@ -107,6 +107,7 @@ class OnlineLearner:
 
     def _step(self, batch: Batch, inputs: ModelInputs) -> StepReport:
         losses_B, correct_B = self.losses(inputs)
+        auxiliary = auxiliary_loss(self.model)
         extra = self.strategy.extend_batch(batch)
         total = losses_B.sum()
         count = len(batch.samples)
@@ -115,9 +116,9 @@ class OnlineLearner:
             replayed, _ = self.losses(self.base.collator.train(tuple(extra)))
             total, count = total + replayed.sum(), count + len(extra)
         loss = total / count
-        penalty = self.strategy.penalty(self.model)
-        if penalty is not None:
-            loss = loss + penalty
+        for term in (auxiliary, self.strategy.penalty(self.model)):
+            if term is not None:
+                loss = loss + term
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
@@ -152,6 +153,7 @@ class OnlineLearner:
                     visual=vision.pooled,
                     image_mask=inputs.image_mask,
                     prompt_mask=inputs.prompt_mask,
+                    token_mask=inputs.tensors["attention_mask"].bool(),
                 ),
             )
         # The token at t is predicted from t - 1, so logits are wanted one position earlier.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 
 import pytest
-from runs import ROOT, Run
+from runs import ROOT, Run, environment
 
 
 def blocks(name: str) -> list[str]:
@@ -17,13 +16,7 @@ def blocks(name: str) -> list[str]:
 
 def test_the_notebook_example_loads_a_commit_with_stock_peft_and_learns(ray_run: Run) -> None:
     code = "\n".join(blocks("notebook.md")).replace("runs/demo", str(ray_run.folder))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert re.search(r"points: \d", done.stdout)
     assert "loss before learning:" in done.stdout

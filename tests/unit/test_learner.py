@@ -99,7 +99,8 @@ def test_a_batch_with_nothing_readable_moves_the_cursor_and_no_weight(base: Base
 
 
 @pytest.mark.parametrize(
-    ("adapter", "strategy"), [("lora", "replay"), ("smolora", "sequential"), ("moelora", "sequential")]
+    ("adapter", "strategy"),
+    [("lora", "replay"), ("smolora", "sequential"), ("moelora", "sequential"), ("strlora", "sequential")],
 )
 def test_resuming_from_a_commit_gives_the_same_weights_to_the_bit(
     base: Base, samples: list, tmp_path: Path, adapter: str, strategy: str
