@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class RunFolder:
         config: the run.
         method: a key of `config.methods`.
         index: the stream.
-        schedule_tasks: [T, tasks] samples of each task in each chunk, as this method reads the stream.
+        counts: [T, tasks] samples of each task in each chunk, as this method reads the stream.
         base_digest: of the base model's weights.
     """
 
@@ -107,6 +107,7 @@ class RunFolder:
         self.config, self.method, self.index = config, method, index
         self.path = config.folder(method)
         self.tasks = list(index.tasks)
+        self.test_sizes = Counter(index.eval_index().task_of.tolist())
         self.counts = counts
         self.rows: list[dict[str, Any]] = []
         self.points: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
@@ -222,6 +223,8 @@ class RunFolder:
             os.replace(draft, path)
             fsync_folder(folder)
             self._take(table)
+            if missing := self.test_sizes[job.task] - len(found.points):
+                self.event("test_unreadable", chunk=job.chunk, task=job.task, samples=missing)
 
     def write_scores(self) -> dict[str, Any]:
         """Derive scores.parquet and summary.json from the predictions; returns the summary."""

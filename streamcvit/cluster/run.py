@@ -13,7 +13,7 @@ from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
 from streamcvit.cluster.session import session
-from streamcvit.cluster.stream import prepare_stream
+from streamcvit.cluster.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
@@ -55,6 +55,8 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False) -> 
     view.message(
         f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
     )
+    if (lost := unreadable_rows(folder / "stream")).exists():
+        view.message(f"{len(lost.read_text(encoding='utf-8').splitlines())} rows could not be read: {lost}")
     with _pool(config, stream, size, local, view) as pool:
         (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
     else:
         data = _load(config)
         plan = _fit(config, {name: len(task.train) for name, task in data.items()})
+        _note_unreadable(data, folder)
         tasks = {name: task.spec for name, task in data.items()}
         samples = _samples(data, plan, config.seed)
         test = {name: list(task.test[: stream.test_samples or None]) for name, task in data.items()}
@@ -101,6 +103,19 @@ def _by_name(config: RunConfig, available: dict[str, int]) -> Plan:
 def _load(config: RunConfig) -> dict[str, TaskData]:
     tasks = {name: task.model_dump() for name, task in config.stream.tasks.items()}
     return load_tasks(config.stream.data, tasks)
+
+
+def unreadable_rows(folder: Path) -> Path:
+    """Where the rows that could not be read on import are listed, one JSON object a line: beside the stream folder."""
+    return folder.with_name(f"{folder.name}.quarantined.jsonl")
+
+
+def _note_unreadable(data: dict[str, TaskData], folder: Path) -> None:
+    rows = [bad for task in data.values() for bad in task.quarantined]
+    if rows:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"sample_id": b.sample_id, "reason": b.reason, "detail": b.detail}) for b in rows]
+        unreadable_rows(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _samples(data: dict[str, TaskData], plan: Plan, seed: int) -> Iterator[tuple[int, Sample]]:

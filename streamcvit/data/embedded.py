@@ -34,19 +34,22 @@ from streamcvit.errors import UserError
 Wordings = Literal["single", "five"]
 
 TASKS: dict[str, TaskSpec] = {
-    "shape": TaskSpec("shape", scorer="format_exact", follow="pattern", max_new_tokens=4),
-    "scene": TaskSpec("scene", scorer="format_exact", follow="pattern", max_new_tokens=10),
-    "presence": TaskSpec("presence", scorer="format_exact", follow="pattern", max_new_tokens=4),
-    "count": TaskSpec("count", scorer="format_exact", follow="pattern", max_new_tokens=6),
-    "colour": TaskSpec("colour", scorer="format_exact", follow="pattern", max_new_tokens=6),
-    "ocr": TaskSpec("ocr", scorer="format_exact", follow="pattern", max_new_tokens=10),
+    "shape": TaskSpec("shape", scorer="format_exact", follow="pattern", strcvit="ai2d", max_new_tokens=4),
+    "scene": TaskSpec("scene", scorer="format_exact", follow="pattern", strcvit="imagenet", max_new_tokens=10),
+    "presence": TaskSpec("presence", scorer="format_exact", follow="pattern", strcvit="vqav2", max_new_tokens=4),
+    "count": TaskSpec("count", scorer="format_exact", follow="pattern", strcvit="vqav2", max_new_tokens=6),
+    "colour": TaskSpec("colour", scorer="format_exact", follow="pattern", strcvit="vqav2", max_new_tokens=6),
+    "ocr": TaskSpec("ocr", scorer="format_exact", follow="pattern", strcvit="ocrvqa", max_new_tokens=10),
     "caption": TaskSpec("caption", scorer="slots", follow="pattern", max_new_tokens=14),
-    "grounding": TaskSpec("grounding", scorer="grounding", follow="pattern", max_new_tokens=14),
-    "chart": TaskSpec("chart", scorer="format_exact", follow="pattern", max_new_tokens=6),
-    "land": TaskSpec("land", scorer="format_exact", follow="pattern", max_new_tokens=6),
-    "digit": TaskSpec("digit", scorer="format_exact", follow="pattern", max_new_tokens=6),
+    "grounding": TaskSpec("grounding", scorer="grounding", follow="pattern", strcvit="grounding", max_new_tokens=14),
+    "chart": TaskSpec("chart", scorer="format_exact", follow="pattern", strcvit="chartqa", max_new_tokens=6),
+    "land": TaskSpec("land", scorer="format_exact", follow="pattern", strcvit="vqav2", max_new_tokens=6),
+    "digit": TaskSpec("digit", scorer="format_exact", follow="pattern", strcvit="vqav2", max_new_tokens=6),
 }
-"""Task -> how it is judged; the order is the order of columns everywhere."""
+"""Task -> how it is judged; the order is the order of columns everywhere.
+
+Captions are judged by slots and have no published scorer beside them, since CIDEr runs on another scale.
+"""
 
 SHARED_TASKS = ("count", "colour", "land", "digit")
 """The tasks that share instruction and answer format."""
