@@ -36,7 +36,7 @@ test-unit: setup ## The unit tests alone
 	$(BIN)/python -m pytest tests/unit -n 2
 
 test: lint       ## Lint, types and all tests
-	$(BIN)/python -m pytest tests/unit tests/integration -n 2
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
 
 clean:           ## Remove what was made here (not the runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from runs import METHODS, SMALL, Run, streamcvit, watched
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,3 +18,22 @@ def shared_dir() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no shared test data at {folder}; set STREAMCVIT_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All strategies on four small chunks, with Ray actors."""
+    cwd = tmp_path_factory.mktemp("ray")
+    words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", *METHODS, *SMALL]
+    printed, scrapes = watched(words, cwd)
+    return Run(cwd / "runs" / "small", printed, scrapes)
+
+
+@pytest.fixture(scope="session")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same in a plain loop."""
+    cwd = tmp_path_factory.mktemp("local")
+    words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", "--local", *METHODS, *SMALL]
+    done = streamcvit(*words, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Run(cwd / "runs" / "small", done.stdout, [])

@@ -78,6 +78,7 @@ class OnlineLearner:
             raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.step, self.cursor, self.chunk = 0, 0, -1
+        self._snapshot: Snapshot | None = None
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global state
         random.seed(seed)
@@ -176,8 +177,10 @@ class OnlineLearner:
         return losses_B, (member_Bn @ wrong_n) == 0
 
     def snapshot(self) -> Snapshot:
-        """The adapter's weights now, with version, cursor and digest."""
-        return take_snapshot(self.model, version=self.step, cursor=self.cursor, chunk=self.chunk)
+        """The adapter's weights now, with version, cursor and digest; taken once a step."""
+        if self._snapshot is None or self._snapshot.version != self.step:
+            self._snapshot = take_snapshot(self.model, version=self.step, cursor=self.cursor, chunk=self.chunk)
+        return self._snapshot
 
     def commit(self, folder: Path, before: Callable[[], object] | None = None, **state: Any) -> Path:
         """Write everything that makes the next step the same to the bit.
@@ -230,6 +233,7 @@ class OnlineLearner:
         values = json.loads((commit / commits.RESUME / "state.json").read_text(encoding="utf-8"))
         self._load_resume_state(tensors, values)
         self.step, self.cursor, self.chunk = state["step"], state["cursor"], state["chunk"]
+        self._snapshot = None
         return state
 
     def _resume_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -9,6 +9,8 @@ import sys
 import pytest
 from runs import ROOT, Run, environment
 
+pytestmark = pytest.mark.xdist_group("whole-run")
+
 
 def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.S)

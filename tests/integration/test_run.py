@@ -16,6 +16,8 @@ from runs import Run, streamcvit
 from streamcvit.data.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
 
+pytestmark = pytest.mark.xdist_group("whole-run")  # one worker, so that the run is made once
+
 LEARNED = ("lora", "smolora", "replay", "joint")
 ALL = ("zero-shot", *LEARNED)
 
