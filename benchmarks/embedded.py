@@ -40,8 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "smolora-instruction-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "instruction"}},
     "smolora-visual-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "visual"}},
     "smolora-4+4": {"adapter": "smolora", "options": SMOLORA | {"num_experts_instruction": 4}},
+    "smolora-24+16": {"adapter": "smolora", "options": SMOLORA | {"num_experts_visual": 24}},
 }
-ABLATIONS = ("smolora-instruction-only", "smolora-visual-only", "smolora-4+4")
+ABLATIONS = ("smolora-instruction-only", "smolora-visual-only", "smolora-4+4", "smolora-24+16")
 """Variants of `smolora` that are compared at its own chosen rate."""
 
 
