@@ -247,8 +247,10 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown of everything in the results."""
     from streamcvit.cluster.folder import machine
 
+    yield "# Results on the embedded stream\n"
+    yield "Printed by `python benchmarks/embedded.py table` from benchmarks/results/embedded.jsonl; see that file for how.\n"
     yield f"Machine: {machine()}, one thread a run. Dates: {', '.join(sorted({row['date'] for row in rows}))}.\n"
-    yield "### Learning rates: mean final AP on seeds 0-2\n"
+    yield "## Learning rates: mean final AP on seeds 0-2\n"
     yield (
         "| method | "
         + " | ".join(f"{lr:g}" for lr in GRID)
@@ -281,7 +283,7 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     confirmed = {name: found for name, found in confirmed.items() if found}
     if not confirmed:
         return
-    yield "\n### Confirmed on seeds 101-103: mean (95 % interval over the three seeds, t distribution)\n"
+    yield "\n## Confirmed on seeds 101-103: mean (95 % interval over the three seeds, t distribution)\n"
     names = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "mif")
     yield "| method | " + " | ".join(names) + " |"
     yield "|---|" + "---|" * len(names)

@@ -37,15 +37,20 @@ Local = Annotated[bool, typer.Option("--local", help="In this process, without R
 DEMO = ("zero-shot", "lora", "smolora")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of mistakes too.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of every command."""
-    if version:
-        out.print(__version__)
-        raise typer.Exit
     if debug:
         os.environ["STREAMCVIT_DEBUG"] = "1"
 
