@@ -52,6 +52,8 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    # Ray makes its workers yield to everything else (niceness 15): beside one busy process a run would stand still.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = config.cluster.address == "local"
     private = Path(tempfile.mkdtemp(prefix="scv-"))  # short: Ray puts sockets below it, their paths end at 107 bytes
