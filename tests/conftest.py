@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from runs import METHODS, SMALL, Run, streamcvit, watched
+from running import METHODS, SMALL, Run, streamcvit, watched
 
 ROOT = Path(__file__).resolve().parent.parent
 

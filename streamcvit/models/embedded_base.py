@@ -9,7 +9,10 @@ weights: the tower learns the attributes of pictures through read-out heads that
 language model learn the lessons of `streamcvit.data.embedded_lessons` over the frozen tower, whose features are
 computed once. The program prints how well each skill is learned on pictures that it was not trained on: 93 % or more
 everywhere but picking from shuffled lists, which stays at chance (the stream lists its choices in one order). It runs
-on one thread; the defaults take about half an hour on one core of a 2024 server CPU.
+on one thread, for roughly half an hour on one core of a server CPU.
+
+The committed weights came from these phases run one after another in processes of their own; that one uninterrupted
+run gives them to the bit has not been checked.
 """
 
 from __future__ import annotations

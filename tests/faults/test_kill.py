@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import METHODS, ROOT, SMALL, Run, command, environment, streamcvit
+from running import METHODS, ROOT, SMALL, Run, command, environment, streamcvit
 
 from streamcvit.learning import commit, read_ledger
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from runs import ROOT, SMALL, streamcvit
+from running import ROOT, SMALL, streamcvit
 
 EMBEDDED = str(ROOT / "pipelines" / "embedded.yaml")
 

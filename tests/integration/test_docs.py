@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ROOT, Run, environment
+from running import ROOT, Run, environment
 
 pytestmark = pytest.mark.xdist_group("whole-run")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from models import TINY, save
-from runs import ROOT, streamcvit
+from running import ROOT, streamcvit
 
 from streamcvit.cluster.run import execute
 from streamcvit.config import load_config

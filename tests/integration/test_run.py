@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from runs import Run, streamcvit
+from running import Run, streamcvit
 
 from streamcvit.data.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
