@@ -15,7 +15,6 @@ from streamcvit.cluster.pools import LocalPool, Pool, RayPool
 from streamcvit.cluster.session import session
 from streamcvit.cluster.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.models.base import fetch, weight_files
 from streamcvit.monitoring.report import write_report
@@ -101,9 +100,3 @@ def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
             where=str(folder),
             fix="Resume with the run's own config.yaml, or start another --name",
         )
-
-
-def find_stream(folder: str | Path) -> StreamIndex:
-    """The index of a stream folder, or of the stream inside a run folder."""
-    folder = Path(folder)
-    return StreamIndex.open(folder / "stream" if (folder / "stream").is_dir() else folder)

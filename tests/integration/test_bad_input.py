@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, SMALL, streamcvit
+from running import ROOT, SMALL, environment, streamcvit
 
 EMBEDDED = str(ROOT / "pipelines" / "embedded.yaml")
 
@@ -114,6 +116,17 @@ def test_a_busy_port_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         words = ["run", EMBEDDED, "--method", "zero-shot", *SMALL, "--set", f"monitor.port={port}"]
         assert str(port) in one_line_error(tmp_path, *words)
+
+
+def test_missing_ray_is_named_with_the_way_without_it(tmp_path: Path) -> None:
+    words = ["streamcvit", "run", EMBEDDED, "--method", "zero-shot", *SMALL]
+    code = f"import sys; sys.modules['ray'] = None; sys.argv = {words!r}; from streamcvit.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Ray is not installed" in done.stderr and "--local" in done.stderr
+    assert not (tmp_path / "runs" / "embedded" / "config.yaml").exists()
 
 
 def test_too_little_memory_is_said_before_ray_starts(tmp_path: Path) -> None:
