@@ -237,6 +237,11 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if os.environ.get("STREAMCVIT_DEBUG"):
+            raise
+        err.print(f"[red]error:[/red] the package {error.name} is missing. Run `make setup`, or pip install it.")
+        sys.exit(2)
     except KeyboardInterrupt:
         err.print("stopped; continue with --resume")
         sys.exit(130)

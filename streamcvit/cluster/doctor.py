@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamcvit.cluster.folder import machine, versions
+from streamcvit.cluster.folder import MISSING, machine, versions
 from streamcvit.cluster.session import needed_mib
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
@@ -46,7 +46,7 @@ def findings() -> Iterator[Finding]:
     )
     for name, version in versions().items():
         if name not in ("streamcvit", "python"):
-            yield Finding(f"{name} {version}")
+            yield Finding(f"{name} {version}", version != MISSING, f"Run `make setup`, or pip install {name}")
     if torch.cuda.is_available():
         bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
         free, total = torch.cuda.mem_get_info()

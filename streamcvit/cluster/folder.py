@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections import Counter, defaultdict
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation.bootstrap import bootstrap_mean
 from streamcvit.evaluation.matrix import summarise
 from streamcvit.learning.commit import fsync_folder, write_json
+
+MISSING = "not installed"
 
 ZERO = -1
 """The chunk number of an evaluation before any learning."""
@@ -72,7 +75,13 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     names = ("torch", "transformers", "peft", "ray", "webdataset", "pyarrow", "numpy", "tokenizers", "safetensors")
-    return {"streamcvit": __version__, "python": platform.python_version()} | {n: package_version(n) for n in names}
+    found = {"streamcvit": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = package_version(name)
+        except PackageNotFoundError:
+            found[name] = MISSING
+    return found
 
 
 def build_labels() -> dict[str, str]:
