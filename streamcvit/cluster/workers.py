@@ -106,14 +106,21 @@ class LearnerWorker:
         self._last_end: float | None = None
 
     def learn_chunk(self, method: str, chunk: int) -> ChunkReport:
-        """Make chunk `chunk` exist as a commit of `method`: learn what is missing of it, or nothing."""
+        """Make chunk `chunk` exist as a commit of `method`: learn what is missing up to its end, or nothing.
+
+        Calls may come again and in another order after a restart, so earlier chunks that are missing are learned, and
+        committed at their own ends, first.
+        """
         idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
         if method != self.method:
             self._begin(method)
-        _, stop = self.schedule.bounds(chunk)
-        report = self._learn_to(chunk, stop, idle) if self.learner.cursor < stop else self._committed(chunk)
+        report = None
+        while self.learner.cursor < self.schedule.bounds(chunk)[1]:
+            missing = self.schedule.chunk_of(self.learner.cursor)
+            report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
+            idle = 0.0
         self._last_end = time.perf_counter()
-        return report
+        return report or self._committed(chunk)
 
     def _begin(self, method: str) -> None:
         """Set up a method's learner, from its newest commit where there is one."""
