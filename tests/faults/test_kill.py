@@ -54,7 +54,7 @@ def test_actors_killed_at_random_moments_are_replaced_and_nothing_is_lost(local_
     started = tmp_path / "runs" / "small" / "lora" / "run.json"
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(rng.uniform(0.5, 2.0))
+        time.sleep(rng.uniform(0.2, 1.0))
         if due and started.exists() and (victims := actors_of(process, due[0])):
             os.kill(rng.choice(victims).pid, signal.SIGKILL)
             killed.append(due.pop(0))
