@@ -32,6 +32,15 @@ def after_step(peft_model: Any) -> None:
         tuner.step()
 
 
+def expert_parameters(peft_model: Any) -> list[torch.nn.Parameter]:
+    """The trainable parameters that stack experts along their first axis, A [E, r, I] and B [E, r, O] of every layer.
+
+    Empty for any model without experts. For optimizers that treat each expert as a parameter of its own.
+    """
+    tuner = tuner_of(peft_model)
+    return [] if tuner is None else tuner.expert_parameters()
+
+
 def auxiliary_loss(peft_model: Any) -> torch.Tensor | None:
     """What the adapter adds to the loss of the last training forward (StrLoRA's distillation); None if nothing."""
     tuner = tuner_of(peft_model)
@@ -81,9 +90,8 @@ def cluster_assignments(peft_model: Any, routing: RoutingInputs) -> dict[str, to
     if not isinstance(tuner, SMoLoraModel):
         return {}
     name = tuner.active_adapters[0]
-    features = {"visual": routing.visual, "instruction": routing.instruction}
-    return {
-        bank: tuner.prototypes(bank)[name].assign(value)  # type: ignore[operator]
-        for bank, value in features.items()
-        if name in tuner.prototypes(bank) and value is not None
-    }
+    config: Any = tuner.peft_config[name]
+    if config.router != "prototype":
+        return {}
+    routes = tuner.decide(name, replace(routing, routes=None), learning=False)
+    return {label: routes[:, bank.columns].squeeze(1) - bank.first for label, bank in tuner.banks(config).items()}

@@ -295,6 +295,12 @@ class ExpertTuner(BaseTuner):
         """Where in a route each bank's decision stands; empty where nothing is routed per sample."""
         return {}
 
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters stacked by expert; see `expert_parameters`."""
+        names = (f"{self.prefix}A", f"{self.prefix}B")
+        layers = [layer for layer in self.model.modules() if isinstance(layer, ExpertLayer)]
+        return [p for layer in layers for name in names for p in getattr(layer, name).values() if p.requires_grad]
+
     def auxiliary_loss(self) -> torch.Tensor | None:
         """Mean over layers of what they add to the loss of the last training forward, once; None if nothing."""
         losses, self._losses = list(self._losses.values()), PendingLosses()

@@ -15,9 +15,17 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from streamcvit.adapters import InstructionEncoder, RoutingInputs, after_step, auxiliary_loss, routing_kwargs
+from streamcvit.adapters import (
+    InstructionEncoder,
+    RoutingInputs,
+    after_step,
+    auxiliary_loss,
+    expert_parameters,
+    routing_kwargs,
+)
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
+from streamcvit.learning.optim import ExpertAdamW
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
@@ -76,7 +84,8 @@ class OnlineLearner:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        experts = expert_parameters(model)
+        self.optimizer = ExpertAdamW(self.parameters, experts, lr=lr, betas=betas, weight_decay=weight_decay)
         self.step, self.cursor, self.chunk = 0, 0, -1
         self._snapshot: Snapshot | None = None
         torch.manual_seed(seed)
