@@ -112,6 +112,7 @@ class Case:
             num_experts_visual=meta["E"] // 2,
             num_experts_instruction=meta["E"] // 2,
             router="frozen",
+            fusion="learned",
             pool="all",
             instruction_dim=t["inst_emb"].shape[1],
             target_modules=["0"],

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-_NEVER = -2.0  # below every cosine
-_HOPELESS = -3.0  # below even that
+_FOREIGN = 4.0  # taken off a cosine: below every other, and still in order
+_NEVER = -9.0  # below even that: no such prototype
+_HOPELESS = -10.0  # below even that
 
 
 class Prototypes(nn.Module):
@@ -17,9 +18,10 @@ class Prototypes(nn.Module):
 
     While learning, a sample whose cosine to every prototype is below `spawn_below` takes the next free expert and its
     feature becomes the prototype; any other sample goes to the nearest. A batch sees the prototypes as they stood
-    before it, and those spawned earlier in it; prototypes move and statistics grow only in `step`. Nothing waits for
-    the device: the loop over a batch runs on tensors, two small operations a sample. All state is in buffers, so it is
-    saved with the adapter.
+    before it, and those spawned earlier in it; prototypes move and statistics grow only in `step`. Samples may come in
+    groups: a prototype belongs to the group of the sample that spawned it, and others see it only where their own group
+    has none and no expert is free. Nothing waits for the device: the loop over a batch runs on tensors, two small
+    operations a sample. All state is in buffers, so it is saved with the adapter.
 
     Args:
         size: number of experts E.
@@ -33,6 +35,7 @@ class Prototypes(nn.Module):
 
     centroids: torch.Tensor
     counts: torch.Tensor
+    group: torch.Tensor
     used: torch.Tensor
     mean: torch.Tensor
     square: torch.Tensor
@@ -46,6 +49,7 @@ class Prototypes(nn.Module):
         self.standardise, self.warmup = standardise, warmup if standardise else 0
         self.register_buffer("centroids", torch.zeros(size, dim))
         self.register_buffer("counts", torch.zeros(size))
+        self.register_buffer("group", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("used", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("square", torch.zeros(dim))
@@ -61,17 +65,26 @@ class Prototypes(nn.Module):
         return self
 
     @torch.no_grad()
-    def assign(self, features: torch.Tensor) -> torch.Tensor:
-        """Nearest prototype of each feature [B, D]; [B] int64, 0 where there is none yet. Changes nothing."""
+    def assign(self, features: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+        """Nearest prototype of each feature [B, D], of its own group ([B] int64; None: all one) where that has any.
+
+        [B] int64, 0 where there is no prototype yet. Changes nothing.
+        """
         features = self._prepared(features)
-        return self._similarity(self._scaled(features)).argmax(1)
+        return self._similarity(self._scaled(features), self._groups(groups, features)).argmax(1)
 
     @torch.no_grad()
-    def learn(self, features: torch.Tensor) -> torch.Tensor:
-        """Routes of a training batch [B, D] in stream order; [B] int64. Spawns now, moves at the next `step`."""
+    def learn(self, features: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+        """Routes of a training batch [B, D] in stream order; [B] int64. Spawns now, moves at the next `step`.
+
+        Args:
+            features: [B, D].
+            groups: [B] int64, the group of each sample; None: all one.
+        """
         features = self._prepared(features)
-        scaled = self._scaled(features)
-        similarity, mutual = self._similarity(scaled), scaled @ scaled.T
+        scaled, groups = self._scaled(features), self._groups(groups, features)
+        similarity, mutual = self._similarity(scaled, groups), scaled @ scaled.T
+        mutual = mutual - _FOREIGN * (groups.unsqueeze(1) != groups)
         rows, slots = (torch.arange(size, device=features.device) for size in (len(features), self.size))
         warm = self.seen >= self.warmup
         score = torch.where(warm, self.spawn_below, _HOPELESS)
@@ -89,6 +102,7 @@ class Prototypes(nn.Module):
         nearest = torch.where(visible, mutual.index_select(1, spawner), similarity).argmax(1)
         chosen = torch.where(fresh.any(1), place, nearest)
         self.centroids = torch.where(taken.unsqueeze(1), fresh.T.float() @ features, self.centroids)
+        self.group = torch.where(taken, groups.index_select(0, spawner), self.group)
         self.used = self.used + taken.sum()
         self._remember(features, chosen, warm)
         return chosen
@@ -137,7 +151,12 @@ class Prototypes(nn.Module):
             features = (features - self.mean) / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         return F.normalize(features, dim=-1)
 
-    def _similarity(self, scaled: torch.Tensor) -> torch.Tensor:
-        """Cosine to each prototype [B, E]; of experts still free, below any cosine."""
+    def _groups(self, groups: torch.Tensor | None, features: torch.Tensor) -> torch.Tensor:
+        device = features.device
+        return torch.zeros(len(features), dtype=torch.int64, device=device) if groups is None else groups.to(device)
+
+    def _similarity(self, scaled: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+        """Cosine to each prototype [B, E]; other groups' below any cosine, and experts still free below those."""
         free = torch.arange(self.size, device=scaled.device) >= self.used
-        return (scaled @ self._scaled(self.centroids).T).masked_fill(free, _NEVER)
+        foreign = groups.unsqueeze(1) != self.group
+        return (scaled @ self._scaled(self.centroids).T - _FOREIGN * foreign).masked_fill(free, _NEVER)

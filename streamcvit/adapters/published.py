@@ -195,6 +195,7 @@ def _smolora(published: Mapping[str, Any], weights: Weights) -> tuple[Any, dict[
     half = len(weights["A"]) // 2
     settings = {
         "router": "frozen",
+        "fusion": "learned",
         "pool": "all",
         "num_experts_visual": half,
         "num_experts_instruction": len(weights["A"]) - half,

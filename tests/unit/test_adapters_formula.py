@@ -51,7 +51,9 @@ def written_out(layer: Any, x: torch.Tensor, routing: Any) -> torch.Tensor:
             branches.append(weight * s * x[i] @ a[expert].T @ b[expert])
             offset += size
         out = branches[0]
-        if len(branches) == 2:
+        if len(branches) == 2 and config.fusion == "even":
+            out = (branches[0] + branches[1]) / 2
+        elif len(branches) == 2:
             fc = layer.smolora_fc["default"]
             shares = torch.softmax(
                 torch.stack([branch @ row for branch, row in zip(branches, fc, strict=True)], -1), -1
@@ -61,11 +63,13 @@ def written_out(layer: Any, x: torch.Tensor, routing: Any) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("banks", ["both", "visual", "instruction"])
+@pytest.mark.parametrize(
+    "banks, fusion", [("both", "learned"), ("both", "even"), ("visual", "even"), ("instruction", "learned")]
+)
 @pytest.mark.parametrize("router", ["frozen", "straight_through", "prototype"])
-def test_output_and_every_gradient_are_those_of_the_formula(router, banks):
+def test_output_and_every_gradient_are_those_of_the_formula(router, banks, fusion):
     x, routing, upstream = case()
-    config = smolora(router=router, banks=banks, target_modules=["0"])
+    config = smolora(router=router, banks=banks, fusion=fusion, target_modules=["0"])
     model = adapted(config, nn.Sequential(nn.Linear(WIDTH, OUT))).double().train()
     layer = model.base_model.model[0]
     routing = decide_routes(model, routing)
@@ -105,14 +109,16 @@ def test_gradient_passes_the_numerical_check():
     assert torch.autograd.gradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_one_token_equals_the_full_formula(fused):
+@pytest.mark.parametrize("banks, fused", [(2, True), (2, False), (1, False)])
+def test_one_token_equals_the_full_formula(banks, fused):
     torch.manual_seed(0)
-    index = torch.tensor([[0, 3], [1, 2], [0, 3]]) if fused else torch.tensor([[2], [0], [2]])
+    index = torch.tensor([[0, 3], [1, 2], [0, 3]]) if banks == 2 else torch.tensor([[2], [0], [2]])
     x, base, a, b = torch.randn(3, 1, 5), torch.randn(3, 1, 6), torch.randn(4, 2, 5), torch.randn(4, 2, 6)
     fc = torch.randn(2, 6) if fused else None
     with torch.no_grad():
         route = Route.of(index, 4, torch.float32)
         quick = one_token(x, base, a, b, Step.of(route, fc, b, 1.5, torch.float32), 1.5)
-        full = RoutedExperts.apply(x, base, a, b, fc, None, route.flat, route.score, None, None, 1.5)
+        full = RoutedExperts.apply(
+            x, base, a, b, fc, None, route.flat, route.score, None, None, 1.5 if fused else 1.5 / banks
+        )
     assert torch.allclose(quick, full, atol=1e-5)

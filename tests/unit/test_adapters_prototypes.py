@@ -49,6 +49,40 @@ def test_prototype_is_the_mean_of_its_samples_and_keeps_moving_when_old():
     assert torch.allclose(prototypes.centroids[0, 4], torch.tensor(0.25))
 
 
+def test_groups_keep_prototypes_of_their_own():
+    prototypes = Prototypes(3, 5, 0.5, standardise=False)
+    groups = torch.tensor([7, 7, 2, 2, 7])
+    assert prototypes.learn(axes(0, 0, 0, 0, 1), groups).tolist() == [0, 0, 1, 1, 2]
+    assert prototypes.group.tolist() == [7, 2, 7]
+    prototypes.step()
+    assert prototypes.assign(axes(0, 0, 1), torch.tensor([2, 7, 2])).tolist() == [1, 0, 1]
+
+
+def test_group_without_a_prototype_shares_the_nearest_when_none_is_free():
+    prototypes = Prototypes(2, 5, 0.5, standardise=False)
+    prototypes.learn(axes(0, 1), torch.tensor([0, 0]))
+    prototypes.step()
+    assert prototypes.learn(axes(1, 0), torch.tensor([5, 5])).tolist() == [1, 0]
+    assert prototypes.assign(axes(1), torch.tensor([5])).tolist() == [1]
+
+
+def test_tasks_that_share_an_instruction_and_differ_in_pictures_get_visual_experts_of_their_own():
+    generator = torch.Generator().manual_seed(0)
+    instructions, pictures = torch.randn(2, 12, generator=generator), torch.randn(2, 10, generator=generator)
+    names = torch.tensor([[0, 0], [0, 1], [1, 0]]).repeat(4, 1)  # which instruction, which picture
+    ids, _ = samples(len(names))
+    routing = RoutingInputs(instructions[names[:, 0]], pictures[names[:, 1]])
+    found = {}
+    for scope in ("instruction", "stream"):
+        model = adapted(smolora(visual_scope=scope, spawn_below_visual=0.9)).train()
+        model(input_ids=ids, routing=routing)
+        after_step(model)
+        routes = cluster_assignments(model, routing)
+        found[scope] = len(set(routes["visual"].tolist()))
+        assert len(set(routes["instruction"].tolist())) == 2
+    assert found == {"instruction": 3, "stream": 2}
+
+
 def test_assigning_changes_nothing(prototypes):
     prototypes.learn(axes(0, 1))
     prototypes.step()

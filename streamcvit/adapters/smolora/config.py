@@ -10,6 +10,8 @@ from streamcvit.adapters.tuner import ExpertConfig
 from streamcvit.errors import UserError
 
 ROUTERS = ("frozen", "straight_through", "prototype")
+FUSIONS = ("even", "learned")
+SCOPES = ("instruction", "stream")
 BANKS = {"both": ("visual", "instruction"), "visual": ("visual",), "instruction": ("instruction",)}
 
 
@@ -30,8 +32,12 @@ class SMoLoraConfig(ExpertConfig):
         pool: what the visual gate averages: "image" tokens (prompt text for samples without), "prompt" text, or "all"
             positions (as published; padding and the answer then change the route).
         banks: "both", or one bank alone at weight 1, as an ablation.
+        fusion: how a sample's two experts are weighed: "even" (half each) or "learned" (a softmax per position over
+            scores from rows that all experts and tasks share, as published: they drift with the stream).
         instruction_dim: size Di of RoutingInputs.instruction.
         visual_dim: size Dv of RoutingInputs.visual; needed by the prototype router.
+        visual_scope: whose pictures share visual prototypes: those of one instruction expert ("instruction"), so that
+            tasks that differ in their pictures alone get visual experts of their own, or all ("stream").
         spawn_below_visual: cosine below which a sample takes a free visual expert.
         spawn_below_instruction: the same for the instruction bank.
         visual_warmup: samples that only fill the visual statistics before the first visual prototype.
@@ -42,9 +48,11 @@ class SMoLoraConfig(ExpertConfig):
     router: str = field(default="prototype", metadata={"help": "frozen, straight_through or prototype"})
     pool: str = field(default="image", metadata={"help": "image, prompt or all"})
     banks: str = field(default="both", metadata={"help": "both, visual or instruction"})
+    fusion: str = field(default="even", metadata={"help": "even or learned"})
+    visual_scope: str = field(default="instruction", metadata={"help": "instruction or stream"})
     instruction_dim: int = field(default=384, metadata={"help": "Size of the instruction embedding"})
     visual_dim: int | None = field(default=None, metadata={"help": "Size of the pooled visual feature"})
-    spawn_below_visual: float = 0.6
+    spawn_below_visual: float = 0.0
     spawn_below_instruction: float = 0.8
     visual_warmup: int = 32
 
@@ -56,6 +64,8 @@ class SMoLoraConfig(ExpertConfig):
             ("router", self.router, ROUTERS),
             ("pool", self.pool, POOLS),
             ("banks", self.banks, tuple(BANKS)),
+            ("fusion", self.fusion, FUSIONS),
+            ("visual_scope", self.visual_scope, SCOPES),
         ):
             if value not in allowed:
                 raise UserError(f"{name}={value!r} is not known", where="SMoLoraConfig", fix=f"Use one of {allowed}")
@@ -75,6 +85,11 @@ class SMoLoraConfig(ExpertConfig):
         """Experts per bank in use, in the order in which the weights hold them."""
         sizes = {"visual": self.num_experts_visual, "instruction": self.num_experts_instruction}
         return {bank: sizes[bank] for bank in BANKS[self.banks]}
+
+    @property
+    def fused(self) -> bool:
+        """Whether two experts are weighed by a learned softmax."""
+        return self.fusion == "learned" and len(self.bank_sizes) == 2
 
     @property
     def total_experts(self) -> int:

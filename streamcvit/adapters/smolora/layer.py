@@ -31,18 +31,18 @@ class SMoLoraLayer(ExpertLayer):
     def update_layer(self, adapter_name: str, config: SMoLoraConfig) -> None:
         """Add an adapter; a frozen gate is declared so that switching adapters leaves it frozen."""
         self.__dict__.setdefault("configs", {})[adapter_name] = config
-        self.__dict__.setdefault("fused", {})[adapter_name] = len(config.bank_sizes) == 2
+        self.__dict__.setdefault("fused", {})[adapter_name] = config.fused
         if config.router == "frozen":
             gates = ("smolora_gate_visual", "smolora_gate_instruction")
             self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, adapter_name: gates}
         super().update_layer(adapter_name, config)
 
     def new_parameters(self, config: SMoLoraConfig) -> dict[str, nn.Parameter]:
-        """Weights of the banks in use; prototype routers need no gates, a single bank no fusion."""
+        """Weights of the banks in use; prototype routers need no gates, even weights and a single bank no fusion."""
         sizes = config.bank_sizes
         a, b = self.new_experts(config, sum(sizes.values()))
         weights = {"smolora_A": a, "smolora_B": b}
-        if len(sizes) == 2:
+        if config.fused:
             weights["smolora_fc"] = self.new_router(config, "fc", 2, self.out_features)
         if config.router != "prototype":
             inputs = {"visual": self.in_features, "instruction": config.instruction_dim}
@@ -72,7 +72,7 @@ class SMoLoraLayer(ExpertLayer):
             route.score,
             route.owner,
             route.score_owner,
-            self.scaling[name],
+            self.scaling[name] if fc is not None else self.scaling[name] / route.experts.shape[1],
         )
 
     def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[Route, torch.Tensor | None]:

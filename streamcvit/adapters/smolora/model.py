@@ -63,8 +63,9 @@ class SMoLoraModel(ExpertTuner):
         config: Any = self.peft_config[name]
         if inputs.routes is not None:
             return inputs.routes
-        columns, offset = [], 0
-        for bank, size in config.bank_sizes.items():
+        experts: dict[str, torch.Tensor] = {}
+        # The instruction's expert first: it may say which visual prototypes a sample sees.
+        for bank in sorted(config.bank_sizes):
             features = getattr(inputs, bank)
             if features is None:
                 raise UserError(
@@ -72,9 +73,10 @@ class SMoLoraModel(ExpertTuner):
                     fix=f"Pass routing=RoutingInputs({bank}=...), or configure banks or another router",
                 )
             prototypes: Any = self.prototypes(bank)[name]
-            columns.append((prototypes.learn(features) if learning else prototypes.assign(features)) + offset)
-            offset += size
-        return torch.stack(columns, 1)
+            groups = experts.get("instruction") if bank == "visual" and config.visual_scope == "instruction" else None
+            experts[bank] = prototypes.learn(features, groups) if learning else prototypes.assign(features, groups)
+        banks = self.banks(config)
+        return torch.stack([experts[bank] + place.first for bank, place in banks.items()], 1)
 
     def banks(self, config: Any) -> dict[str, Bank]:
         """One column a bank, visual first."""
