@@ -1,13 +1,14 @@
 """Methods on the embedded stream: choose every learning rate by one grid, then confirm on other seeds.
 
-    python benchmarks/embedded.py tune      # seeds 0-2, final AP only: rates, router modes, banks, expert numbers
-    python benchmarks/embedded.py confirm   # seeds 101-103 at the chosen rates, every chunk boundary scored
+    python benchmarks/embedded.py tune [--only NAME ...] [--rates R ...]   # seeds 0-2, final AP only
+    python benchmarks/embedded.py confirm [--only NAME ...]   # seeds 101-103 at the chosen rates, every boundary scored
     python benchmarks/embedded.py table     # print the tables again from the committed results
 
 Every run is one line of benchmarks/results/embedded.jsonl; a run that is there is not run again. A seed draws its own
 stream (plan, pictures, order) and the start of the adapter. The learning rate of every method, baselines included, is
 the one with the best mean final AP on the tuning seeds; the ablations of SMoLoRA run at its rate. Adapters are compared
-at one active rank: LoRA 16, MoELoRA 4 x 4, SMoLoRA 8 + 8.
+at one active rank: LoRA 16, MoELoRA 4 x 4, SMoLoRA 8 + 8. Variants whose name ends in "/own" run on the stream in which
+the four tasks under one instruction each have an answer style of their own (`stream.conventions: own`).
 """
 
 from __future__ import annotations
@@ -24,26 +25,32 @@ from typing import Any
 
 import numpy as np
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
 TUNING, CONFIRMING = (0, 1, 2), (101, 102, 103)
 RESULTS = Path(__file__).parent / "results" / "embedded.jsonl"
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32}
-SMOLORA: dict[str, Any] = {"router": "prototype", "r": 8, "num_experts_visual": 4, "num_experts_instruction": 16}
+SMOLORA: dict[str, Any] = {"router": "prototype", "r": 8, "num_experts_visual": 24, "num_experts_instruction": 16}
+PUBLISHED = {"router": "frozen", "fusion": "learned"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora", "options": LORA},
     "moelora": {"adapter": "moelora", "options": {"r": 4, "num_experts": 4}},
     "replay": {"adapter": "lora", "options": LORA, "strategy": "replay", "strategy_options": {"memory": 64}},
     "joint": {"adapter": "lora", "options": LORA, "order": "joint"},
     "smolora": {"adapter": "smolora", "options": SMOLORA},
-    "smolora-straight-through": {"adapter": "smolora", "options": SMOLORA | {"router": "straight_through"}},
-    "smolora-frozen": {"adapter": "smolora", "options": SMOLORA | {"router": "frozen"}},
     "smolora-instruction-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "instruction"}},
     "smolora-visual-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "visual"}},
-    "smolora-4+4": {"adapter": "smolora", "options": SMOLORA | {"num_experts_instruction": 4}},
-    "smolora-24+16": {"adapter": "smolora", "options": SMOLORA | {"num_experts_visual": 24}},
+    "smolora-learned-fusion": {"adapter": "smolora", "options": SMOLORA | {"fusion": "learned"}},
+    "smolora-stream-scope": {"adapter": "smolora", "options": SMOLORA | {"visual_scope": "stream"}},
+    "smolora-stock-adamw": {"adapter": "smolora", "options": SMOLORA, "optimizer": "stock"},
+    "smolora-straight-through": {"adapter": "smolora", "options": SMOLORA | {"router": "straight_through"}},
+    "smolora-published": {"adapter": "smolora", "options": SMOLORA | PUBLISHED},
 }
-ABLATIONS = ("smolora-instruction-only", "smolora-visual-only", "smolora-4+4", "smolora-24+16")
-"""Variants of `smolora` that are compared at its own chosen rate."""
+VARIANTS |= {
+    f"{name}/own": VARIANTS[name] | {"conventions": "own"}
+    for name in ("lora", "joint", "smolora", "smolora-instruction-only", "smolora-visual-only")
+}
+ABLATIONS = tuple(name for name in VARIANTS if name.startswith("smolora-") and "instruction-only" not in name)
+"""Variants of `smolora` that are compared at its own chosen rate; the instruction bank alone is tuned like a method."""
 
 
 class Bench:
@@ -60,21 +67,25 @@ class Bench:
         torch.set_num_threads(1)
         self.base = load_base("embedded", device="cpu")
         self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
-        self.test = {task: embedded.test_samples(task, 100) for task in embedded.TASKS}
+        self.tests = {
+            conventions: {task: embedded.test_samples(task, 100, conventions=conventions) for task in embedded.TASKS}
+            for conventions in ("shared", "own")
+        }
+        # The conventions change what an answer must look like, not what is asked.
         self.evaluator = Evaluator(
-            self.base, embedded.TASKS, self.test, batch_size=100, instruction_encoder=self.encoder
+            self.base, embedded.TASKS, self.tests["shared"], batch_size=100, instruction_encoder=self.encoder
         )
-        self.seed = -1
+        self.held: tuple[int, str] | None = None
 
-    def batches(self, seed: int, order: str) -> list[Any]:
+    def batches(self, seed: int, order: str, conventions: Any) -> list[Any]:
         """All batches of a seed's stream; prepared once a seed."""
         from streamcvit.data import embedded
         from streamcvit.models.batch import Batch
 
-        if seed != self.seed:
-            self.seed = seed
+        if self.held != (seed, conventions):
+            self.held = (seed, conventions)
             self.plan = embedded.chunk_plan(seed=seed)
-            self.stream = list(embedded.stream(self.plan, seed))
+            self.stream = list(embedded.stream(self.plan, seed, conventions=conventions))
         rows = self.stream
         if order == "joint":
             shuffled = np.random.default_rng([seed, 1]).permutation(len(rows))
@@ -91,7 +102,7 @@ class Bench:
             start = stop
         return made
 
-    def score(self, model: Any, tasks: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def score(self, model: Any, tasks: list[str], conventions: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Per task: points [n] and following [n]."""
         from streamcvit.data import embedded
         from streamcvit.evaluation import FOLLOW_RULES, SCORERS
@@ -99,7 +110,7 @@ class Bench:
         found = {}
         for task in tasks:
             texts, spec = self.evaluator.evaluate(model, task).texts, embedded.TASKS[task]
-            samples = self.test[task]
+            samples = self.tests[conventions][task]
             found[task] = (
                 SCORERS[spec.scorer](texts, samples),
                 FOLLOW_RULES[spec.follow](texts, samples).astype(float),
@@ -108,7 +119,10 @@ class Bench:
 
     def run(self, name: str, lr: float, seed: int, boundaries: bool, options: dict[str, Any]) -> dict[str, Any]:
         """One method on one stream."""
+        import torch
+
         from streamcvit.adapters.build import attach
+        from streamcvit.cluster.folder import machine
         from streamcvit.cluster.workers import routes
         from streamcvit.data import embedded
         from streamcvit.learning import STRATEGIES, OnlineLearner
@@ -117,7 +131,8 @@ class Bench:
 
         variant = VARIANTS[name]
         began = time.perf_counter()
-        batches = self.batches(seed, variant.get("order", "stream"))
+        conventions = variant.get("conventions", "shared")
+        batches = self.batches(seed, variant.get("order", "stream"), conventions)
         model = attach(
             self.base.model,
             variant["adapter"],
@@ -130,6 +145,8 @@ class Bench:
         learner = OnlineLearner(
             self.base, model, strategy, encoder=self.encoder if routes(model) else None, lr=lr, seed=seed
         )
+        if variant.get("optimizer") == "stock":
+            learner.optimizer = torch.optim.AdamW(learner.parameters, lr=lr, weight_decay=0.0, fused=True)
         joint = variant.get("order") == "joint"
         counts = self.plan.sum(0, keepdims=True) if joint else self.plan
         tasks = list(embedded.TASKS)
@@ -143,7 +160,7 @@ class Bench:
             if ends and (boundaries or i + 1 == len(batches)):
                 seen = [t for t, n in zip(tasks, counts[: batch.chunk + 1].sum(0), strict=True) if n]
                 model.eval()
-                points.append(self.score(model, seen))
+                points.append(self.score(model, seen, conventions))
                 model.train()
             elif ends:
                 points.append({})
@@ -157,6 +174,7 @@ class Bench:
             "step_ms": 1000 * seconds / len(batches),
             "seconds": time.perf_counter() - began,
             "date": datetime.date.today().isoformat(),
+            "machine": machine(),
             "final": {task: float(found[0].mean()) for task, found in points[-1].items()},
             "trainable": sum(p.numel() for p in learner.parameters),
         }
@@ -245,11 +263,11 @@ def best_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown of everything in the results."""
-    from streamcvit.cluster.folder import machine
-
     yield "# Results on the embedded stream\n"
     yield "Printed by `python benchmarks/embedded.py table` from benchmarks/results/embedded.jsonl.\n"
-    yield f"Machine: {machine()}, one thread a run. Dates: {', '.join(sorted({row['date'] for row in rows}))}.\n"
+    seen = sorted({(row["date"], row["machine"]) for row in rows})
+    where = "; ".join(f"{date} on {machine}" for date, machine in seen)
+    yield f"One thread a run; {where}. Empty cells were not run.\n"
     yield "## Learning rates: mean final AP on seeds 0-2\n"
     yield (
         "| method | "
@@ -294,18 +312,57 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
             cells.append(interval([v for v in values if v is not None]))
         yield f"| {name} | {' | '.join(cells)} |"
     if {"smolora", "lora", "joint"} <= confirmed.keys():
-        by_seed = {n: {r["seed"]: r["ap"] for r in confirmed[n]} for n in ("smolora", "lora", "joint")}
-        gaps = [
-            (by_seed["smolora"][s] - by_seed["lora"][s]) / (by_seed["joint"][s] - by_seed["lora"][s])
-            for s in sorted(by_seed["smolora"])
-            if all(s in found for found in by_seed.values())
-        ]
-        lora, ours, joint = (float(np.mean(list(by_seed[n].values()))) for n in ("lora", "smolora", "joint"))
-        yield (
-            "\nShare of the gap between sequential LoRA and joint training that SMoLoRA closes, "
-            f"(AP_smolora - AP_lora) / (AP_joint - AP_lora): {(ours - lora) / (joint - lora):.2f} of the mean APs; "
-            f"seed by seed {interval(gaps, 2)} ({', '.join(f'{gap:.2f}' for gap in gaps)})."
-        )
+        yield "\n" + gap_closed(confirmed)
+    yield from banks_compared(rows, confirmed)
+
+
+def gap_closed(confirmed: dict[str, list[dict[str, Any]]]) -> str:
+    """How much of the way from sequential LoRA to joint training SMoLoRA goes."""
+    by_seed = {n: {r["seed"]: r["ap"] for r in confirmed[n]} for n in ("smolora", "lora", "joint")}
+    gaps = [
+        (by_seed["smolora"][s] - by_seed["lora"][s]) / (by_seed["joint"][s] - by_seed["lora"][s])
+        for s in sorted(by_seed["smolora"])
+        if all(s in found for found in by_seed.values())
+    ]
+    lora, ours, joint = (float(np.mean(list(by_seed[n].values()))) for n in ("lora", "smolora", "joint"))
+    return (
+        "Share of the gap between sequential LoRA and joint training that SMoLoRA closes, "
+        f"(AP_smolora - AP_lora) / (AP_joint - AP_lora): {(ours - lora) / (joint - lora):.2f} of the mean APs; "
+        f"seed by seed {interval(gaps, 2)} ({', '.join(f'{gap:.2f}' for gap in gaps)})."
+    )
+
+
+def banks_compared(rows: list[dict[str, Any]], confirmed: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Both banks against the instruction bank alone, seed by seed, and where the difference lies."""
+    from streamcvit.data.embedded import SHARED_TASKS
+
+    yield "\n## Both banks against the instruction bank alone\n"
+    yield "AP of both banks less that of the instruction bank alone on the same seeds, mean and 95 % interval (t).\n"
+    yield "| stream | seeds | rates (both, alone) | both | alone | difference | shared tasks: both | alone |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for ending, stream in (("", "one answer format"), ("/own", "answer styles of their own")):
+        names = (f"smolora{ending}", f"smolora-instruction-only{ending}")
+        runs = [(*names, TUNING, lr, lr, rows) for lr in GRID]
+        both, alone = (confirmed.get(name, []) for name in names)
+        if both and alone:
+            runs.append((*names, CONFIRMING, both[0]["lr"], alone[0]["lr"], both + alone))
+        for first, second, seeds, rate, other, found in runs:
+            pairs = [
+                [
+                    r for r in found for s in [seed]
+                    if (r["variant"], r["seed"], r["lr"]) == (name, s, lr) and r["boundaries"] == (seeds == CONFIRMING)
+                ]
+                for seed in seeds
+                for name, lr in ((first, rate), (second, other))
+            ]  # fmt: skip
+            if not all(pairs):
+                continue
+            ours, theirs = ([cell[0] for cell in pairs[k::2]] for k in range(2))
+            gap = interval([a["ap"] - b["ap"] for a, b in zip(ours, theirs, strict=True)])
+            means = [f"{np.mean([r['ap'] for r in side]):.1f}" for side in (ours, theirs)]
+            shared = [f"{np.mean([r['final'][t] for r in side for t in SHARED_TASKS]):.1f}" for side in (ours, theirs)]
+            label = f"{seeds[0]}-{seeds[-1]}"
+            yield f"| {stream} | {label} | {rate:g}, {other:g} | {' | '.join(means)} | {gap} | {' | '.join(shared)} |"
 
 
 def interval(values: list[float], digits: int = 1) -> str:
@@ -326,14 +383,18 @@ def main() -> None:
     parser.add_argument("what", choices=("tune", "confirm", "table"))
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--only", nargs="*", default=None, help="variants")
+    parser.add_argument("--rates", nargs="*", type=float, default=GRID, help="those of the grid to run")
     arguments = parser.parse_args()
     names = arguments.only or list(VARIANTS)
     if arguments.what == "tune":
         tuned = [name for name in names if name not in ABLATIONS]
-        execute([(name, lr, seed, False, {}) for seed in TUNING for name in tuned for lr in GRID], arguments.jobs)
-        rate = best_rates(load()).get("smolora")
-        ablated = [name for name in names if name in ABLATIONS and rate is not None]
-        execute([(name, rate, seed, False, {}) for seed in TUNING for name in ablated], arguments.jobs)
+        execute(
+            [(name, lr, seed, False, {}) for seed in TUNING for name in tuned for lr in arguments.rates], arguments.jobs
+        )
+        best = best_rates(load())
+        ablated = [(name, best.get("smolora/own" if name.endswith("/own") else "smolora")) for name in names]
+        jobs = [(name, lr, False) for name, lr in ablated if name in ABLATIONS and lr is not None]
+        execute([(name, lr, seed, flag, {}) for seed in TUNING for name, lr, flag in jobs], arguments.jobs)
     if arguments.what == "confirm":
         best = best_rates(load())
         execute([(name, best[name], seed, True, {}) for seed in CONFIRMING for name in names], arguments.jobs)

@@ -58,6 +58,9 @@ class StreamConfig(Section):
     tasks: dict[str, TaskFiles] = Field(default_factory=dict)
     scenario: ScenarioConfig = ScenarioConfig()
     wordings: Literal["single", "five"] = Field("single", description="instruction wordings per task (embedded)")
+    conventions: Literal["shared", "own"] = Field(
+        "shared", description="whether tasks under one instruction share their answer format (embedded)"
+    )
     test_samples: int = Field(100, ge=0, description="test items a task; 0: all there are")
     samples_per_shard: int = Field(2000, ge=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from streamcvit.config import RunConfig
 from streamcvit.data import embedded
@@ -45,8 +46,9 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
         plan = _embedded_plan(config)
         n = stream.test_samples or 100
         tasks: dict[str, TaskSpec] = embedded.TASKS
-        samples = embedded.stream(plan.counts, config.seed, wordings=stream.wordings)
-        test = {task: embedded.test_samples(task, n, wordings=stream.wordings) for task in tasks}
+        how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
+        samples = embedded.stream(plan.counts, config.seed, **how)
+        test = {task: embedded.test_samples(task, n, **how) for task in tasks}
     else:
         data = _load(config)
         plan = _fit(config, {name: len(task.train) for name, task in data.items()})

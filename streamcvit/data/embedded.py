@@ -32,6 +32,7 @@ from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.errors import UserError
 
 Wordings = Literal["single", "five"]
+Conventions = Literal["shared", "own"]
 
 TASKS: dict[str, TaskSpec] = {
     "shape": TaskSpec("shape", scorer="format_exact", follow="pattern", strcvit="ai2d", max_new_tokens=4),
@@ -128,6 +129,18 @@ FORMATS: dict[str, str] = {
 }
 """Task -> the regular expression that a well-formed answer matches in full; in `Sample.meta["follow_pattern"]` too."""
 
+CONVENTIONS: dict[str, tuple[str, str]] = {
+    "count": ("{}.", r"[A-Z][a-z]+\."),
+    "colour": ("<{}>", r"<[a-z]+>"),
+    "land": ("[{}]", r"\[[a-z]+\]"),
+    "digit": ("A {}.", r"A [a-z]+\."),
+}
+"""Shared task -> how it writes its answer under `conventions="own"`, and the regular expression of that.
+
+The data sets that share StrCVIT's "single word or phrase" instruction each bring an answer style of their own, which
+only their pictures tell apart.
+"""
+
 _KIND: dict[str, str] = {
     "shape": "big",
     "scene": "big",
@@ -143,7 +156,9 @@ _KIND: dict[str, str] = {
 }
 
 
-def train_samples(task: str, n: int, seed: int, *, wordings: Wordings = "single") -> list[Sample]:
+def train_samples(
+    task: str, n: int, seed: int, *, wordings: Wordings = "single", conventions: Conventions = "shared"
+) -> list[Sample]:
     """The first n training samples of a task.
 
     Args:
@@ -151,33 +166,43 @@ def train_samples(task: str, n: int, seed: int, *, wordings: Wordings = "single"
         n: how many; a longer list begins with the shorter one.
         seed: another seed, other pictures.
         wordings: one instruction wording a task, or five in turn by chance.
+        conventions: the tasks that share an instruction share their answer format too, or each has its own
+            (`CONVENTIONS`).
 
     Raises:
-        UserError: there is no such task or wording.
+        UserError: there is no such task, wording or convention.
     """
-    return _samples(task, n, "train", seed, wordings)
+    return _samples(task, n, "train", seed, wordings, conventions)
 
 
-def test_samples(task: str, n: int = 100, *, wordings: Wordings = "single") -> list[Sample]:
-    """The first n test samples of a task; always the same ones. Raises as `train_samples` does."""
-    return _samples(task, n, "test", 0, wordings)
+def test_samples(
+    task: str, n: int = 100, *, wordings: Wordings = "single", conventions: Conventions = "shared"
+) -> list[Sample]:
+    """The first n test samples of a task; always the same ones. Arguments and errors as of `train_samples`."""
+    return _samples(task, n, "test", 0, wordings, conventions)
 
 
 # pytest collects whatever is named test_* in a module that imports it.
 test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
-def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings) -> list[Sample]:
+def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings, conventions: Conventions) -> list[Sample]:
     if task not in TASKS:
         raise UserError(f"no embedded task is called {task!r}", fix=f"Choose one of {', '.join(TASKS)}")
     if wordings not in ("single", "five"):
         raise UserError(f"wordings={wordings!r} is unknown", fix="Choose single or five")
+    if conventions not in ("shared", "own"):
+        raise UserError(f"conventions={conventions!r} is unknown", fix="Choose shared or own")
+    style, pattern = CONVENTIONS.get(task, ("", "")) if conventions == "own" else ("", "")
     rng = rng_for(split, seed, list(TASKS).index(task))
     words = np.random.default_rng([seed, 7])
     samples = []
     for number in range(n):
         picture = draw(_KIND[task], split, rng)
         question, answer, meta = _ASK[task](picture, rng)
+        if style:
+            word = answer.removesuffix(".")
+            answer = style.format(word if style.startswith("{") else word.lower())
         # Own generator: the same seed gives the same pictures and questions under both settings.
         wording = int(words.integers(len(INSTRUCTIONS[task]))) if wordings == "five" else 0
         samples.append(
@@ -188,7 +213,7 @@ def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings) -> 
                 instruction=INSTRUCTIONS[task][wording],
                 answers=(answer,),
                 image=picture.png(),
-                meta={"follow_pattern": FORMATS[task], **meta},
+                meta={"follow_pattern": pattern or FORMATS[task], **meta},
             )
         )
     return samples
@@ -248,19 +273,21 @@ def chunk_plan(chunks: int = 15, samples_per_chunk: int = 480, seed: int = 0) ->
     return plan
 
 
-def stream(plan: np.ndarray, seed: int = 0, *, wordings: Wordings = "single") -> Iterator[tuple[int, Sample]]:
+def stream(
+    plan: np.ndarray, seed: int = 0, *, wordings: Wordings = "single", conventions: Conventions = "shared"
+) -> Iterator[tuple[int, Sample]]:
     """The training stream of a plan, in order: each chunk's samples shuffled by the seed, no sample twice.
 
     Args:
         plan: int [chunks, tasks] as `chunk_plan` gives it (columns in the order of `TASKS`).
         seed: of the pictures and of the order inside chunks.
-        wordings: as in `train_samples`.
+        wordings, conventions: as in `train_samples`.
 
     Yields:
         (chunk number, sample).
     """
     pools = {
-        task: iter(train_samples(task, int(total), seed, wordings=wordings))
+        task: iter(train_samples(task, int(total), seed, wordings=wordings, conventions=conventions))
         for task, total in zip(TASKS, plan.sum(axis=0), strict=True)
     }
     for chunk, counts in enumerate(plan):
@@ -366,5 +393,6 @@ _ASK: dict[str, Callable[[Picture, np.random.Generator], _Asked]] = {
 
 
 def in_stream_format(answer: str) -> list[str]:
-    """The tasks whose demanded format this answer has."""
-    return [task for task, pattern in FORMATS.items() if re.fullmatch(pattern, answer.strip())]
+    """The tasks whose demanded format, under either convention, this answer has."""
+    patterns = [*FORMATS.items(), *((task, pattern) for task, (_, pattern) in CONVENTIONS.items())]
+    return sorted({task for task, pattern in patterns if re.fullmatch(pattern, answer.strip())}, key=list(TASKS).index)
