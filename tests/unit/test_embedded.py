@@ -190,3 +190,21 @@ def test_stream_follows_its_plan_and_never_repeats_a_sample():
 def test_mistakes_are_told_to_the_user(mistake):
     with pytest.raises(UserError):
         mistake()
+
+
+def test_tasks_under_one_instruction_can_each_have_an_answer_style_of_their_own():
+    for task in TASKS:
+        plain, own = (train_samples(task, 8, 3, conventions=name) for name in ("shared", "own"))
+        assert [s.image for s in plain] == [s.image for s in own]
+        assert [s.question for s in plain] == [s.question for s in own]
+        assert [s.instruction for s in plain] == [s.instruction for s in own]
+        if task not in SHARED_TASKS:
+            assert [s.answers for s in plain] == [s.answers for s in own]
+    patterns = {task: pattern for task, (_, pattern) in embedded.CONVENTIONS.items()}
+    assert set(patterns) == set(SHARED_TASKS)
+    for task in SHARED_TASKS:
+        for sample in embedded.test_samples(task, 20, conventions="own"):
+            assert [t for t, p in patterns.items() if re.fullmatch(p, sample.answer)] == [task]
+            assert sample.meta["follow_pattern"] == patterns[task]
+    with pytest.raises(UserError, match="conventions"):
+        train_samples("count", 1, 0, conventions="none")
