@@ -227,7 +227,12 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
         raise UserError(_explain(error), where=str(path or "settings"), fix=_allowed(error)) from None
 
 
-def _apply(tree: dict[str, Any], setting: str) -> None:
+def parse_setting(setting: str) -> tuple[list[str], Any]:
+    """Key path and value of `key.path=value`; the value is YAML.
+
+    Raises:
+        UserError: it is not of that form.
+    """
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -239,11 +244,16 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
+    return parts, value
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    parts, value = parse_setting(setting)
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise UserError(f"--set {key}: {part} is a value, not a section", fix="Shorten the key")
+            raise UserError(f"--set {'.'.join(parts)}: {part} is a value, not a section", fix="Shorten the key")
     node[parts[-1]] = value
     if parts == ["learner", "lr"]:
         for method in tree.get("methods", {}).values():
