@@ -59,7 +59,7 @@ class Bench:
 
         torch.set_num_threads(1)
         self.base = load_base("embedded", device="cpu")
-        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
+        self.encoder = InstructionEncoder.load("tokens", self.base.model, self.base.tokenizer)
         self.test = {task: embedded.test_samples(task, 100) for task in embedded.TASKS}
         self.evaluator = Evaluator(
             self.base, embedded.TASKS, self.test, batch_size=100, instruction_encoder=self.encoder

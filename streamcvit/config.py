@@ -91,6 +91,11 @@ class ModelConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
+    instruction_encoder: str = Field(
+        "tokens",
+        min_length=1,
+        description="`tokens`: mean of the base's token embeddings; or a sentence-transformers model's folder or name",
+    )
 
 
 class LearnerConfig(Section):

@@ -15,6 +15,7 @@ from streamcvit.adapters.build import attach
 from streamcvit.adapters.calls import (
     after_step,
     auxiliary_loss,
+    begin_chunk,
     checkpointing_kwargs,
     cluster_assignments,
     decide_routes,
@@ -40,6 +41,7 @@ __all__ = [
     "after_step",
     "attach",
     "auxiliary_loss",
+    "begin_chunk",
     "checkpointing_kwargs",
     "cluster_assignments",
     "decide_routes",

@@ -25,6 +25,16 @@ def routing_kwargs(peft_model: Any, routing: RoutingInputs | None) -> dict[str, 
     return {} if tuner is None or not tuner.needs_routing or routing is None else {"routing": routing}
 
 
+def begin_chunk(peft_model: Any, chunk: int) -> None:
+    """To be called before the first batch of chunk `chunk` (from 0), and again on resuming inside it.
+
+    What an adapter does by the chunk, such as StrLoRA's `freeze_after_chunk`, depends on it alone.
+    """
+    tuner = tuner_of(peft_model)
+    if tuner is not None:
+        tuner.begin_chunk(chunk)
+
+
 def after_step(peft_model: Any) -> None:
     """To be called after each optimizer step: routers apply what they learned from its batches."""
     tuner = tuner_of(peft_model)

@@ -300,6 +300,9 @@ class ExpertTuner(BaseTuner):
         losses, self._losses = list(self._losses.values()), PendingLosses()
         return torch.stack(losses).mean() if losses else None
 
+    def begin_chunk(self, chunk: int) -> None:
+        """Do what this adapter does at the start of chunk `chunk`; see `streamcvit.adapters.begin_chunk`."""
+
     def step(self) -> None:
         """Apply what routers learned from the batches since the last optimizer step."""
 

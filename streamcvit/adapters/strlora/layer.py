@@ -97,7 +97,7 @@ class StrLoraLayer(ExpertLayer):
             return None, straight_through_top(shares, config.top_k).to(x.dtype).unsqueeze(1)
         chosen, rows = self._for_sample(name, call, x)
         logits = F.linear(x, rows) if rows.dim() == 2 else torch.bmm(x, rows.mT)
-        if config.distill_lambda and call.learning:
+        if config.averaged and call.learning:
             call.losses[name, self.key] = self._distillation(name, call, x, chosen, logits)
         return chosen, straight_through_top(torch.softmax(logits, -1), config.sub_top_k)
 

@@ -39,6 +39,19 @@ class StrLoraModel(ExpertTuner):
             if old:
                 torch._foreach_lerp_(old, new, 1 - config.distill_beta)
 
+    def begin_chunk(self, chunk: int) -> None:
+        """Begin to distil, and hold the routers, from the chunks on that the configuration names."""
+        for name in self.active_adapters:
+            config: Any = self.peft_config[name]
+            distils = chunk >= config.distill_after_chunk
+            for layer in self._layers(name):
+                waited = layer.configs[name].distill_lambda != config.distill_lambda
+                layer.configs[name] = config if distils else replace(config, distill_lambda=0.0)
+                if distils and waited:
+                    layer.start_averages(name)
+            if config.freeze_after_chunk is not None and chunk >= config.freeze_after_chunk:
+                self.freeze_routers()
+
     def freeze_routers(self, query_key: bool = True, prototypes: bool = True) -> None:
         """Hold the active adapters' token routers from now on, as the published runs do in later chunks."""
         for name in self.active_adapters:
@@ -50,7 +63,7 @@ class StrLoraModel(ExpertTuner):
             )
             self.peft_config[name] = held
             for layer in self._layers(name):
-                layer.configs[name] = held
+                layer.configs[name] = replace(held, distill_lambda=layer.configs[name].distill_lambda)
                 layer.declare_frozen(name)
                 layer._freeze_non_trainable_peft_weights(name)
 
