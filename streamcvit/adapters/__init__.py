@@ -29,10 +29,12 @@ from streamcvit.adapters.published import load_published
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
 from streamcvit.adapters.strlora import StrLoraConfig
+from streamcvit.adapters.usage import ExpertUsage
 from streamcvit.errors import UserError
 
 __all__ = [
     "ADAPTERS",
+    "ExpertUsage",
     "InstructionEncoder",
     "MoELoraConfig",
     "RoutingInputs",

@@ -197,7 +197,7 @@ class LearnerWorker:
             "busy_s": learned - began - waited,
             "wait_ingest_s": waited,
             "wait_evaluation_s": idle,
-            "expert_share": expert_usage(self.model),
+            "expert_share": {bank: use.shares for bank, use in expert_usage(self.model).items()},
         }
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

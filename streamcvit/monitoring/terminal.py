@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -18,9 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamcvit.adapters.published import Conversion, pattern_of
 from streamcvit.monitoring.compare import METRICS, best_of, compared
 from streamcvit.monitoring.record import RunRecord
+
+if TYPE_CHECKING:
+    from streamcvit.adapters.published import Conversion
 
 HEADINGS = {
     "ap": "AP ↑",
@@ -291,6 +293,8 @@ def results_table(records: Sequence[RunRecord]) -> Table:
 
 def import_report(found: Conversion) -> Group:
     """What became of a published adapter: its modules, its settings and where they are from, and what was left."""
+    from streamcvit.adapters.published import pattern_of  # here, since a table of results needs no torch
+
     modules = Table(box=SIMPLE_HEAD, title=f"{found.kind}: {len(found.modules)} modules", title_justify="left")
     for heading in ("published module", "in the model"):
         modules.add_column(heading, overflow="fold")

@@ -133,6 +133,6 @@ def test_usage_counts_the_experts_each_sample_may_use():
     model = adapted(strlora())
     train_forward(model, ids, routing)
     usage = expert_usage(model)
-    assert list(usage) == ["instruction"]
-    assert len(usage["instruction"]) == 4
-    assert abs(sum(usage["instruction"]) - 1) < 1e-6
+    assert list(usage) == ["instruction", "token"]
+    assert all(len(use.shares) == 4 for use in usage.values())
+    assert all(abs(sum(use.shares) - 1) < 1e-6 for use in usage.values())

@@ -74,6 +74,8 @@ class StrLoraLayer(ExpertLayer):
         per_sample_only(x, self.key)
         call, scaling = self.routing.current(), self.scaling[name]
         chosen, weights = self.route(name, call, x)
+        if call.learning:
+            call.weights[name, self.key] = weights.detach()
         batch, length, _ = x.shape
         a, b = self.strlora_A[name].to(x.dtype), self.strlora_B[name].to(x.dtype)
         r = a.shape[1]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from streamcvit.adapters.strlora.layer import StrLoraLayer, averages
-from streamcvit.adapters.tuner import Bank, ExpertTuner
+from streamcvit.adapters.tuner import ExpertTuner
+from streamcvit.adapters.usage import Bank
 
 
 class StrLoraModel(ExpertTuner):
@@ -27,6 +28,10 @@ class StrLoraModel(ExpertTuner):
     def banks(self, config: Any) -> dict[str, Bank]:
         """The instruction picks all of a sample's experts."""
         return {"instruction": Bank(slice(None), 0, config.num_experts)}
+
+    def weighted_bank(self, config: Any) -> str:
+        """Without a token router the sample's weights stand for all its tokens."""
+        return "token" if config.sub_top_k else "instruction"
 
     @torch.no_grad()
     def step(self) -> None:
