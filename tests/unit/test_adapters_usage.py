@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapted, moelora, padded, samples, smolora, strlora
+from adapter_models import adapted, moelora, padded, samples, smolora, strlora, tiny_llama
 
-from streamcvit.adapters import ExpertUsage, checkpointing_kwargs, expert_usage, routing_kwargs, tuner_of
+from streamcvit.adapters import (
+    ExpertUsage,
+    checkpointing_kwargs,
+    decide_routes,
+    expert_usage,
+    routing_kwargs,
+    tuner_of,
+)
 
 CONFIGS = {router: lambda router=router: smolora(router=router) for router in ("frozen", "straight_through")} | {
     "prototype": smolora,
@@ -165,3 +172,25 @@ def test_adapter_with_other_experts_starts_its_own_count():
     model.set_adapter("other")
     train(model, *samples(4))
     assert len(expert_usage(model)["token"].shares) == 2
+
+
+@pytest.mark.parametrize("kind", ["moelora", "strlora"])
+def test_compiled_model_counts_the_same_in_one_graph(kind):
+    torch._dynamo.reset()
+    model = adapted(CONFIGS[kind](), tiny_llama(num_hidden_layers=1)).train()
+    ids, routing = samples(4)
+    keywords = routing_kwargs(model, decide_routes(model, routing))
+    model(input_ids=ids, **keywords)
+    plain = expert_usage(model)
+    graphs = []
+    compiled = torch.compile(model, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    model(input_ids=ids, **keywords)
+    for _ in range(2):
+        compiled(input_ids=ids, **keywords)
+    assert len(graphs) == 1
+    counted = expert_usage(model)
+    assert counted.keys() == plain.keys()
+    for bank in plain:
+        assert counted[bank].shares == pytest.approx(plain[bank].shares, abs=1e-6)
+        assert counted[bank].layers.keys() == plain[bank].layers.keys()
+    torch._dynamo.reset()
