@@ -66,7 +66,7 @@ class Bench:
 
         torch.set_num_threads(1)
         self.base = load_base("embedded", device="cpu")
-        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
+        self.encoder = InstructionEncoder.load("tokens", self.base.model, self.base.tokenizer)
         self.tests = {
             conventions: {task: embedded.test_samples(task, 100, conventions=conventions) for task in embedded.TASKS}
             for conventions in ("shared", "own")

@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 scenario = typer.Typer(help="Look at the plan of a stream.", no_args_is_help=True)
 app.add_typer(scenario, name="scenario")
+adapters = typer.Typer(help="Adapters that other code saved.", no_args_is_help=True)
+app.add_typer(adapters, name="adapters")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -113,6 +115,36 @@ def scenario_show(
     if plot is not None:
         _write(plot, plan_svg(plan.tasks, plan.counts))
         out.print(f"drawn into {plot}")
+
+
+@adapters.command("import")
+def adapters_import(
+    folder: Annotated[Path, typer.Argument(help="Folder that the SMoLoRA or StrCVIT code saved.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to make, for PeftModel.from_pretrained.")],
+    model: Annotated[
+        str | None, typer.Option(help="Base model whose parts are nested otherwise; only its configuration is read.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Adapter setting, e.g. top_k=2.")
+    ] = None,
+    skip: Annotated[
+        str | None, typer.Option(help="Leave modules out whose path this regular expression finds.")
+    ] = None,
+    projector: Annotated[
+        bool, typer.Option("--projector", help="Carry the trained projector over too; needs --model.")
+    ] = False,
+) -> None:
+    """Convert a published adapter (SMoLoRA, StrLoRA, MoELoRA) into one that stock PEFT loads."""
+    from streamcvit.adapters.published import import_adapter
+    from streamcvit.config import parse_setting
+    from streamcvit.models.base import skeleton
+    from streamcvit.monitoring.terminal import import_report
+
+    given = {".".join(key): value for key, value in map(parse_setting, settings or [])}
+    base = None if model is None else skeleton(model)
+    found = import_adapter(folder, to, base, base=model, skip=skip, carry_projector=projector, options=given)
+    out.print(import_report(found))
+    out.print(f"adapter: {to}", markup=False)
 
 
 @app.command()

@@ -94,6 +94,11 @@ class ModelConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
+    instruction_encoder: str = Field(
+        "tokens",
+        min_length=1,
+        description="`tokens`: mean of the base's token embeddings; or a sentence-transformers model's folder or name",
+    )
 
 
 class LearnerConfig(Section):
@@ -230,7 +235,12 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
         raise UserError(_explain(error), where=str(path or "settings"), fix=_allowed(error)) from None
 
 
-def _apply(tree: dict[str, Any], setting: str) -> None:
+def parse_setting(setting: str) -> tuple[list[str], Any]:
+    """Key path and value of `key.path=value`; the value is YAML.
+
+    Raises:
+        UserError: it is not of that form.
+    """
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -242,11 +252,16 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
+    return parts, value
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    parts, value = parse_setting(setting)
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise UserError(f"--set {key}: {part} is a value, not a section", fix="Shorten the key")
+            raise UserError(f"--set {'.'.join(parts)}: {part} is a value, not a section", fix="Shorten the key")
     node[parts[-1]] = value
     if parts == ["learner", "lr"]:
         for method in tree.get("methods", {}).values():

@@ -15,6 +15,7 @@ from streamcvit.adapters.build import attach
 from streamcvit.adapters.calls import (
     after_step,
     auxiliary_loss,
+    begin_chunk,
     checkpointing_kwargs,
     cluster_assignments,
     decide_routes,
@@ -29,10 +30,12 @@ from streamcvit.adapters.published import load_published
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
 from streamcvit.adapters.strlora import StrLoraConfig
+from streamcvit.adapters.usage import ExpertUsage
 from streamcvit.errors import UserError
 
 __all__ = [
     "ADAPTERS",
+    "ExpertUsage",
     "InstructionEncoder",
     "MoELoraConfig",
     "RoutingInputs",
@@ -41,6 +44,7 @@ __all__ = [
     "after_step",
     "attach",
     "auxiliary_loss",
+    "begin_chunk",
     "checkpointing_kwargs",
     "cluster_assignments",
     "decide_routes",

@@ -11,6 +11,7 @@ from peft import PeftModel
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora.model import SMoLoraModel
 from streamcvit.adapters.tuner import ExpertTuner
+from streamcvit.adapters.usage import ExpertUsage
 
 
 def tuner_of(peft_model: Any) -> Any:
@@ -23,6 +24,16 @@ def routing_kwargs(peft_model: Any, routing: RoutingInputs | None) -> dict[str, 
     """Keywords that hand `routing` to a model that routes, none to one that does not."""
     tuner = tuner_of(peft_model)
     return {} if tuner is None or not tuner.needs_routing or routing is None else {"routing": routing}
+
+
+def begin_chunk(peft_model: Any, chunk: int) -> None:
+    """To be called before the first batch of chunk `chunk` (from 0), and again on resuming inside it.
+
+    What an adapter does by the chunk, such as StrLoRA's `freeze_after_chunk`, depends on it alone.
+    """
+    tuner = tuner_of(peft_model)
+    if tuner is not None:
+        tuner.begin_chunk(chunk)
 
 
 def after_step(peft_model: Any) -> None:
@@ -47,10 +58,14 @@ def auxiliary_loss(peft_model: Any) -> torch.Tensor | None:
     return None if tuner is None else tuner.auxiliary_loss()
 
 
-def expert_usage(peft_model: Any, reset: bool = True) -> dict[str, list[float]]:
-    """Share of the training samples since the last reset that each expert took, per bank; shares sum to 1.
+def expert_usage(peft_model: Any, reset: bool = True) -> dict[str, ExpertUsage]:
+    """Use of the experts in training since the last reset, per bank, overall and by layer.
 
-    Empty where nothing was routed. Reading waits for the device, counting does not. Not part of the saved adapter.
+    Banks that choose per sample (`visual`, `instruction`) give shares of the samples that took an expert; the bank
+    `token` (StrLoRA's token router, MoELoRA) shares of the tokens' weights, without padding
+    (`RoutingInputs.token_mask`, for MoELoRA the model's `attention_mask`). Empty where nothing was routed. Counted once
+    a forward with gradients in training mode, also with gradient checkpointing; not part of the saved adapter. Reading
+    waits for the device, counting does not.
     """
     tuner = tuner_of(peft_model)
     return {} if tuner is None else tuner.usage(reset)

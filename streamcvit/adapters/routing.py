@@ -62,6 +62,8 @@ class RoutingCall:
         shared: per adapter, routes [B, banks] that hold for every layer.
         routes: per (adapter, layer), the route [B, banks] that the layer decided.
         forms: what layers make of routes and keep for the call, such as shared routes in the form they compute with.
+        weights: per (adapter, layer), weights [B, S, k] of its tokens over the route's experts, or over all; only while
+            learning, for counting.
         losses: per (adapter, layer), what the layer adds to the training loss.
     """
 
@@ -69,6 +71,7 @@ class RoutingCall:
     learning: bool = False
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
     routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    weights: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     forms: dict[tuple, Any] = field(default_factory=dict)
     _weights: dict[tuple[str, int, torch.dtype], torch.Tensor] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -15,7 +15,8 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftT
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from streamcvit.adapters.routing import RoutingCall, RoutingContext
+from streamcvit.adapters.routing import RoutingCall, RoutingContext, RoutingInputs
+from streamcvit.adapters.usage import Bank, ExpertUsage, UsageCounter
 from streamcvit.errors import UserError
 
 
@@ -189,14 +190,6 @@ def merge_error() -> UserError:
     )
 
 
-class Bank(NamedTuple):
-    """A bank's place in a route [B, columns], and its experts: `size` of them from index `first` on."""
-
-    columns: slice
-    first: int
-    size: int
-
-
 class PendingLosses(dict):
     """Losses that still hang on a forward's graph, which copies and pickles of the model leave behind."""
 
@@ -220,7 +213,7 @@ class ExpertTuner(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if "routing" not in self.__dict__:
             self.routing = RoutingContext(self._begin, self._end)
-            self._usage: dict[str, torch.Tensor] = {}
+            self._usage = UsageCounter()
             self._losses = PendingLosses()
 
     def _create_and_replace(
@@ -265,6 +258,9 @@ class ExpertTuner(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """PEFT calls this around forward and generate with the caller's keywords."""
         inputs = kwargs.get("routing")
+        if inputs is None and not self.needs_routing:
+            mask = kwargs.get("attention_mask")  # some models take several, or one with more axes
+            inputs = RoutingInputs(token_mask=mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None)
         if inputs is None:
             yield
             return
@@ -275,21 +271,20 @@ class ExpertTuner(BaseTuner):
         """Decide routes that all layers share."""
 
     def _end(self, call: RoutingCall) -> None:
-        """Keep a training call's losses and count its routes."""
+        """Keep a training call's losses and count its routes and weights."""
         if not call.learning:
             return
         self._losses = PendingLosses(call.losses)
         for name in self.active_adapters[:1]:
-            decided = [route for (adapter, _), route in call.routes.items() if adapter == name]
-            taken = [call.shared[name]] if name in call.shared else decided
-            if not taken:
-                continue
-            routes = torch.cat(taken)
-            for label, bank in self.banks(self.peft_config[name]).items():
-                experts = torch.arange(bank.first, bank.first + bank.size, device=routes.device)
-                counts = (routes[:, bank.columns].reshape(-1, 1) == experts).sum(0)
-                before = self._usage.get(label)
-                self._usage[label] = counts if before is None or before.shape != counts.shape else before + counts
+            config: Any = self.peft_config[name]
+            decided = {layer: route for (adapter, layer), route in call.routes.items() if adapter == name}
+            routes = {"": call.shared[name]} if name in call.shared else decided
+            if routes:
+                self._usage.add_routes(routes, self.banks(config))
+            weights = {layer: weight for (adapter, layer), weight in call.weights.items() if adapter == name}
+            if weights:
+                label, mask = self.weighted_bank(config), call.inputs.token_mask
+                self._usage.add_weights(label, weights, decided, config.total_experts, mask)
 
     def banks(self, config: Any) -> dict[str, Bank]:
         """Where in a route each bank's decision stands; empty where nothing is routed per sample."""
@@ -301,20 +296,24 @@ class ExpertTuner(BaseTuner):
         layers = [layer for layer in self.model.modules() if isinstance(layer, ExpertLayer)]
         return [p for layer in layers for name in names for p in getattr(layer, name).values() if p.requires_grad]
 
+    def weighted_bank(self, config: Any) -> str:
+        """Name of the bank whose weights layers leave in `RoutingCall.weights`."""
+        return "token"
+
     def auxiliary_loss(self) -> torch.Tensor | None:
         """Mean over layers of what they add to the loss of the last training forward, once; None if nothing."""
         losses, self._losses = list(self._losses.values()), PendingLosses()
         return torch.stack(losses).mean() if losses else None
 
+    def begin_chunk(self, chunk: int) -> None:
+        """Do what this adapter does at the start of chunk `chunk`; see `streamcvit.adapters.begin_chunk`."""
+
     def step(self) -> None:
         """Apply what routers learned from the batches since the last optimizer step."""
 
-    def usage(self, reset: bool) -> dict[str, list[float]]:
-        """Share of routed samples per bank and expert; see `expert_usage`."""
-        shares = {bank: (counts / counts.sum()).tolist() for bank, counts in self._usage.items() if counts.any()}
-        if reset:
-            self._usage = {}
-        return shares
+    def usage(self, reset: bool) -> dict[str, ExpertUsage]:
+        """Use of the experts per bank; see `expert_usage`."""
+        return self._usage.read(reset)
 
 
 def _accept_routing(parent: nn.Module, name: str, child: nn.Module | None) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamcvit import __version__
+from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
@@ -135,6 +136,10 @@ class RunFolder:
                 "git_commit": _git_commit(),
                 "machine": machine(),
                 "base_digest": base_digest,
+                "instruction_encoder": {
+                    "name": config.model.instruction_encoder,
+                    "identity": encoder_identity(config.model.instruction_encoder),
+                },
                 "index_digest": index.digest,
                 "started": now(),
                 "finished": None,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
@@ -45,6 +46,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False) -> 
         print(f"this run is already finished: {folder}")
         return page
     size = sum(file.stat().st_size for file in weight_files(fetch(config.model.name_or_path)))
+    encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded, before anything starts
     index = prepare_stream(config, folder / "stream")
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})

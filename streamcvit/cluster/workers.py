@@ -47,6 +47,11 @@ def load_model(config: RunConfig) -> Base:
     return load_base(model.name_or_path, device=model.device, dtype=model.dtype, max_length=model.max_length)
 
 
+def load_encoder(config: RunConfig, base: Base) -> InstructionEncoder:
+    """The instruction encoder that a config names."""
+    return InstructionEncoder.load(config.model.instruction_encoder, base.model, base.tokenizer)
+
+
 def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
     """The base with a method's fresh adapter on it; the same weights in every process."""
     settings = config.methods[method]
@@ -100,7 +105,7 @@ class LearnerWorker:
         self.config, self.feed, self.progress = config, feed, progress
         self.index = StreamIndex.open(stream)
         self.base = load_model(config)
-        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
+        self.encoder = load_encoder(config, self.base)
         self.method = ""
         self.model: PeftModel | None = None
         self._last_end: float | None = None
@@ -192,7 +197,7 @@ class LearnerWorker:
             "busy_s": learned - began - waited,
             "wait_ingest_s": waited,
             "wait_evaluation_s": idle,
-            "expert_share": expert_usage(self.model),
+            "expert_share": {bank: use.shares for bank, use in expert_usage(self.model).items()},
         }
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -242,7 +247,7 @@ class EvaluatorWorker:
         settle(config)
         self.config = config
         self.base = load_model(config)
-        self.encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
+        self.encoder = load_encoder(config, self.base)
         index = StreamIndex.open(stream).eval_index()
         reader = ShardReader(index)
         self.samples: dict[str, list[Sample]] = {
@@ -305,6 +310,14 @@ class EvaluatorWorker:
                     where=f"{job.method}, version {job.version}",
                     fix="Resume the run; if it stays, the commit is damaged",
                 )
+            if self.model is not None and routes(self.model):
+                state = json.loads((Path(job.commit) / "state.json").read_text(encoding="utf-8"))
+                if state["encoder"] != self.encoder.identity:
+                    raise UserError(
+                        "the instruction encoder here is another one than the learner's",
+                        where=self.config.model.instruction_encoder,
+                        fix="Give every machine the same files",
+                    )
             self.held = (job.method, job.version, digest)
         return digest
 

@@ -20,6 +20,7 @@ from streamcvit.adapters import (
     RoutingInputs,
     after_step,
     auxiliary_loss,
+    begin_chunk,
     expert_parameters,
     routing_kwargs,
 )
@@ -108,6 +109,7 @@ class OnlineLearner:
             if self.chunk >= 0:
                 self.strategy.after_chunk(self.chunk, self.model)
             self.chunk = batch.chunk
+            begin_chunk(self.model, batch.chunk)
             self.strategy.before_chunk(batch.chunk, self.model)
         report = None if batch.inputs is None else self._step(batch, batch.inputs)
         # A batch with nothing readable is a step too, so that every chunk boundary has a version of its own.
@@ -218,6 +220,7 @@ class OnlineLearner:
                 before()
 
         state |= {"version": self.step, "cursor": self.cursor, "chunk": self.chunk, "digest": snapshot.digest}
+        state["encoder"] = self._encoder_identity()
         return commits.write_commit(folder, self.step, fill, state)
 
     def resume(self, commit: Path) -> dict[str, Any]:
@@ -227,9 +230,15 @@ class OnlineLearner:
             The commit's `state.json`.
 
         Raises:
-            UserError: the commit is damaged, or is not of this model and adapter.
+            UserError: the commit is damaged, or is not of this model, adapter and instruction encoder.
         """
         state = commits.read_state(commit)
+        if state.get("encoder") != self._encoder_identity():
+            raise UserError(
+                "the instruction encoder is another one than the commit was learned with",
+                where=str(commit),
+                fix="Resume with the run's own model.instruction_encoder",
+            )
         try:
             digest = load_adapter_state(self.model, load_file(commit / "adapter" / "adapter_model.safetensors"))
         except ValueError as error:
@@ -242,8 +251,13 @@ class OnlineLearner:
         values = json.loads((commit / commits.RESUME / "state.json").read_text(encoding="utf-8"))
         self._load_resume_state(tensors, values)
         self.step, self.cursor, self.chunk = state["step"], state["cursor"], state["chunk"]
+        if self.chunk >= 0:
+            begin_chunk(self.model, self.chunk)
         self._snapshot = None
         return state
+
+    def _encoder_identity(self) -> str | None:
+        return None if self.encoder is None else self.encoder.identity
 
     def _resume_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}

@@ -158,6 +158,29 @@ def fetch(name_or_path: str | Path) -> str:
         raise loading_error(source, "files", error) from error
 
 
+def skeleton(name_or_path: str | Path) -> nn.Module:
+    """A model's modules without weights (on the meta device): its names and shapes at no cost in memory.
+
+    Args:
+        name_or_path: `"embedded"`, a folder, or a hub name; of the last only the configuration is downloaded.
+
+    Raises:
+        UserError: nothing there, no network, or no model that transformers knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    source = resolve(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        loader: Any = AutoModelForImageTextToText
+        if type(config) not in loader._model_mapping:
+            loader = AutoModelForCausalLM
+        with torch.device("meta"):
+            return loader.from_config(config)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise loading_error(source, "configuration", error) from error
+
+
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a model folder, by name."""
     return sorted(Path(folder).glob("*.safetensors"))

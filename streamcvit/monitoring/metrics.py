@@ -95,7 +95,10 @@ METRICS: dict[str, MetricDefinition] = {
         ),
         MetricDefinition("evaluation_seconds", "histogram", "Time to evaluate one task.", ("task",)),
         MetricDefinition(
-            "router_expert_share_ratio", "gauge", "Share of the routes that go to an expert.", ("bank", "expert")
+            "router_expert_share_ratio",
+            "gauge",
+            "Share of the routes (bank token: of weights) of an expert.",
+            ("bank", "expert"),
         ),
         MetricDefinition("router_entropy_nats", "gauge", "Entropy of the expert shares of a bank.", ("bank",)),
         MetricDefinition("actor_restarts_total", "counter", "Restarts of an actor.", ("actor",)),

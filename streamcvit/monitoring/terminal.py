@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -19,6 +20,9 @@ from rich.text import Text
 
 from streamcvit.monitoring.compare import METRICS, best_of, compared
 from streamcvit.monitoring.record import RunRecord
+
+if TYPE_CHECKING:
+    from streamcvit.adapters.published import Conversion
 
 HEADINGS = {
     "ap": "AP ↑",
@@ -285,3 +289,24 @@ def results_table(records: Sequence[RunRecord]) -> Table:
             cells.append(cell)
         table.add_row(*cells)
     return table
+
+
+def import_report(found: Conversion) -> Group:
+    """What became of a published adapter: its modules, its settings and where they are from, and what was left."""
+    from streamcvit.adapters.published import pattern_of  # here, since a table of results needs no torch
+
+    modules = Table(box=SIMPLE_HEAD, title=f"{found.kind}: {len(found.modules)} modules", title_justify="left")
+    for heading in ("published module", "in the model"):
+        modules.add_column(heading, overflow="fold")
+    for heading in ("modules", "in", "out"):
+        modules.add_column(heading, justify="right")
+    kinds = Counter((pattern_of(path), pattern_of(place), i, o) for path, (place, i, o) in found.modules.items())
+    for (path, place, inputs, outputs), count in kinds.items():
+        modules.add_row(Text(path), Text("same" if place == path else place), str(count), str(inputs), str(outputs))
+    settings = Table(box=SIMPLE_HEAD)
+    for heading in ("setting", "value", "from"):
+        settings.add_column(heading)
+    for name, (value, source) in found.settings.items():
+        if name != "target_modules":
+            settings.add_row(name, Text(str(value)), source)
+    return Group(modules, settings, *(Text(f"- {line}") for line in found.left))

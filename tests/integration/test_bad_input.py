@@ -37,6 +37,7 @@ def one_line_error(cwd: Path, *words: str) -> str:
         (["verify", "nowhere"], "nowhere"),
         (["status", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["adapters", "import", "nowhere", "--to", "out"], "nowhere"),
         (["shard", EMBEDDED, "out", "--set", "stream.scenario.chunks=99"], "15 chunks"),
     ],
 )

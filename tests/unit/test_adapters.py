@@ -293,8 +293,8 @@ def test_expert_usage_counts_training_samples_only():
     assert expert_usage(model) == {}
     model.train()(input_ids=ids, routing=routing)
     usage = expert_usage(model)
-    assert {bank: len(shares) for bank, shares in usage.items()} == {"visual": 3, "instruction": 4}
-    assert all(abs(sum(shares) - 1) < 1e-6 for shares in usage.values())
+    assert {bank: len(use.shares) for bank, use in usage.items()} == {"visual": 3, "instruction": 4}
+    assert all(abs(sum(use.shares) - 1) < 1e-6 for use in usage.values())
     assert expert_usage(model) == {}
     assert not any("usage" in name for name in model.state_dict())
 

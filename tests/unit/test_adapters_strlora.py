@@ -111,6 +111,14 @@ def test_frozen_router_stays_while_the_experts_learn():
     assert model.peft_config["default"].freeze_prototypes
 
 
+@pytest.mark.parametrize("options", [{"attention_dim": 0}, {"sub_top_k": 0}])
+def test_every_kind_of_router_is_held(options):
+    model = adapted(strlora(**options))
+    assert any("router" in name for name, p in model.named_parameters() if p.requires_grad)
+    tuner_of(model).freeze_routers()
+    assert not any("router" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
 def test_loss_without_distillation_or_tuner_is_none():
     ids, routing = samples()
     model = adapted(strlora(distill_lambda=0))
@@ -125,6 +133,6 @@ def test_usage_counts_the_experts_each_sample_may_use():
     model = adapted(strlora())
     train_forward(model, ids, routing)
     usage = expert_usage(model)
-    assert list(usage) == ["instruction"]
-    assert len(usage["instruction"]) == 4
-    assert abs(sum(usage["instruction"]) - 1) < 1e-6
+    assert list(usage) == ["instruction", "token"]
+    assert all(len(use.shares) == 4 for use in usage.values())
+    assert all(abs(sum(use.shares) - 1) < 1e-6 for use in usage.values())

@@ -10,6 +10,9 @@ import torch
 
 from streamcvit.adapters import InstructionEncoder
 from streamcvit.adapters.build import attach
+from streamcvit.adapters.moelora import MoELoraLayer
+from streamcvit.cluster.workers import wrap
+from streamcvit.config import load_config
 from streamcvit.data import embedded
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES, OnlineLearner
@@ -123,6 +126,105 @@ def test_resuming_from_a_commit_gives_the_same_weights_to_the_bit(
     for batch in todo[4:]:
         again.learn(batch)
     assert again.snapshot().digest == expected
+
+
+def weights_of(learner: OnlineLearner, *kinds: str) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in learner.snapshot().tensors.items() if any(kind in name for kind in kinds)}
+
+
+ROUTERS = ("strlora_query", "strlora_key", "strlora_prototypes")
+
+
+def test_routers_are_held_from_the_chunk_on_that_the_configuration_names(base: Base, samples: list) -> None:
+    learner = learner_for(base, "strlora", freeze_after_chunk=2)
+    changed = []
+    for batch in batches(base, samples):
+        routers, experts = weights_of(learner, *ROUTERS), weights_of(learner, "strlora_B")
+        learner.learn(batch)
+        now = weights_of(learner, *ROUTERS)
+        changed.append((batch.chunk, any(not torch.equal(routers[name], now[name]) for name in routers)))
+        now = weights_of(learner, "strlora_B")
+        assert any(not torch.equal(experts[name], now[name]) for name in experts)
+    assert changed == [(chunk, chunk < 2) for chunk, _ in changed]
+    assert {chunk for chunk, _ in changed} == {0, 1, 2, 3}
+
+
+def test_distillation_begins_with_the_chunk_that_the_configuration_names(
+    base: Base, samples: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_for(base, "strlora", distill_after_chunk=1)
+    found: list[float | None] = []
+    own = learner.model.base_model.auxiliary_loss
+
+    def seen() -> torch.Tensor | None:
+        loss = own()
+        found.append(None if loss is None else float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(learner.model.base_model, "auxiliary_loss", seen)
+    first, second, third = batches(base, samples)[:3]
+    learner.learn(first)
+    learner.learn(second)
+    assert found == [None, None]
+    weights = weights_of(learner, "strlora_query")
+    learner.learn(third)
+    # The averages start at the weights as they are then, so that there is nothing to distil in the first step.
+    assert found[2] == pytest.approx(0, abs=1e-6)
+    for name, average in weights_of(learner, "strlora_average_query").items():
+        before = weights[name.replace("average_", "")]
+        now = weights_of(learner, "strlora_query")[name.replace("average_", "")]
+        torch.testing.assert_close(average, before.lerp(now, 1e-3))
+
+
+@pytest.mark.parametrize("committed", [2, 5])
+def test_resuming_freezes_and_distils_in_the_same_chunks_to_the_bit(
+    base: Base, samples: list, tmp_path: Path, committed: int
+) -> None:
+    options = {"freeze_after_chunk": 2, "distill_after_chunk": 1, "distill_beta": 0.5}
+    whole = learner_for(base, "strlora", **options)
+    todo = batches(base, samples)
+    for batch in todo[:committed]:
+        whole.learn(batch)
+    commit = whole.commit(tmp_path)
+    for batch in todo[committed:]:
+        whole.learn(batch)
+    expected = whole.snapshot().digest
+    whole.model.unload()
+
+    again = learner_for(base, "strlora", **options)
+    again.resume(commit)
+    for batch in todo[committed:]:
+        again.learn(batch)
+    assert again.snapshot().digest == expected
+
+
+def test_options_in_a_config_reach_the_adapter_and_change_what_is_learned(base: Base, samples: list) -> None:
+    digests = []
+    for top_k in (0, 1):
+        settings = [f"methods.mine={{adapter: moelora, options: {{r: 2, num_experts: 4, top_k: {top_k}}}}}"]
+        encoder = InstructionEncoder.load("tokens", base.model, base.tokenizer)
+        model = wrap(base, encoder, load_config(None, settings), "mine")
+        learner = OnlineLearner(base, model, seed=3)
+        layers = [module for module in model.modules() if isinstance(module, MoELoraLayer)]
+        assert layers and all(layer.top_k["default"] == top_k for layer in layers)
+        learner.learn(batches(base, samples)[0])
+        digests.append(learner.snapshot().digest)
+        model.unload()
+    assert digests[0] != digests[1]
+
+
+def test_a_commit_learned_with_another_instruction_encoder_is_refused(
+    base: Base, samples: list, tmp_path: Path
+) -> None:
+    learner = learner_for(base)
+    learner.learn(batches(base, samples)[0])
+    commit = learner.commit(tmp_path)
+    learner.model.unload()
+    again = learner_for(base)
+    assert again.encoder is not None
+    again.encoder.identity = "another"
+    with pytest.raises(UserError, match="instruction encoder is another one"):
+        again.resume(commit)
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer.", "strategy"])

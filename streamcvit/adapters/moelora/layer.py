@@ -42,6 +42,8 @@ class MoELoraLayer(ExpertLayer):
         if self.top_k[name]:
             kept, place = weights.topk(self.top_k[name], -1)
             weights = torch.zeros_like(weights).scatter(-1, place, kept)
+        if (call := self.routing.call) is not None and call.learning and x.dim() == 3:
+            call.weights[name, self.key] = weights.detach().view(*x.shape[:2], -1)
         h = F.linear(flat, a.to(x.dtype).view(experts * r, -1)).view(-1, experts, r)
         mixed = (h * weights.unsqueeze(-1)).view(-1, experts * r)
         b = b.to(x.dtype).view(experts * r, -1)

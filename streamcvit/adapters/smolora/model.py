@@ -11,7 +11,8 @@ from torch import nn
 from streamcvit.adapters.prototypes import Prototypes
 from streamcvit.adapters.routing import RoutingCall, RoutingInputs
 from streamcvit.adapters.smolora.layer import SMoLoraLayer
-from streamcvit.adapters.tuner import Bank, ExpertTuner
+from streamcvit.adapters.tuner import ExpertTuner
+from streamcvit.adapters.usage import Bank
 from streamcvit.errors import UserError
 
 

@@ -25,8 +25,12 @@ class StrLoraConfig(ExpertConfig):
         distill_lambda: weight of the distillation loss (see `auxiliary_loss`); 0 for none.
         distill_beta: decay of the running average per optimizer step.
         distill_tau: temperature.
-        freeze_query_key: hold the token router's query and key projections (published: from chunk 4 or 5 on).
-        freeze_prototypes: hold its expert prototypes.
+        distill_after_chunk: chunks, of those announced with `begin_chunk`, before distillation begins; the running
+            averages then start at the weights (published: 1).
+        freeze_query_key: hold the token router's query and key projections.
+        freeze_prototypes: hold its expert prototypes; with both, hold every router.
+        freeze_after_chunk: chunks, announced as above, after which every router is held (published: 4 for InternVL, 3
+            for Gemma); None for never.
     """
 
     num_experts: int = field(default=8, metadata={"help": "Number of experts"})
@@ -37,8 +41,10 @@ class StrLoraConfig(ExpertConfig):
     distill_lambda: float = 0.1
     distill_beta: float = 0.999
     distill_tau: float = 1.0
+    distill_after_chunk: int = 0
     freeze_query_key: bool = False
     freeze_prototypes: bool = False
+    freeze_after_chunk: int | None = None
 
     type_name: ClassVar[str] = "STRLORA"
 
@@ -57,6 +63,9 @@ class StrLoraConfig(ExpertConfig):
                 where="StrLoraConfig",
             )
 
+        if self.distill_after_chunk < 0 or (self.freeze_after_chunk or 0) < 0:
+            raise UserError("distill_after_chunk and freeze_after_chunk count chunks", where="StrLoraConfig")
+
     @property
     def total_experts(self) -> int:
         """Number of experts."""
@@ -70,15 +79,17 @@ class StrLoraConfig(ExpertConfig):
         return ("query", "key", "prototypes") if self.attention_dim else ("token_router",)
 
     @property
-    def averaged(self) -> tuple[str, ...]:
-        """Those of them that train and so have a running average to be distilled from."""
-        if not self.distill_lambda:
-            return ()
+    def held(self) -> tuple[str, ...]:
+        """Weights of the routers that are not to train any more."""
         held = ("query", "key") * self.freeze_query_key + ("prototypes",) * self.freeze_prototypes
-        return tuple(name for name in self.routers if name not in held)
+        return held + ("token_router", "sample_router") * (self.freeze_query_key and self.freeze_prototypes)
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Those of the token router that train and so have a running average to be distilled from."""
+        return tuple(name for name in self.routers if name not in self.held) if self.distill_lambda else ()
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Weights that never get a gradient: those held, and the sample's router where it only picks the set."""
-        held = ("query", "key") * self.freeze_query_key + ("prototypes",) * self.freeze_prototypes
-        return held + (("sample_router",) if self.sub_top_k else ())
+        return self.held + (("sample_router",) if self.sub_top_k else ())

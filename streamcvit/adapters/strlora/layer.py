@@ -74,6 +74,8 @@ class StrLoraLayer(ExpertLayer):
         per_sample_only(x, self.key)
         call, scaling = self.routing.current(), self.scaling[name]
         chosen, weights = self.route(name, call, x)
+        if call.learning:
+            call.weights[name, self.key] = weights.detach()
         batch, length, _ = x.shape
         a, b = self.strlora_A[name].to(x.dtype), self.strlora_B[name].to(x.dtype)
         r = a.shape[1]
@@ -97,7 +99,7 @@ class StrLoraLayer(ExpertLayer):
             return None, straight_through_top(shares, config.top_k).to(x.dtype).unsqueeze(1)
         chosen, rows = self._for_sample(name, call, x)
         logits = F.linear(x, rows) if rows.dim() == 2 else torch.bmm(x, rows.mT)
-        if config.distill_lambda and call.learning:
+        if config.averaged and call.learning:
             call.losses[name, self.key] = self._distillation(name, call, x, chosen, logits)
         return chosen, straight_through_top(torch.softmax(logits, -1), config.sub_top_k)
 
