@@ -18,7 +18,7 @@ class Prototypes(nn.Module):
     While learning, a sample whose cosine to every prototype is below `spawn_below` takes the next free expert and its
     feature becomes the prototype; any other sample goes to the nearest. A batch sees the prototypes as they stood
     before it, and those spawned earlier in it; prototypes move and statistics grow only in `step`. Nothing waits for
-    the device: the loop over a batch runs on tensors. All state is in buffers, so it is saved with the adapter.
+    the device: the loop over a batch runs on tensors, two small operations a sample. All state is in buffers, so it is saved with the adapter.
 
     Args:
         size: number of experts E.
@@ -71,23 +71,24 @@ class Prototypes(nn.Module):
         features = self._prepared(features)
         scaled = self._scaled(features)
         similarity, mutual = self._similarity(scaled), scaled @ scaled.T
-        slots = torch.arange(self.size, device=features.device)
+        rows, slots = (torch.arange(size, device=features.device) for size in (len(features), self.size))
         warm = self.seen >= self.warmup
-        # Spawning is one more candidate: its score is the threshold while an expert is free, hopeless otherwise.
         score = torch.where(warm, self.spawn_below, _HOPELESS)
-        free = slots >= self.used
-        routes, spawned = [], []
-        for row in range(len(features)):
-            best, nearest = similarity[row].max(0)
-            fresh = free & (best < score) & (slots == self.size - free.sum())
-            similarity = torch.where(fresh, mutual[:, row : row + 1], similarity)
-            free = free & ~fresh
-            spawned.append(fresh)
-            routes.append(nearest)
-        fresh = torch.stack(spawned)
-        chosen = torch.where(fresh.any(1), fresh.int().argmax(1), torch.stack(routes))
-        self.centroids = torch.where(fresh.any(0).unsqueeze(1), fresh.T.float() @ features, self.centroids)
-        self.used = self.size - free.sum()
+        # A sample that spawns keeps later ones like it from spawning. Those for whom no expert is free do so too, to no
+        # effect: none is free for later ones either.
+        compatible = (mutual < score) | (rows.unsqueeze(1) <= rows)
+        spawns = similarity.amax(1) < score
+        for row, others in enumerate(compatible.unbind(1)[:-1]):
+            spawns = torch.where(spawns[row], spawns & others, spawns)
+        place = self.used - 1 + spawns.cumsum(0)
+        fresh = spawns.unsqueeze(1) & (place.unsqueeze(1) == slots)
+        spawner, taken = fresh.int().argmax(0), fresh.any(0)
+        # Whom a sample sees: the prototypes as they stood, and those spawned before it.
+        visible = taken & (spawner < rows.unsqueeze(1))
+        nearest = torch.where(visible, mutual.index_select(1, spawner), similarity).argmax(1)
+        chosen = torch.where(fresh.any(1), place, nearest)
+        self.centroids = torch.where(taken.unsqueeze(1), fresh.T.float() @ features, self.centroids)
+        self.used = self.used + taken.sum()
         self._remember(features, chosen, warm)
         return chosen
 
