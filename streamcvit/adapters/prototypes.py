@@ -18,7 +18,8 @@ class Prototypes(nn.Module):
     While learning, a sample whose cosine to every prototype is below `spawn_below` takes the next free expert and its
     feature becomes the prototype; any other sample goes to the nearest. A batch sees the prototypes as they stood
     before it, and those spawned earlier in it; prototypes move and statistics grow only in `step`. Nothing waits for
-    the device: the loop over a batch runs on tensors, two small operations a sample. All state is in buffers, so it is saved with the adapter.
+    the device: the loop over a batch runs on tensors, two small operations a sample. All state is in buffers, so it is
+    saved with the adapter.
 
     Args:
         size: number of experts E.
