@@ -113,9 +113,10 @@ def largest(shares: torch.Tensor, keep: int, renormalise: bool) -> torch.Tensor:
     if not 0 < keep < shares.shape[1]:
         return shares
     value, place = shares.topk(keep, 1)
-    if renormalise:
-        value = value / value.sum(1, keepdim=True)
-    return torch.zeros_like(shares).scatter_(1, place, value)
+    kept = torch.zeros_like(shares)
+    if not renormalise:
+        return kept.scatter_(1, place, value)
+    return kept.scatter_(1, place, 1.0 if keep == 1 else value / value.sum(1, keepdim=True))
 
 
 class TokenExperts(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from streamcvit.adapters.experts import Chosen, TokenExperts, add_all, largest, project_all
 from streamcvit.adapters.routing import RoutingCall
 from streamcvit.adapters.strlora.config import StrLoraConfig
-from streamcvit.adapters.strlora.step import Step
+from streamcvit.adapters.strlora.function import AttentionRows, Step, attention_targets
 from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
 
 ROUTERS = ("query", "key", "prototypes", "token_router")
@@ -138,29 +138,27 @@ class StrLoraLayer(ExpertLayer):
         """Rows [B k, 1, I] whose products with x are the token scores, by the current weights or their averages."""
         if not self.configs[name].attention_dim:
             return route.pick(self.weight_of("token_router", name, averaged).to(x.dtype)).unsqueeze(1)
-        # The query projection is folded into one row per expert: never a query per token.
-        toward = self._toward(name, call, x, route, averaged)
-        return (toward @ self.weight_of("query", name, averaged).to(x.dtype)).unsqueeze(1)
+        text, key, prototypes = self._attention(name, call, x, averaged)
+        query = self.weight_of("query", name, averaged)
+        return AttentionRows.apply(text, key, query, prototypes, route.flat, route.owner)
 
-    def _toward(
-        self, name: str, call: RoutingCall, x: torch.Tensor, route: Chosen, averaged: bool = False
-    ) -> torch.Tensor:
-        """What a sample's experts look for in a query, [B k, D]."""
+    def _attention(
+        self, name: str, call: RoutingCall, x: torch.Tensor, averaged: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The instructions as the token router reads them, in the type of x, and its key and prototypes."""
         size = self.configs[name].attention_dim
         form = ("text", size, x.shape[0], x.dtype)
         if form not in call.forms:
             text = self._text(call, x).detach()
             call.forms[form] = (F.layer_norm(text, text.shape[-1:]) * size**-0.5).to(x.dtype)
-        key = F.linear(call.forms[form], self.weight_of("key", name, averaged).to(x.dtype))
-        unit = route.pick(F.normalize(self.weight_of("prototypes", name, averaged).to(x.dtype), dim=-1))
-        return (unit.view(len(key), -1, key.shape[1]) * key.unsqueeze(1)).flatten(0, 1)
+        return call.forms[form], self.weight_of("key", name, averaged), self.weight_of("prototypes", name, averaged)
 
     def _step(self, name: str, call: RoutingCall, x: torch.Tensor) -> Step:
         """What a decode step needs, the same for all steps of a sequence."""
         form = (name, self.key, x.shape[0], x.dtype)
         if form not in call.forms:
             route, attends = self.route(name, call, x), self.configs[name].attention_dim
-            toward = self._toward(name, call, x, route) if attends else None
+            toward = attention_targets(*self._attention(name, call, x), route.flat) if attends else None
             rows = self.weight_of("query" if attends else "token_router", name).to(x.dtype)
             call.forms[form] = Step.of(route.experts, toward, rows, self.configs[name].num_experts)
         return call.forms[form]
