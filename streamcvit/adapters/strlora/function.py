@@ -68,12 +68,12 @@ class Step(NamedTuple):
     """What a decode step needs to weigh all experts, the same for every step of a sequence.
 
     Attributes:
-        rows: [D, I] query projection, or [E, I] linear token router.
+        columns: [I, D] query projection, or [I, E] linear token router.
         toward: [B, E, D] what each expert looks for in the query, zero at those barred; None for the linear router.
-        barred: [B, E] zero at each sample's experts, -inf at others.
+        barred: [B, E, 1] zero at each sample's experts, -inf at others.
     """
 
-    rows: torch.Tensor
+    columns: torch.Tensor
     toward: torch.Tensor | None
     barred: torch.Tensor
 
@@ -84,13 +84,12 @@ class Step(NamedTuple):
             chosen = toward.view(*index.shape, -1)
             place = index.unsqueeze(-1).expand_as(chosen)
             toward = chosen.new_zeros(len(index), experts, chosen.shape[-1]).scatter_(1, place, chosen)
-        return cls(rows, toward, barred(index, experts, rows.dtype))
+        return cls(rows.T, toward, barred(index, experts, rows.dtype).unsqueeze(-1))
 
     def weights(self, x: torch.Tensor, keep: int) -> torch.Tensor:
         """Weights [B, E] for x [B, 1, I]: of the sample's experts the `keep` that score highest, scaled to sum to 1."""
-        read = x.squeeze(1) @ self.rows.T
-        if self.toward is None:
-            score = read + self.barred
-        else:
-            score = torch.baddbmm(self.barred.unsqueeze(-1), self.toward, read.unsqueeze(-1)).squeeze(-1)
-        return largest(torch.softmax(score, 1), keep, renormalise=True)
+        read = (x.squeeze(1) @ self.columns).unsqueeze(-1)
+        score = read + self.barred if self.toward is None else torch.baddbmm(self.barred, self.toward, read)
+        # One expert is the same by its score as by its share.
+        shares = score if keep == 1 < score.shape[1] else torch.softmax(score, 1)
+        return largest(shares.squeeze(-1), keep, renormalise=True)
