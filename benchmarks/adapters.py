@@ -1,19 +1,29 @@
 """What an adapter costs beside stock PEFT LoRA of the same active rank.
 
-    python benchmarks/adapters.py [--shape embedded] [--device cpu] [--rounds 30] [--json FILE]
+    python benchmarks/adapters.py [--shape llama-7b-quarter] [--rounds 30] [--seconds 300] [--markdown] [--json FILE]
+    python benchmarks/adapters.py --shape llama-7b-layer --device cuda --dtype bfloat16 [--step] [--compile]
 
-Times a training step's forward and backward and a decode step (one token a sample, no gradient). Every round times
-every adapter, in turn, so that drift of the machine falls on all; the ratio printed is the median over rounds of time
-over that round's LoRA time. "saved" is what autograd keeps for backward, "ops" the tensor operations launched.
+Times forward and backward (with --step a whole training step: forward, backward, clipping, fused AdamW, and what the
+adapter does after it) and a decode step (one token a sample, no gradient). Every round times every adapter, in an order
+drawn anew, so that drift of the machine falls on all. A ratio is the median over rounds of an adapter's time over that
+round's LoRA time, in brackets its first and third quartile. "saved" is what autograd keeps for backward, "ops" the
+tensor operations launched by forward and backward. On a CPU, time is that of the processor, so that waiting for other
+programs does not count, and freed memory is kept, so that page faults do not.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import ctypes
+import datetime
 import json
+import os
+import platform
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +39,8 @@ from streamcvit.adapters import (
     RoutingInputs,
     SMoLoraConfig,
     StrLoraConfig,
+    after_step,
+    auxiliary_loss,
     decide_routes,
     routing_kwargs,
     tuner_of,
@@ -51,6 +63,7 @@ class Shape:
 SHAPES = {
     "embedded": Shape(hidden=96, intermediate=256, layers=3, heads=4, batch=8, length=50, r=4),
     "linear-1024": Shape(hidden=1024, intermediate=0, layers=0, heads=0, batch=8, length=128, r=8),
+    "llama-7b-quarter": Shape(hidden=1024, intermediate=2752, layers=1, heads=8, batch=4, length=256, r=8),
     "llama-7b-layer": Shape(hidden=4096, intermediate=11008, layers=1, heads=32, batch=4, length=512, r=16),
 }
 DIM = 64
@@ -70,7 +83,8 @@ def adapters(shape: Shape) -> dict[str, Any]:
         "smolora straight-through": SMoLoraConfig(router="straight_through", **smolora),
         "strlora": StrLoraConfig(distill_lambda=0, **strlora),
         "strlora distilled": StrLoraConfig(**strlora),
-        "moelora 4 experts": MoELoraConfig(r=max(r // 2, 1), num_experts=4, **where),
+        "moelora": MoELoraConfig(r=max(r // 2, 1), num_experts=4, **where),
+        "moelora top 2 of 4": MoELoraConfig(r=r, num_experts=4, top_k=2, **where),
     }
 
 
@@ -130,21 +144,25 @@ class Ops(TorchDispatchMode):
 
 
 class Subject:
-    """One adapted model with its batch."""
+    """One adapted model with its batch; `frozen` is the base model, whose weights all subjects share."""
 
-    def __init__(self, config: Any, shape: Shape, device: str, dtype: torch.dtype) -> None:
-        self.model: Any = get_peft_model(base(shape, device, dtype), config).train()
-        generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(shape.batch, shape.length, shape.hidden, generator=generator).to(device, dtype)
+    def __init__(self, config: Any, shape: Shape, frozen: Any, seed: int) -> None:
+        torch.manual_seed(seed)
+        weights = {id(tensor): tensor for tensor in frozen.parameters()}
+        self.model: Any = get_peft_model(copy.deepcopy(frozen, weights), config).train()
+        weight = next(frozen.parameters())
+        generator = torch.Generator().manual_seed(seed)
+        size = (shape.batch, shape.length, shape.hidden)
+        self.x, self.grad = (torch.randn(size, generator=generator).to(weight) for _ in range(2))
         self.x.requires_grad_()
-        self.grad = torch.randn(shape.batch, shape.length, shape.hidden, generator=generator).to(device, dtype)
-        prompt = torch.ones(shape.batch, shape.length, dtype=torch.bool)
         routing = RoutingInputs(
             instruction=torch.randn(shape.batch, DIM, generator=generator),
             visual=torch.randn(shape.batch, DIM, generator=generator),
-            prompt_mask=prompt,
+            prompt_mask=torch.ones(shape.batch, shape.length, dtype=torch.bool),
         )
-        self.routing = routing.to(device)
+        self.routing = routing.to(weight.device)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
         self.model(inputs_embeds=self.x, **routing_kwargs(self.model, self.routing))
 
     def output(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -155,7 +173,19 @@ class Subject:
     def train(self) -> None:
         """Forward and backward."""
         out = self.output(self.x, **routing_kwargs(self.model, self.routing))
-        out.backward(self.grad)
+        loss = auxiliary_loss(self.model)
+        if loss is None:
+            out.backward(self.grad)
+        else:
+            torch.autograd.backward((out, loss), (self.grad, torch.ones_like(loss)))
+
+    def step(self) -> None:
+        """A whole training step."""
+        self.train()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        after_step(self.model)
 
     def decoder(self) -> Callable[[], None]:
         """A decode step under routes decided before, as within generate (without a cache of keys)."""
@@ -213,64 +243,125 @@ def timed(function: Callable[[], None], repeats: int, device: str) -> float:
     return (clock() - start) / repeats
 
 
-def measure(shape: Shape, device: str, dtype: torch.dtype, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
     """One row an adapter."""
-    configs = {name: c for name, c in adapters(shape).items() if not only or name == "lora" or name in only}
-    subjects = {name: Subject(config, shape, device, dtype) for name, config in configs.items()}
-    steps = {name: (subject.train, subject.decoder()) for name, subject in subjects.items()}
-    for train, decode in steps.values():
-        for _ in range(3):
-            train()
-            decode()
-    once = timed(steps["lora"][0], 2, device)
-    repeats = max(1, int(0.02 / max(once, 1e-6)))
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, (train, decode) in steps.items():
-            times[name].append((timed(train, repeats, device), timed(decode, repeats * 4, device)))
+    frozen = base(shape, options.device, getattr(torch, options.dtype)).requires_grad_(False)
+    configs = {name: c for name, c in adapters(shape).items() if not options.only or name in ("lora", *options.only)}
+    subjects = {name: Subject(config, shape, frozen, options.seed) for name, config in configs.items()}
+    rows = {
+        name: {
+            "adapter": name,
+            "saved_mib": subject.saved_bytes() / 2**20,
+            "ops": subject.ops(),
+            "parameters": sum(p.numel() for p in subject.trained),
+        }
+        for name, subject in subjects.items()
+    }
+    if options.compile:
+        for subject in subjects.values():
+            subject.model.get_base_model().compile()
+    timers = {name: (s.step if options.step else s.train, s.decoder()) for name, s in subjects.items()}
+    for work in timers.values():
+        for function in work * 2:
+            function()
+    repeats = [max(1, int(0.05 / timed(function, 1, options.device))) for function in timers["lora"]]
+    times: dict[str, list[list[float]]] = {name: [] for name in timers}
+    order, end = list(timers), time.monotonic() + options.seconds
+    shuffle = np.random.default_rng(options.seed).shuffle
+    for done in range(options.rounds):
+        if done >= 3 and time.monotonic() > end:
+            break
+        shuffle(order)
+        for name in order:
+            times[name].append([timed(f, n, options.device) for f, n in zip(timers[name], repeats, strict=True)])
     lora = np.array(times["lora"])
-    rows = []
-    for name, subject in subjects.items():
+    for name, row in rows.items():
         mine = np.array(times[name])
-        ratio = np.median(mine / lora, 0)
-        seconds = np.median(mine, 0)
-        rows.append(
-            {
-                "adapter": name,
-                "train_ms": seconds[0] * 1e3,
-                "train_ratio": ratio[0],
-                "decode_ms": seconds[1] * 1e3,
-                "decode_ratio": ratio[1],
-                "saved_mib": subject.saved_bytes() / 2**20,
-                "ops": subject.ops(),
-                "parameters": sum(p.numel() for p in subject.model.parameters() if p.requires_grad),
-            }
-        )
-    return rows
+        row["rounds"] = len(mine)
+        for column, label in enumerate(("train", "decode")):
+            row[f"{label}_ms"] = float(np.median(mine[:, column])) * 1e3
+            row[f"{label}_ratio"] = [
+                float(q) for q in np.quantile(mine[:, column] / lora[:, column], (0.5, 0.25, 0.75))
+            ]
+    return list(rows.values())
+
+
+def machine(device: str) -> str:
+    """What the figures were taken on."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} x {names[0].split(':')[1].strip() if names else platform.machine()}, {memory:.0f} GiB"
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand freed memory back: else whoever is unlucky with the heap pays page faults every step."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 2**30)
+
+
+def table(facts: dict[str, Any], markdown: bool) -> str:
+    """The rows, as aligned text or as a Markdown table."""
+    what = "step" if facts["step"] else "train"
+    head = ["adapter", f"{what} ms", f"{what} ratio", "decode ms", "decode ratio", "saved MiB", "saved ratio", "ops"]
+    cells = [head]
+    lora = facts["rows"][0]
+    for row in facts["rows"]:
+        line = [row["adapter"]]
+        for label in ("train", "decode"):
+            middle, low, high = row[f"{label}_ratio"]
+            line += [f"{row[f'{label}_ms']:.2f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
+        cells.append([*line, f"{row['saved_mib']:.2f}", f"{row['saved_mib'] / lora['saved_mib']:.2f}", str(row["ops"])])
+    if markdown:
+        cells.insert(1, ["---"] * len(head))
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    )
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="embedded")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-7b-quarter")
+    parser.add_argument("--batch", type=int, help="samples, other than the shape's")
+    parser.add_argument("--length", type=int, help="tokens a sample, other than the shape's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--step", action="store_true", help="time whole training steps")
+    parser.add_argument("--compile", action="store_true", help="compile every model, LoRA's too")
+    parser.add_argument("--rounds", type=int, default=30, help="at most so many")
+    parser.add_argument("--seconds", type=float, default=300, help="no new round after this, but at least three")
     parser.add_argument("--only", nargs="*", help="adapters to time beside lora")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
-    rows = measure(SHAPES[options.shape], options.device, getattr(torch, options.dtype), options.rounds, options.only)
-    threads = torch.get_num_threads()
-    print(f"{options.shape}, {options.device}, {options.dtype}, torch {torch.__version__}, {threads} threads")
-    print(f"{'adapter':26} {'train ms':>9} {'ratio':>6} {'decode ms':>10} {'ratio':>6} {'saved MiB':>10} {'ops':>6}")
-    for row in rows:
-        print(
-            f"{row['adapter']:26} {row['train_ms']:9.3f} {row['train_ratio']:6.2f} {row['decode_ms']:10.3f} "
-            f"{row['decode_ratio']:6.2f} {row['saved_mib']:10.2f} {row['ops']:6d}"
-        )
+    keep_freed_memory()
+    given = {name: getattr(options, name) for name in ("batch", "length") if getattr(options, name)}
+    shape = replace(SHAPES[options.shape], **given)
+    settings = {name: getattr(options, name) for name in ("shape", "device", "dtype", "step", "compile", "seed")}
+    facts = {
+        **settings,
+        **asdict(shape),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": machine(options.device),
+        "date": datetime.date.today().isoformat(),
+        "rows": measure(options, shape),
+    }
+    print(
+        f"{options.shape}, {shape.batch} x {shape.length} tokens, LoRA rank {2 * shape.r}, {options.dtype}"
+        f"{', compiled' * options.compile}: {facts['machine']}, torch {facts['torch']}, {facts['threads']} threads, "
+        f"{facts['rows'][0]['rounds']} rounds, {facts['date']}\n"
+    )
+    print(table(facts, options.markdown))
     if options.json:
-        facts = {"shape": options.shape, "device": options.device, "dtype": options.dtype, "rounds": options.rounds}
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import nn
 
 from streamcvit.adapters import MoELoraConfig, RoutingInputs, SMoLoraConfig, StrLoraConfig
+from streamcvit.adapters.experts import largest
 from streamcvit.adapters.published import STRLORA_NAMES
 
 TOLERANCE = 1e-4
@@ -176,13 +177,7 @@ class Case:
                 average = ours.replace("strlora_", "strlora_average_")
                 getattr(layer, average)["default"].copy_(t[f"ema0.{name}"])
         with torch.no_grad(), model.base_model.routing.using(routing) as call:
-            chosen, weights = layer.route("default", call, t["x"])
-        allowed = torch.arange(meta["E"]).expand(len(t["x"]), -1) if chosen is None else chosen
-        weights = weights.expand(-1, t["x"].shape[1], -1)
-        place = allowed.unsqueeze(1).expand_as(weights)
-        self.compare(
-            "token_weights", torch.zeros(t["token_weights"].shape).scatter(-1, place, weights), "token_weights"
-        )
+            self.compare("token_weights", self._token_weights(layer, call, config), "token_weights")
 
         self.run(model, layer, "strlora", routing=routing)
         for name, ours in routers.items():
@@ -193,6 +188,16 @@ class Case:
                 self.compare(f"grad.{name}", grad, f"grad.{name}")
         if meta["distill_lambda"] > 0:
             self._distill(model, layer, routers, routing)
+
+    def _token_weights(self, layer: Any, call: Any, config: StrLoraConfig) -> torch.Tensor:
+        """Weights [B, S, E] of all experts."""
+        x, whole = self.tensors["x"], torch.zeros_like(self.tensors["token_weights"])
+        if not config.sub_top_k:
+            return whole + layer.sample_weights("default", call, x).unsqueeze(1)
+        route = layer.route("default", call, x)
+        scores = torch.bmm(layer.rows("default", call, x, route).view(len(x), -1, x.shape[2]), x.mT)
+        weights = largest(torch.softmax(scores, 1), config.sub_top_k, renormalise=True).mT
+        return whole.scatter(-1, route.experts.unsqueeze(1).expand_as(weights), weights)
 
     def _distill(self, model: Any, layer: Any, routers: dict[str, str], routing: RoutingInputs) -> None:
         t, x = self.tensors, self.tensors["x"].clone().requires_grad_()

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from streamcvit.adapters.experts import TokenExperts, add_all, largest, project_all
 from streamcvit.adapters.moelora.config import MoELoraConfig
 from streamcvit.adapters.tuner import ExpertLayer
 
@@ -35,16 +35,27 @@ class MoELoraLayer(ExpertLayer):
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add s sum_e w_e B_e A_e x, w = softmax(router x), with all experts in one rank space; x [..., I]."""
-        a, b = self.moelora_A[name], self.moelora_B[name]
-        experts, r, _ = a.shape
-        flat = x.reshape(-1, x.shape[-1])
-        weights = torch.softmax(F.linear(flat, self.moelora_router[name].to(x.dtype)), -1)
-        if self.top_k[name]:
-            kept, place = weights.topk(self.top_k[name], -1)
-            weights = torch.zeros_like(weights).scatter(-1, place, kept)
-        if (call := self.routing.call) is not None and call.learning and x.dim() == 3:
-            call.weights[name, self.key] = weights.detach().view(*x.shape[:2], -1)
-        h = F.linear(flat, a.to(x.dtype).view(experts * r, -1)).view(-1, experts, r)
-        mixed = (h * weights.unsqueeze(-1)).view(-1, experts * r)
-        b = b.to(x.dtype).view(experts * r, -1)
-        return torch.addmm(out.reshape(-1, out.shape[-1]), mixed, b, alpha=self.scaling[name]).view(out.shape)
+        a, b, keep, scaling = self.moelora_A[name], self.moelora_B[name], self.top_k[name], self.scaling[name]
+        router = self.moelora_router[name].to(x.dtype)
+        if not torch.is_grad_enabled():
+            x, base = x.reshape(-1, 1, x.shape[-1]), out.reshape(-1, 1, out.shape[-1])
+            weights = largest(torch.softmax(x.squeeze(1) @ router.T, 1), keep, renormalise=False)
+            return add_all(base, project_all(x, a), weights, b, scaling).view(out.shape)
+        mixed, _, kept = TokenExperts.apply(
+            x.reshape(1, -1, x.shape[-1]),
+            out.reshape(1, -1, out.shape[-1]),
+            a,
+            b,
+            router.unsqueeze(1),
+            None,
+            None,
+            None,
+            keep,
+            False,
+            True,
+            1.0,
+            scaling,
+        )
+        if (call := self.routing.call) is not None and call.learning and out.dim() == 3:
+            call.weights[name, self.key] = kept.mT.detach().view(*out.shape[:2], -1)
+        return mixed.view(out.shape)

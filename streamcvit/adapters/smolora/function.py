@@ -6,9 +6,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from streamcvit.adapters.experts import (
+    add_all,
+    barred,
+    gather,
+    owned,
+    owners,
+    project,
+    project_all,
+    scaled_bmm,
+    softmax_backward,
+)
 from streamcvit.adapters.tuner import without_autocast
-
-_softmax_backward = torch.ops.aten._softmax_backward_data.default
 
 
 class Route(NamedTuple):
@@ -36,9 +45,7 @@ class Route(NamedTuple):
         flat, score = index.reshape(-1), (index + columns).view(-1)
         if not torch.is_grad_enabled():
             return cls(index, flat, score, None, None)
-        slots = torch.arange(k * experts, device=index.device).unsqueeze(1)
-        # Not F.one_hot: that waits for the device.
-        return cls(index, flat, score, (slots[:experts] == flat).to(dtype), (slots == score).to(dtype))
+        return cls(index, flat, score, owners(flat, experts, dtype), owners(score, k * experts, dtype))
 
 
 class RoutedExperts(torch.autograd.Function):
@@ -70,49 +77,45 @@ class RoutedExperts(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         batch, length, _ = x.shape
-        k, r = len(flat) // batch, a.shape[1]
-        h = _scaled_bmm(x, _gather(a, flat, batch, x.dtype).mT, scaling)
+        r = a.shape[1]
+        h = project(x, gather(a, flat, x.dtype), scaling).view(batch, -1, r, length)
         mixed, share, toward = h, None, None
         if fc is not None:
-            toward = expert_scores(fc, b, score).to(x.dtype).view(batch, 1, k, r)
-            by_expert = h.view(batch, length, k, r)
-            share = torch.softmax((by_expert * toward).sum(-1), -1)
-            mixed = (by_expert * share.unsqueeze(-1)).view(batch, length, k * r)
-        ctx.save_for_backward(x, a, b, fc, flat, owner, score_owner, h, mixed, share, toward)
-        ctx.k, ctx.scaling = k, scaling
-        return torch.baddbmm(base, mixed, _gather(b, flat, batch, x.dtype))
+            toward = expert_scores(fc, b, score).to(x.dtype).view(batch, -1, r, 1)
+            share = torch.softmax((h * toward).sum(2), 1)
+            mixed = h * share.unsqueeze(2)
+        ctx.save_for_backward(x, a, b, fc, flat, owner, score_owner, h, share, toward)
+        ctx.scaling = scaling
+        return torch.baddbmm(base, mixed.flatten(1, 2).mT, gather(b, flat, x.dtype).view(batch, -1, b.shape[2]))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         with without_autocast(grad.device.type):
-            return _gradients(ctx, grad)
+            return _gradients(ctx, grad.contiguous())
 
 
 def _gradients(ctx: Any, grad: torch.Tensor) -> tuple:
-    x, a, b, fc, flat, owner, score_owner, h, mixed, share, toward = ctx.saved_tensors
-    batch, length, _ = x.shape
-    k, (experts, r, _) = ctx.k, a.shape
-    grad = grad.contiguous()
+    x, a, b, fc, flat, owner, score_owner, h, share, toward = ctx.saved_tensors
+    batch, k, r, length = h.shape
+    experts, _, width = a.shape
 
-    d_h = torch.bmm(grad, _gather(b, flat, batch, x.dtype).mT)
-    d_b = _owned(owner, torch.bmm(mixed.mT, grad), b)
+    d_h = project(grad, gather(b, flat, x.dtype)).view(h.shape)
+    mixed = h if fc is None else h * share.unsqueeze(2)
+    d_b = owned(owner, torch.bmm(mixed.flatten(1, 2), grad).view(batch * k, r, -1), b)
     d_fc = None
     if fc is not None:
-        by_expert, d_mixed = h.view(batch, length, k, r), d_h.view(batch, length, k, r)
-        d_share = (d_mixed * by_expert).sum(-1)
-        d_z = _softmax_backward(d_share, share, -1, share.dtype).unsqueeze(-1)
-        d_toward = (d_z * by_expert).sum(1).view(batch * k, r)
-        d_h = (d_mixed * share.unsqueeze(-1)).addcmul_(d_z, toward).view(h.shape)
+        d_score = softmax_backward((d_h * h).sum(2), share, 1, share.dtype).unsqueeze(2)
+        d_toward = (d_score * h).sum(3).view(batch * k, r)
+        d_h = (d_h * share.unsqueeze(2)).addcmul_(d_score, toward)
         d_scores = (score_owner @ d_toward).to(b.dtype).view(k, experts * r)
         d_fc = d_scores @ b.view(experts * r, -1)
         d_b.view(experts * r, -1).addmm_(d_scores.T, fc)
-    d_a = _owned(owner, _scaled_bmm(d_h.mT, x, ctx.scaling), a)
+    d_weight = (d_h * h).sum((2, 3)) if ctx.needs_input_grad[5] else None
+    d_h = d_h.flatten(1, 2)
+    d_a = owned(owner, scaled_bmm(d_h, x, ctx.scaling).view(batch * k, r, width), a)
     d_x = None
     if ctx.needs_input_grad[0]:
-        d_x = _scaled_bmm(d_h, _gather(a, flat, batch, x.dtype), ctx.scaling)
-    d_weight = None
-    if ctx.needs_input_grad[5]:
-        d_weight = (d_h * h).view(batch, length, k, r).sum((1, 3))
+        d_x = scaled_bmm(d_h.mT, gather(a, flat, x.dtype).view(batch, -1, width), ctx.scaling)
     return d_x, grad, d_a, d_b, d_fc, d_weight, None, None, None, None, None
 
 
@@ -137,37 +140,18 @@ class Step(NamedTuple):
     def of(cls, route: Route, fc: torch.Tensor | None, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> Step:
         """For experts b [E, r, O] and fusion rows fc [2, O], at inputs of `dtype`."""
         batch, (experts, r, _) = len(route.experts), b.shape
-        barred = torch.full((batch, experts), -torch.inf, dtype=dtype, device=b.device).scatter_(1, route.experts, 0)
+        others = barred(route.experts, experts, dtype)
         if fc is None:
-            return cls(None, barred)
+            return cls(None, others)
         scores = (expert_scores(fc, b, route.score) * scaling).to(dtype).view(batch, -1, r)
         place = route.experts.unsqueeze(-1).expand(-1, -1, r)
-        return cls(scores.new_zeros(batch, experts, r).scatter_(1, place, scores), barred)
+        return cls(scores.new_zeros(batch, experts, r).scatter_(1, place, scores), others)
 
 
 def one_token(
     x: torch.Tensor, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, step: Step, scaling: float
 ) -> torch.Tensor:
-    """`RoutedExperts` for a decode step, x [B, 1, I], without gradients.
-
-    One position does not repay gathering a sample's experts: all are applied, and those not chosen get weight 0.
-    """
-    experts, r, _ = a.shape
-    h = (x.squeeze(1) @ a.to(x.dtype).view(experts * r, -1).T).view(-1, experts, r)
+    """`RoutedExperts` for a decode step, x [B, 1, I], without gradients."""
+    h = project_all(x, a)
     score = step.barred if step.toward is None else (h * step.toward).sum(-1) + step.barred
-    mixed = (h * torch.softmax(score, -1).unsqueeze(-1)).view(-1, experts * r)
-    return torch.addmm(base.squeeze(1), mixed, b.to(x.dtype).view(experts * r, -1), alpha=scaling).unsqueeze(1)
-
-
-def _gather(weights: torch.Tensor, flat: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
-    """Weights [E, r, N] of the routed experts as [B, k r, N]."""
-    return weights.to(dtype).index_select(0, flat).view(batch, -1, weights.shape[2])
-
-
-def _scaled_bmm(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
-    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scaling)
-
-
-def _owned(owner: torch.Tensor, per_sample: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Gradients [B, k r, N] of the gathered experts, summed into those of the experts [E, r, N]."""
-    return (owner @ per_sample.view(owner.shape[1], -1)).to(weights.dtype).view(weights.shape)
+    return add_all(base, h, torch.softmax(score, -1), b, scaling)

@@ -9,8 +9,10 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 from torch.nn import functional as F
 
+from streamcvit.adapters.experts import Chosen, TokenExperts, add_all, largest, project_all
 from streamcvit.adapters.routing import RoutingCall
 from streamcvit.adapters.strlora.config import StrLoraConfig
+from streamcvit.adapters.strlora.function import AttentionRows, Step, attention_targets
 from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
 
 ROUTERS = ("query", "key", "prototypes", "token_router")
@@ -72,98 +74,99 @@ class StrLoraLayer(ExpertLayer):
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add s sum_e w_e B_e A_e x over the sample's experts; x [B, S, I]."""
         per_sample_only(x, self.key)
-        call, scaling = self.routing.current(), self.scaling[name]
-        chosen, weights = self.route(name, call, x)
-        if call.learning:
-            call.weights[name, self.key] = weights.detach()
-        batch, length, _ = x.shape
-        a, b = self.strlora_A[name].to(x.dtype), self.strlora_B[name].to(x.dtype)
-        r = a.shape[1]
-        if chosen is not None and length == 1 and not torch.is_grad_enabled():
-            # One position does not repay gathering a sample's experts: all are applied, others with weight zero.
-            everyone = weights.new_zeros(batch, 1, a.shape[0])
-            weights, chosen = everyone.scatter_(-1, chosen.unsqueeze(1), weights), None
-        if chosen is None:
-            h = F.linear(x, a.flatten(0, 1)).view(batch, length, -1, r)
-            mixed = (h * weights.unsqueeze(-1)).view(batch * length, -1)
-            return torch.addmm(out.reshape(batch * length, -1), mixed, b.flatten(0, 1), alpha=scaling).view(out.shape)
-        a, b = (w.index_select(0, chosen.view(-1)).view(batch, -1, w.shape[2]) for w in (a, b))
-        h = torch.bmm(x, a.mT).view(batch, length, -1, r)
-        return torch.baddbmm(out, (h * weights.unsqueeze(-1)).view(batch, length, -1), b, alpha=scaling)
-
-    def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Experts [B, k] that each sample may use, None for all of them, and the weights over them [B, S or 1, k]."""
-        config = self.configs[name]
+        call, config, scaling = self.routing.current(), self.configs[name], self.scaling[name]
+        a, b = self.strlora_A[name], self.strlora_B[name]
         if not config.sub_top_k:
-            shares = torch.softmax(self._text(call, x) @ self.strlora_sample_router[name].float().T, -1)
-            return None, straight_through_top(shares, config.top_k).to(x.dtype).unsqueeze(1)
-        chosen, rows = self._for_sample(name, call, x)
-        logits = F.linear(x, rows) if rows.dim() == 2 else torch.bmm(x, rows.mT)
+            h = F.linear(x, a.to(x.dtype).flatten(0, 1)).unflatten(-1, a.shape[:2])
+            weights = self.sample_weights(name, call, x).unsqueeze(1)
+            if call.learning:
+                call.weights[name, self.key] = weights.detach()
+            mixed = (h * weights.unsqueeze(-1)).view(-1, b.shape[0] * b.shape[1])
+            flat = torch.addmm(out.reshape(-1, out.shape[-1]), mixed, b.to(x.dtype).flatten(0, 1), alpha=scaling)
+            return flat.view(out.shape)
+        if x.shape[1] == 1 and not torch.is_grad_enabled():
+            weights = self._step(name, call, x).weights(x, config.sub_top_k)
+            return add_all(out, project_all(x, a), weights, b, scaling)
+        route = self.route(name, call, x)
+        teacher = None
         if config.averaged and call.learning:
-            call.losses[name, self.key] = self._distillation(name, call, x, chosen, logits)
-        return chosen, straight_through_top(torch.softmax(logits, -1), config.sub_top_k)
+            with torch.no_grad():
+                teacher = self.rows(name, call, x, route, averaged=True)
+        out, divergence, kept = TokenExperts.apply(
+            x,
+            out,
+            a,
+            b,
+            self.rows(name, call, x, route),
+            teacher,
+            route.flat,
+            route.owner,
+            config.sub_top_k,
+            True,
+            # As published, the attention router is distilled on a detached input and the linear one is not.
+            not config.attention_dim,
+            config.distill_tau,
+            scaling,
+        )
+        if call.learning:
+            call.weights[name, self.key] = kept.mT.detach()
+        if divergence is not None:
+            call.losses[name, self.key] = config.distill_lambda * call.token_mean(divergence)
+        return out
+
+    def sample_weights(self, name: str, call: RoutingCall, x: torch.Tensor) -> torch.Tensor:
+        """Weights [B, E] of all experts where the instruction alone decides them."""
+        shares = torch.softmax(self._text(call, x) @ self.strlora_sample_router[name].float().T, -1)
+        kept = largest(shares.detach(), self.configs[name].top_k, renormalise=True)
+        # The value of those kept, the gradient of all.
+        return (kept - shares.detach() + shares).to(x.dtype)
+
+    def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> Chosen:
+        """The experts that each sample may use, which the instruction alone decides."""
+        key = (name, self.key)
+        index = None if torch.is_grad_enabled() else call.routes.get(key)
+        config = self.configs[name]
+        if not 0 < config.top_k < config.num_experts:
+            index = torch.arange(config.num_experts, device=x.device).repeat(x.shape[0], 1)
+        elif index is None:
+            with torch.no_grad():
+                shares = self._text(call, x) @ self.strlora_sample_router[name].float().T
+                index = call.routes[key] = shares.topk(config.top_k, -1).indices
+        return Chosen.of(index, config.num_experts, x.dtype)
 
     def _text(self, call: RoutingCall, x: torch.Tensor) -> torch.Tensor:
         return call.instruction(x.shape[0]).float()
 
-    def _for_sample(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """What the instruction decides, the same for all tokens and, in generation, for all decode steps: the experts
-        [B, k] a sample may use (None: all), and the token router's rows [B, k, I], or [E, I] where all share them."""
-        key = (name, self.key, x.shape[0], x.dtype)
-        if not torch.is_grad_enabled() and key in call.forms:
-            return call.forms[key]
-        config, chosen = self.configs[name], None
-        text = self._text(call, x)
-        if 0 < config.top_k < config.num_experts:
-            with torch.no_grad():
-                chosen = (text @ self.strlora_sample_router[name].float().T).topk(config.top_k, -1).indices
-            call.routes[name, self.key] = chosen
-        rows = self._rows(name, x, text, chosen)
-        if not torch.is_grad_enabled():
-            call.forms[key] = (chosen, rows)
-        return chosen, rows
-
-    def _rows(
-        self, name: str, x: torch.Tensor, text: torch.Tensor, chosen: torch.Tensor | None, averaged: bool = False
+    def rows(
+        self, name: str, call: RoutingCall, x: torch.Tensor, route: Chosen, averaged: bool = False
     ) -> torch.Tensor:
-        """Rows whose products with x are the token scores, by the current weights or their running averages."""
-        config = self.configs[name]
-        weights: dict[str, torch.Tensor] = {n: self.weight_of(n, name, averaged).to(x.dtype) for n in config.routers}
-        if not config.attention_dim:
-            return weights["token_router"] if chosen is None else weights["token_router"][chosen]
-        key = F.linear(F.layer_norm(text, text.shape[-1:]).to(x.dtype), weights["key"])
-        unit = F.normalize(weights["prototypes"], dim=-1)
-        # The query projection is folded into one row per expert: never a query per token.
-        toward = key.unsqueeze(1) * (unit if chosen is None else unit[chosen])
-        return torch.matmul(toward, weights["query"]) * config.attention_dim**-0.5
+        """Rows [B k, 1, I] whose products with x are the token scores, by the current weights or their averages."""
+        if not self.configs[name].attention_dim:
+            return route.pick(self.weight_of("token_router", name, averaged).to(x.dtype)).unsqueeze(1)
+        text, key, prototypes = self._attention(name, call, x, averaged)
+        query = self.weight_of("query", name, averaged)
+        return AttentionRows.apply(text, key, query, prototypes, route.flat, route.owner)
 
-    def _distillation(
-        self, name: str, call: RoutingCall, x: torch.Tensor, chosen: torch.Tensor | None, logits: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean over tokens of KL(average || current) over the sample's experts, times lambda."""
-        config, text, detached = self.configs[name], self._text(call, x), x.detach()
-        with torch.no_grad():
-            teacher_rows = self._rows(name, x, text, chosen, averaged=True)
-        if config.attention_dim:
-            # As published, the attention router is distilled on a detached input and the linear one is not.
-            both = torch.cat((self._rows(name, x, text, chosen), teacher_rows), 1)
-            logits, teacher = torch.bmm(detached, both.mT).chunk(2, -1)
-        else:
-            teacher = F.linear(detached, teacher_rows) if chosen is None else torch.bmm(detached, teacher_rows.mT)
-        teacher = torch.log_softmax(teacher.detach().float() / config.distill_tau, -1)
-        student = torch.log_softmax(logits.float() / config.distill_tau, -1)
-        divergence = (teacher.exp() * (teacher - student)).sum(-1)
-        return config.distill_lambda * call.token_mean(divergence)
+    def _attention(
+        self, name: str, call: RoutingCall, x: torch.Tensor, averaged: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The instructions as the token router reads them, in the type of x, and its key and prototypes."""
+        size = self.configs[name].attention_dim
+        form = ("text", size, x.shape[0], x.dtype)
+        if form not in call.forms:
+            text = self._text(call, x).detach()
+            call.forms[form] = (F.layer_norm(text, text.shape[-1:]) * size**-0.5).to(x.dtype)
+        return call.forms[form], self.weight_of("key", name, averaged), self.weight_of("prototypes", name, averaged)
 
-
-def straight_through_top(shares: torch.Tensor, keep: int) -> torch.Tensor:
-    """The `keep` largest shares, scaled to sum to 1, with the gradient of `shares` itself; 0 keeps all unchanged."""
-    if not 0 < keep < shares.shape[-1]:
-        return shares
-    with torch.no_grad():
-        value, place = shares.topk(keep, -1)
-        kept = torch.zeros_like(shares).scatter_(-1, place, value / (value.sum(-1, keepdim=True) + 1e-9))
-    return kept - shares.detach() + shares
+    def _step(self, name: str, call: RoutingCall, x: torch.Tensor) -> Step:
+        """What a decode step needs, the same for all steps of a sequence."""
+        form = (name, self.key, x.shape[0], x.dtype)
+        if form not in call.forms:
+            route, attends = self.route(name, call, x), self.configs[name].attention_dim
+            toward = attention_targets(*self._attention(name, call, x), route.flat) if attends else None
+            rows = self.weight_of("query" if attends else "token_router", name).to(x.dtype)
+            call.forms[form] = Step.of(route.experts, toward, rows, self.configs[name].num_experts)
+        return call.forms[form]
 
 
 def averages(layer: Any, adapter_name: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
