@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from streamcvit.data import locations
+from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import image_fault
 from streamcvit.data.tarscan import Fault, Group, HashingStream, scan_groups
@@ -76,11 +75,11 @@ def _add_row(scan: ShardScan, shard: int, group: Group, name: str, format: str, 
     text, image = group.members["json"], group.image
     assert image is not None
     try:
-        row = FORMATS[format](json.loads(text.data.decode()))
-    except (ValueError, RecursionError, BadRow) as wrong:
-        return Fault(name, text.offset, "json", f"key {group.key!r}: {wrong}")
+        row = FORMATS[format](strictjson.loads(text.data))
+    except (ValueError, BadRow) as wrong:
+        return Fault(name, text.offset, "json", f"key {group.key!r:.200}: {wrong}")
     if not (row.task or task):
-        return Fault(name, text.offset, "json", f"key {group.key!r} names no task")
+        return Fault(name, text.offset, "json", f"key {group.key!r:.200} names no task")
     values = {
         "sample_id": row.sample_id or group.key,
         "task": row.task or task,

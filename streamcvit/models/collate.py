@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from streamcvit.data.images import decode_image
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
-from streamcvit.models.images import decode_image
 from streamcvit.models.processor import load_processor
 
 _PROBE = "probe"
