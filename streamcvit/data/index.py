@@ -97,8 +97,8 @@ class StreamIndex:
             index = cls(folder, table, meta)
             index._check()
             written = notes.get(_DIGEST_KEY, b"").decode()
-        except UserError:
-            raise
+        except UserError as fault:
+            raise UserError(fault.what, where=fault.where or where, fix=fault.fix) from None
         except _DAMAGE as fault:
             raise UserError(f"the index is damaged: {fault}", where=where, fix=_REBUILD) from None
         if written != index.digest:

@@ -170,6 +170,8 @@ def scan_members(stream: HashingStream, shard: str) -> Iterator[Member | Fault]:
             if any(stream.read(BLOCK)):
                 yield Fault(shard, start, "header", "a zeroed block where a header should be", fatal=True)
                 break
+            if start == 0:
+                yield Fault(shard, start, "empty", "the shard holds no member", fatal=True)
             ended = True
             continue
         try:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -27,6 +28,7 @@ def fuzz(name: str, options: list[str]) -> None:
 
     with atheris.instrument_imports(include=["streamcvit.data", "PIL", "json"]):
         import hostile
+    warnings.simplefilter("ignore")  # printing one opens the source file it came from
     target = hostile.TARGETS[name]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
         for seed in hostile.seeds(name, Path(work)):  # also imports whatever is imported late

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from streams import TASKS, stream_samples, test_sets
 from webserver import serving
@@ -27,15 +29,9 @@ def written(tmp_path_factory):
 def site(written, monkeypatch):
     monkeypatch.setattr(locations, "WAITS", (0.01, 0.01, 0.01))
     locations._http_options.cache_clear()
-    with serving(written_folder(written)) as site:
+    with serving(Path(written.folder)) as site:
         yield site
     locations._http_options.cache_clear()
-
-
-def written_folder(index):
-    from pathlib import Path
-
-    return Path(index.folder)
 
 
 def shards_asked(site):
