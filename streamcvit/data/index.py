@@ -310,11 +310,17 @@ def build_index(
             raise UserError(str(fault), where=str(folder), fix="Rename it, or mend its settings") from None
     table = scan.table(chunks)
     names, ids = scan.columns["task"], scan.columns["sample_id"]
+
+    def where(row: int) -> str:
+        return f"{scan.shards[scan.columns['shard'][row]]['path']}: byte {scan.columns['json_offset'][row]}"
+
     if unknown := sorted(set(names) - set(tasks)):
-        raise UserError(f"samples of unknown task {unknown[0]!r}", where=str(folder), fix="Name every task in `tasks`")
+        fix = "Name every task in `tasks`"
+        raise UserError(f"a sample of unknown task {unknown[0]!r:.80}", where=where(names.index(unknown[0])), fix=fix)
     if len(set(ids)) < len(ids):
         twice = next(name for name, count in Counter(ids).items() if count > 1)
-        raise UserError(f"two samples have the id {twice!r}", where=str(folder), fix="Give every sample its own id")
+        row = len(ids) - 1 - ids[::-1].index(twice)
+        raise UserError(f"two samples have the id {twice!r:.80}", where=where(row), fix="Give every sample its own id")
     column = {task: place for place, task in enumerate(tasks)}
     size = max([n_chunks or 0, *(int(chunk) + 1 for chunk in set(chunks))])
     counts = np.zeros((size, len(tasks)), dtype=np.int64)

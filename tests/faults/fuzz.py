@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -42,8 +43,40 @@ def fuzz(name: str, options: list[str]) -> None:
         atheris.Fuzz()
 
 
+def minimise(name: str, path: Path) -> None:
+    """Write `small-<path>`: the input without all that can go while it still fails in the same way."""
+    import hostile
+
+    def failure(data: bytes) -> str:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
+            try:
+                with hostile.guarded(Path(work), HANG_SECONDS):
+                    hostile.TARGETS[name](data, Path(work))
+            except BaseException as fault:  # whatever it is, it is what is looked for
+                place = traceback.extract_tb(fault.__traceback__)[-1]
+                return f"{type(fault).__name__} {place.filename}:{place.lineno}"
+        return ""
+
+    with tempfile.TemporaryDirectory() as work:
+        for seed in hostile.seeds(name, Path(work)):
+            hostile.TARGETS[name](seed, Path(work))
+    data, deadline = path.read_bytes(), time.monotonic() + 60
+    wanted, size = failure(data), len(data) // 2
+    while wanted and size and time.monotonic() < deadline:
+        at = 0
+        while at < len(data) and time.monotonic() < deadline:
+            less = data[:at] + data[at + size :]
+            if failure(less) == wanted:
+                data = less
+            else:
+                at += size
+        size //= 2
+    path.with_name(f"small-{path.name}").write_bytes(data)
+    print(f"  {wanted or 'not seen again'}: {len(data)} bytes in {path.parent}/small-{path.name}", flush=True)
+
+
 def child(name: str, options: list[str], log: Path) -> int:
-    """The same in a process of its own; its output goes to `log`."""
+    """Fuzz in a process of its own; its output goes to `log`."""
     with log.open("w") as file:
         words = [sys.executable, __file__, "--target", name, "--inside", "--", *options]
         return subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
@@ -56,11 +89,15 @@ def main() -> int:
     parser.add_argument("--target", choices=NAMES, action="append")
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder for finds, logs and grown corpora")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--minimise", type=Path, help="only make this find of the target small")
     parser.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     names = asked.target or list(NAMES)
     if asked.inside:
         fuzz(names[0], asked.options)
+        return 0
+    if asked.minimise:
+        minimise(names[0], asked.minimise)
         return 0
     found = 0
     for name in names:
@@ -83,10 +120,7 @@ def main() -> int:
         print(f"{name}: {time.monotonic() - began:.0f} s, exit {code}: {runs[:110]}", flush=True)
         for path in sorted(out.glob("find-*")) if code else []:
             found += 1
-            small = path.with_name(f"small-{path.name}")
-            words = ["-minimize_crash=1", "-runs=5000", "-max_total_time=60", f"-exact_artifact_path={small}"]
-            child(name, [*limits, *words, str(path)], out / "minimise.txt")
-            print(f"  {small if small.exists() else path}: see {out}/log.txt", flush=True)
+            subprocess.run([sys.executable, __file__, "--target", name, "--minimise", str(path)])
     return 1 if found else 0
 
 
