@@ -253,8 +253,8 @@ def image(data: bytes, folder: Path) -> None:
 
 def importers(data: bytes, folder: Path) -> None:
     """Files of rows in every format, beside pictures and what looks like pictures."""
-    (folder / "a.png").write_bytes(picture(1))
     if not (folder / "p.png").exists():
+        (folder / "a.png").write_bytes(picture(1))
         os.mkfifo(folder / "p.png")
         (folder / "l.png").symlink_to("l.png")
     for name in ("x.json", "x.jsonl"):

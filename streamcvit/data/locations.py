@@ -93,11 +93,11 @@ class ByteSource:
     """
 
     def __init__(self, location: str) -> None:
-        self.location = check_location(location)
-        self.remote = is_url(location)
         self._lock = threading.Lock()
         self._handle: int | None = None
         self._size: int | None = None
+        self.location = check_location(location)
+        self.remote = is_url(location)
 
     def read(self, offset: int, size: int, sound: Callable[[bytes], bool] = lambda _: True) -> bytes:
         """`size` bytes from `offset`; of a local file fewer, where it ends.

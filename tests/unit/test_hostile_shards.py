@@ -13,7 +13,7 @@ import pytest
 from hostile import guarded, mend_tar
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
-from streamcvit.data import tarscan, taskfiles
+from streamcvit.data import locations, tarscan, taskfiles
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
@@ -125,6 +125,18 @@ def test_pipes_and_devices_are_no_shards_and_nobody_waits_for_them(tmp_path):
     os.mkfifo(index.shards[0])
     with pytest.raises(UserError, match="shard-000000.tar: .*no regular file"):
         ShardReader(index).read([0])
+
+
+def test_a_disk_that_fails_while_a_shard_is_indexed_is_named_with_the_byte(tmp_path, monkeypatch, good):
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() >= 1024:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr(locations, "open_binary", lambda _: Failing(good))
+    with pytest.raises(UserError, match="x.tar: cannot be read on from byte 1024: Input/output error"):
+        index_shards([tmp_path / "x.tar"], tmp_path / "i", TASKS)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.tar", "a/../../x.tar", "pipe:cat x", "file:///etc/passwd"])
