@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
@@ -16,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import BAD_SHARE, FORMATS
+from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_task, read_parquet
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import TaskSpec
 from streamcvit.data.shardscan import SCHEMA, ShardScan, scan_shards
@@ -34,15 +32,6 @@ FAULTS_KEPT = 100
 """Faults of others' shards that the index names; it counts all."""
 _LOSSES = ("incomplete", "json", "order")
 
-MAX_INDEX = 1 << 30
-"""Bytes of an index file, and of what it unpacks to a row group."""
-MAX_TOKENS = 4096
-"""The longest answer a task may ask for."""
-
-_TASK_NAME = re.compile(r"\w[^/\\\x00-\x1f\x7f]{0,127}")
-_DAMAGE = (
-    pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
-)  # fmt: skip
 _META_KEY = b"streamcvit"
 _DIGEST_KEY = b"streamcvit_digest"
 _REBUILD = "Write the stream again, or build its index with `streamcvit index`"
@@ -87,19 +76,19 @@ class StreamIndex:
         if len(raw) > MAX_INDEX:
             raise UserError(f"the index is larger than {MAX_INDEX} bytes", where=where, fix=_REBUILD)
         try:
-            table, notes = _read_parquet(raw)
+            table, notes = read_parquet(raw)
             meta = strictjson.loads(notes[_META_KEY])
             if meta["version"] != VERSION:
                 raise UserError(
                     f"index version {meta['version']}; this release reads {VERSION}", where=where, fix=_REBUILD
                 )
-            _check_meta(meta)
+            check_meta(meta)
             index = cls(folder, table, meta)
             index._check()
             written = notes.get(_DIGEST_KEY, b"").decode()
         except UserError as fault:
             raise UserError(fault.what, where=fault.where or where, fix=fault.fix) from None
-        except _DAMAGE as fault:
+        except DAMAGE as fault:
             raise UserError(f"the index is damaged: {fault}", where=where, fix=_REBUILD) from None
         if written != index.digest:
             raise UserError("the index is damaged: its digest does not match", where=where, fix=_REBUILD)
@@ -226,53 +215,6 @@ class StreamIndex:
         self.shards  # noqa: B018  raises where a name leads out of the folder
 
 
-def _read_parquet(raw: bytes) -> tuple[pa.Table, Mapping[bytes, bytes]]:
-    texts = [field.name for field in SCHEMA if pa.types.is_string(field.type)]
-    file = pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True, read_dictionary=texts)
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    # Values that repeat take next to nothing in a file, so what they unpack to is counted before they are.
-    size = max(file.metadata.num_rows * 64, sum(group.total_byte_size for group in groups))
-    if size > 4 * MAX_INDEX:
-        raise ValueError("it unpacks to more than an index may hold")
-    table = file.read(columns=SCHEMA.names).select(SCHEMA.names)
-    for name in texts:
-        for part in table[name].chunks:
-            lengths = pc.binary_length(part.dictionary).take(part.indices)
-            if (pc.sum(lengths).as_py() or 0) > MAX_INDEX:
-                raise ValueError(f"the column {name} unpacks to more than an index may hold")
-    return table.cast(SCHEMA), file.schema_arrow.metadata or {}
-
-
-def _check_meta(meta: Mapping[str, Any]) -> None:
-    if meta["format"] not in FORMATS:
-        raise ValueError(f"unknown format {meta['format']!r:.80}")
-    for note in meta["shards"]:
-        if not (isinstance(note["path"], str) and isinstance(note["sha256"], str) and type(note["bytes"]) is int):
-            raise ValueError("a shard's entry is incomplete")
-    if not isinstance(meta["eval"], str | None):
-        raise ValueError("the test sets' digest is no text")
-    for task in meta["tasks"]:
-        _check_task(TaskSpec(**task))
-    try:
-        plan = Plan.from_json(meta["plan"])
-    except UserError as fault:
-        raise ValueError(fault.what) from None
-    if len(plan) and list(plan.tasks) != [task["name"] for task in meta["tasks"]]:
-        raise ValueError("the plan's tasks are not the stream's")
-
-
-def _check_task(spec: TaskSpec) -> None:
-    """ValueError where a task cannot be used: its name becomes a file's in a run folder, its rules are looked up."""
-    if not (isinstance(spec.name, str) and _TASK_NAME.fullmatch(spec.name)):
-        raise ValueError(f"{spec.name!r:.80} is no name of a task")
-    if not all(isinstance(rule, str) for rule in (spec.scorer, spec.follow, spec.strcvit)):
-        raise ValueError(f"task {spec.name!r}: scorer, follow and strcvit are names")
-    if type(spec.max_new_tokens) is not int or not 1 <= spec.max_new_tokens <= MAX_TOKENS:
-        raise ValueError(f"task {spec.name!r}: max_new_tokens is not from 1 to {MAX_TOKENS}")
-    if not isinstance(spec.in_average, bool):
-        raise ValueError(f"task {spec.name!r}: in_average is neither true nor false")
-
-
 def _canonical(meta: Mapping[str, Any]) -> bytes:
     return json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
 
@@ -305,7 +247,7 @@ def build_index(
     """
     for spec in tasks.values():
         try:
-            _check_task(spec)
+            check_task(spec)
         except ValueError as fault:
             raise UserError(str(fault), where=str(folder), fix="Rename it, or mend its settings") from None
     table = scan.table(chunks)

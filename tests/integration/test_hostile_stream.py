@@ -116,7 +116,7 @@ def test_a_stream_behind_http_is_learned_as_a_local_one_and_resumed_after_an_out
         while not list((folder / "commits").glob("0*")) and process.poll() is None:
             time.sleep(0.02)
         site.always = "503"
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=300)[1]
         assert process.returncode == 2, said
         assert f"error: {site.url}/shard-000000.tar: cannot be read: " in said and "503" in said
         site.always = ""

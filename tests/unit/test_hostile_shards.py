@@ -9,6 +9,9 @@ import resource
 import tarfile
 import tracemalloc
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hostile import guarded, mend_tar
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
@@ -145,6 +148,17 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path, name):
     index.meta["shards"][0]["path"] = name
     StreamIndex(index.folder, index.table, index.meta).save()
     with pytest.raises(UserError, match="points out of its folder|no location"):
+        StreamIndex.open(index.folder)
+
+
+def test_an_index_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path):
+    index = write_stream(tmp_path / "s", stream_samples(), TASKS, test_sets(), seed=0)
+    table = pa.concat_tables([index.table] * 250)
+    text = pa.DictionaryArray.from_arrays(np.zeros(len(table), dtype=np.int32), ["x" * 400_000])
+    table = table.set_column(table.schema.get_field_index("sample_id"), "sample_id", text)
+    pq.write_table(table, tmp_path / "s" / "index.parquet")
+    assert os.path.getsize(tmp_path / "s" / "index.parquet") < 1 << 20
+    with pytest.raises(UserError, match="column sample_id unpacks to more than an index may hold"):
         StreamIndex.open(index.folder)
 
 
