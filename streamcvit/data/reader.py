@@ -7,6 +7,9 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from streamcvit.data import strictjson
 from streamcvit.data.formats import FORMATS, BadRow
@@ -21,6 +24,17 @@ _SPAN = 8 << 20
 _OPEN_FILES = 64
 
 
+class _Part(NamedTuple):
+    """A sample's `json` or `image`: bytes [start, stop) of a shard."""
+
+    shard: int
+    start: int
+    stop: int
+    place: int
+    name: str
+    crc32: int
+
+
 @dataclass
 class _Span:
     """Neighbouring members of one shard, fetched at once: bytes [start, stop) and what they hold."""
@@ -28,7 +42,7 @@ class _Span:
     shard: int
     start: int
     stop: int
-    parts: list[tuple[int, str]]  # (position, "json" or "image")
+    parts: list[_Part]
 
 
 class ShardReader:
@@ -97,43 +111,45 @@ class ShardReader:
             source = self._source(span.shard)
             sound = functools.partial(self._is_sound, span)
             data = memoryview(source.read(span.start, span.stop - span.start, sound))
-            parts |= {(place, name): self._part(place, name, data, span.start) for place, name in span.parts}
+            for part in span.parts:
+                parts[part.place, part.name] = self._cut(part, data, span.start)
         return [(place, self._sample(place, parts[place, "json"], parts[place, "image"])) for place in places]
 
-    def _range(self, place: int, name: str) -> tuple[int, int]:
-        start = int(self._columns[f"{name}_offset"][place])
-        return start, start + int(self._columns[f"{name}_size"][place])
-
     def _spans(self, places: Sequence[int]) -> Iterator[_Span]:
-        wanted = sorted(
-            (int(self._columns["shard"][place]), *self._range(place, name), place, name)
-            for place in set(places)
-            for name in ("json", "image")
-        )
+        rows = np.unique(np.array(places, dtype=np.int64))
+        wanted: list[_Part] = []
+        for name in ("json", "image"):
+            start, size = self._columns[f"{name}_offset"][rows], self._columns[f"{name}_size"][rows]
+            columns = (self._columns["shard"][rows], start, start + size, rows)
+            crc32 = self._columns[f"{name}_crc32"][rows].tolist()
+            lists = [column.tolist() for column in columns]
+            wanted += [_Part(*where, name, crc) for *where, crc in zip(*lists, crc32, strict=True)]
         span: _Span | None = None
-        for shard, start, stop, place, name in wanted:
-            if span and span.shard == shard and start <= span.stop + _GAP and stop - span.start <= _SPAN:
-                span.stop = max(span.stop, stop)
-                span.parts.append((place, name))
+        for part in sorted(wanted):
+            near = span is not None and span.shard == part.shard and part.start <= span.stop + _GAP
+            if span is not None and near and part.stop - span.start <= _SPAN:
+                span.stop = max(span.stop, part.stop)
+                span.parts.append(part)
                 continue
             if span:
                 yield span
-            span = _Span(shard, start, stop, [(place, name)])
+            span = _Span(part.shard, part.start, part.stop, [part])
         if span:
             yield span
 
     def _is_sound(self, span: _Span, data: bytes) -> bool:
         view = memoryview(data)
-        return not any(isinstance(self._part(*part, view, span.start), Fault) for part in span.parts)
+        return not any(isinstance(self._cut(part, view, span.start), Fault) for part in span.parts)
 
-    def _part(self, place: int, name: str, data: memoryview, base: int) -> bytes | Fault:
-        start, stop = self._range(place, name)
-        part = bytes(data[start - base : stop - base])
-        if len(part) < stop - start:
-            return Fault(self._shard_name(place), start, "truncated", f"the shard ends within the {name}")
-        if zlib.crc32(part) != self._columns[f"{name}_crc32"][place]:
-            return Fault(self._shard_name(place), start, "checksum", f"the {name} is not what was indexed")
-        return part
+    def _cut(self, part: _Part, data: memoryview, base: int) -> bytes | Fault:
+        found = bytes(data[part.start - base : part.stop - base])
+        if len(found) < part.stop - part.start:
+            detail = f"the shard ends within the {part.name}"
+            return Fault(self._shard_name(part.place), part.start, "truncated", detail)
+        if zlib.crc32(found) != part.crc32:
+            detail = f"the {part.name} is not what was indexed"
+            return Fault(self._shard_name(part.place), part.start, "checksum", detail)
+        return found
 
     def _shard_name(self, place: int) -> str:
         return self.index.meta["shards"][int(self._columns["shard"][place])]["path"]
