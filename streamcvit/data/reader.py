@@ -120,10 +120,10 @@ class ShardReader:
         wanted: list[_Part] = []
         for name in ("json", "image"):
             start, size = self._columns[f"{name}_offset"][rows], self._columns[f"{name}_size"][rows]
-            columns = (self._columns["shard"][rows], start, start + size, rows)
-            crc32 = self._columns[f"{name}_crc32"][rows].tolist()
-            lists = [column.tolist() for column in columns]
-            wanted += [_Part(*where, name, crc) for *where, crc in zip(*lists, crc32, strict=True)]
+            columns = (self._columns["shard"][rows], start, start + size, rows, self._columns[f"{name}_crc32"][rows])
+            shards, starts, stops, positions, checksums = (column.tolist() for column in columns)
+            names = [name] * len(rows)
+            wanted += map(_Part, shards, starts, stops, positions, names, checksums)
         span: _Span | None = None
         for part in sorted(wanted):
             near = span is not None and span.shard == part.shard and part.start <= span.stop + _GAP
