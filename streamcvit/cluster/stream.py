@@ -10,12 +10,14 @@ from typing import Any
 from streamcvit.config import RunConfig
 from streamcvit.data import embedded
 from streamcvit.data.index import StreamIndex
+from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
 from streamcvit.data.shards import write_stream
 from streamcvit.data.taskfiles import TaskData, load_tasks
 from streamcvit.errors import UserError
+from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
 
 DEFAULT_PER_CHUNK = 480
 
@@ -38,6 +40,9 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
     stream = config.stream
     if stream.source == "shards":
         index = StreamIndex.open(stream.data)
+        _check_rules(index)
+        if is_url(stream.data):
+            return index.copy_to(folder)  # the run folder stays local; only the shards are fetched
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.symlink_to(Path(stream.data).absolute(), target_is_directory=True)
@@ -59,6 +64,22 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
     return write_stream(
         folder, samples, tasks, test, config.seed, plan=plan, samples_per_shard=stream.samples_per_shard
     )
+
+
+def _check_rules(index: StreamIndex) -> None:
+    """A stream from elsewhere names its tasks' scorers itself."""
+    for task in index.tasks.values():
+        for kind, rule, known in (
+            ("scorer", task.scorer, SCORERS),
+            ("strcvit", task.strcvit, {"", *STRCVIT_SCORERS}),
+            ("follow", task.follow, FOLLOW_RULES),
+        ):
+            if rule not in known:
+                raise UserError(
+                    f"task {task.name!r} names the unknown {kind} {rule!r:.80}",
+                    where=index.folder,
+                    fix="Write the stream again with a rule of this release",
+                )
 
 
 def _embedded_plan(config: RunConfig) -> Plan:

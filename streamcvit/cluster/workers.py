@@ -153,9 +153,12 @@ class LearnerWorker:
         )
         self.ledger = Ledger(self.folder / "ledger")
         self.method, self.step_seconds = method, BucketCounts()
+        self.quarantined: list[dict[str, Any]] = []  # of the chunk at hand, not yet reported
         found = commits.newest_resumable(self.folder / "commits")
         if found is not None:
-            self.learner.resume(found[0])
+            state = self.learner.resume(found[0])
+            # A commit inside a chunk keeps what its first part quarantined, for the report at the chunk's end.
+            self.quarantined = [] if state.get("boundary") else state.get("quarantined", [])
         self.ledger.rewind(self.learner.step)
 
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
@@ -164,7 +167,6 @@ class LearnerWorker:
         waited, told, first = 0.0, 0.0, learner.cursor
         losses: list[torch.Tensor] = []
         correct: list[torch.Tensor] = []
-        quarantined: list[dict[str, Any]] = []
         batches = self.feed(self.config.methods[self.method].order, learner.cursor, stop)
         while learner.cursor < stop:
             asked = time.perf_counter()
@@ -173,7 +175,7 @@ class LearnerWorker:
             waited += arrived - asked
             report = learner.learn(batch)
             self.step_seconds.observe(time.perf_counter() - arrived)
-            quarantined += [_event(bad) for bad in batch.quarantined]
+            self.quarantined += [_event(bad) for bad in batch.quarantined]
             if report is not None:
                 losses.append(report.loss)
                 correct.append(report.correct)
@@ -187,7 +189,7 @@ class LearnerWorker:
                 self.progress(Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds))
             every = self.config.learner.commit_every
             if every and learner.step % every == 0 and learner.cursor < stop:
-                self._commit(chunk=chunk, boundary=False)
+                self._commit(chunk=chunk, boundary=False, quarantined=self.quarantined)
         learned = time.perf_counter()
         info = {
             "samples": sum(len(part) for part in losses),
@@ -199,6 +201,7 @@ class LearnerWorker:
             "wait_evaluation_s": idle,
             "expert_share": {bank: use.shares for bank, use in expert_usage(self.model).items()},
         }
+        quarantined, self.quarantined = self.quarantined, []
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": _size(folder)}

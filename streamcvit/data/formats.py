@@ -8,7 +8,6 @@ instruction. So `Sample.prompt` is the published prompt, whichever way it was cu
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ def split_prompt(prompt: str, instructions: Sequence[str] = ()) -> tuple[str, st
 
 def read_canonical(row: Any) -> Record:
     """Our own records (`Sample.text_bytes`)."""
-    sample = Sample.from_bytes(json.dumps(row).encode(), b"", "png")
+    sample = Sample.from_record(row, b"", "png")
     parts = {"question": sample.question, "instruction": sample.instruction}
     return Record(sample.sample_id, sample.answers, task=sample.task, meta=sample.meta, **parts)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamcvit.data import locations
+from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import BAD_SHARE, FORMATS
+from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_task, read_parquet
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import TaskSpec
 from streamcvit.data.shardscan import SCHEMA, ShardScan, scan_shards
@@ -71,25 +72,49 @@ class StreamIndex:
         if not locations.is_url(where) and not os.path.isfile(where):
             raise UserError("there is no stream here: index.parquet is missing", where=folder, fix=_REBUILD)
         with locations.open_binary(where) as stream:
-            raw = stream.read()
+            raw = stream.read(MAX_INDEX + 1)
+        if len(raw) > MAX_INDEX:
+            raise UserError(f"the index is larger than {MAX_INDEX} bytes", where=where, fix=_REBUILD)
         try:
-            table = pq.read_table(io.BytesIO(raw), page_checksum_verification=True)
-            notes = table.schema.metadata or {}
-            meta = json.loads(notes[_META_KEY])
+            table, notes = read_parquet(raw)
+            meta = strictjson.loads(notes[_META_KEY])
             if meta["version"] != VERSION:
                 raise UserError(
                     f"index version {meta['version']}; this release reads {VERSION}", where=where, fix=_REBUILD
                 )
-            table = table.select(SCHEMA.names).cast(SCHEMA)
+            check_meta(meta)
             index = cls(folder, table, meta)
             index._check()
-        except UserError:
-            raise
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as fault:
+            written = notes.get(_DIGEST_KEY, b"").decode()
+        except UserError as fault:
+            raise UserError(fault.what, where=fault.where or where, fix=fault.fix) from None
+        except DAMAGE as fault:
             raise UserError(f"the index is damaged: {fault}", where=where, fix=_REBUILD) from None
-        if notes.get(_DIGEST_KEY, b"").decode() != index.digest:
+        if written != index.digest:
             raise UserError("the index is damaged: its digest does not match", where=where, fix=_REBUILD)
         return index
+
+    def copy_to(self, folder: str | os.PathLike) -> StreamIndex:
+        """The same index in a local folder, naming the shards by the URLs they keep lying at; test sets included.
+
+        Raises:
+            UserError: another stream lies in the folder.
+        """
+        folder = Path(folder)
+        meta = {
+            **self.meta,
+            "shards": [
+                {**note, "path": location} for note, location in zip(self.meta["shards"], self.shards, strict=True)
+            ],
+        }
+        copy = StreamIndex(folder, self.table, meta)
+        if (folder / INDEX_NAME).exists() and StreamIndex.open(folder).digest != self.digest:
+            raise UserError("another stream lies here", where=str(folder), fix="Choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.meta["eval"] is not None:
+            self.eval_index().copy_to(folder / EVAL_FOLDER)
+        copy.save()
+        return copy
 
     def save(self) -> None:
         """Write `index.parquet` into the folder: complete or not at all."""
@@ -157,20 +182,37 @@ class StreamIndex:
 
     def _check(self) -> None:
         rows = len(self)
+        if any(self.table[name].null_count for name in SCHEMA.names):
+            raise ValueError("values are missing")
         if not np.array_equal(self.column("position"), np.arange(rows)):
             raise ValueError("positions are not 0, 1, 2, ...")
-        if rows and (np.diff(self.chunk_of).min(initial=0) < 0 or self.column("chunk").max() >= max(self.n_chunks, 1)):
+        lowest = 0 if self.n_chunks else -1
+        if rows and (
+            np.diff(self.chunk_of).min(initial=0) < 0
+            or self.chunk_of.min() < lowest
+            or self.chunk_of.max() >= max(self.n_chunks, 0)
+        ):
             raise ValueError("chunks are out of order")
-        if rows and not 0 <= self.column("shard").min() <= self.column("shard").max() < len(self.meta["shards"]):
+        shard = self.column("shard")
+        if rows and not 0 <= shard.min() <= shard.max() < len(self.meta["shards"]):
             raise ValueError("rows name shards that are not listed")
+        ends = np.array([note["bytes"] for note in self.meta["shards"]], dtype=np.int64)
         for name in ("json", "image"):
-            sizes = self.column(f"{name}_size")
+            sizes, offsets = self.column(f"{name}_size"), self.column(f"{name}_offset")
             if rows and not (
-                sizes.min() >= 0 and sizes.max() <= MAX_MEMBER and self.column(f"{name}_offset").min() >= 0
+                sizes.min() >= 0
+                and sizes.max() <= MAX_MEMBER
+                and offsets.min() >= 0
+                and (offsets <= ends[shard] - sizes).all()
             ):
-                raise ValueError(f"{name} sizes are impossible")
+                raise ValueError(f"{name} members lie outside their shards")
         if unknown := set(self.task_of) - set(self.tasks):
             raise ValueError(f"rows name tasks that are not listed: {sorted(unknown)}")
+        if len(set(self.sample_id_of)) < rows:
+            raise ValueError("two samples have one id")
+        if self.n_chunks and self.plan.counts.sum() != rows:
+            raise ValueError("the plan does not count the rows")
+        self.shards  # noqa: B018  raises where a name leads out of the folder
 
 
 def _canonical(meta: Mapping[str, Any]) -> bytes:
@@ -203,13 +245,24 @@ def build_index(
     Raises:
         UserError: a sample names a task that is not in `tasks`, or two samples have one id.
     """
+    for spec in tasks.values():
+        try:
+            check_task(spec)
+        except ValueError as fault:
+            raise UserError(str(fault), where=str(folder), fix="Rename it, or mend its settings") from None
     table = scan.table(chunks)
     names, ids = scan.columns["task"], scan.columns["sample_id"]
+
+    def where(row: int) -> str:
+        return f"{scan.shards[scan.columns['shard'][row]]['path']}: byte {scan.columns['json_offset'][row]}"
+
     if unknown := sorted(set(names) - set(tasks)):
-        raise UserError(f"samples of unknown task {unknown[0]!r}", where=str(folder), fix="Name every task in `tasks`")
+        fix = "Name every task in `tasks`"
+        raise UserError(f"a sample of unknown task {unknown[0]!r:.80}", where=where(names.index(unknown[0])), fix=fix)
     if len(set(ids)) < len(ids):
         twice = next(name for name, count in Counter(ids).items() if count > 1)
-        raise UserError(f"two samples have the id {twice!r}", where=str(folder), fix="Give every sample its own id")
+        row = len(ids) - 1 - ids[::-1].index(twice)
+        raise UserError(f"two samples have the id {twice!r:.80}", where=where(row), fix="Give every sample its own id")
     column = {task: place for place, task in enumerate(tasks)}
     size = max([n_chunks or 0, *(int(chunk) + 1 for chunk in set(chunks))])
     counts = np.zeros((size, len(tasks)), dtype=np.int64)
@@ -245,7 +298,7 @@ def index_shards(
     """Index WebDataset shards of others (a `.json` and a picture a sample) where they lie.
 
     Args:
-        shards: paths or URLs, in stream order; those beneath `folder` are listed relative to it.
+        shards: paths or URLs, in stream order; files that lie outside `folder` are linked into it.
         folder: where `index.parquet` goes; may be the shards' own folder.
         tasks: every task that the samples name.
         test_shards: the same for the test sets.
@@ -261,29 +314,61 @@ def index_shards(
         raise UserError(f"unknown format {format!r}", fix=f"Choose one of {', '.join(FORMATS)}")
     folder = os.path.abspath(folder)
     evaluation = None
+    named, links = _named(shards, folder)
     if test_shards:
-        scan = _scan_foreign(test_shards, f"{folder}/{EVAL_FOLDER}", format, task, keep_whole)
+        test_named, test_links = _named(test_shards, f"{folder}/{EVAL_FOLDER}")
+        scan = _scan_foreign(test_named, format, task, keep_whole)
         evaluation = build_index(f"{folder}/{EVAL_FOLDER}", scan, np.full(len(scan), -1), tasks, format=format)
-    scan = _scan_foreign(shards, folder, format, task, keep_whole)
+    scan = _scan_foreign(named, format, task, keep_whole)
     places = np.arange(len(scan)) // samples_per_chunk if samples_per_chunk else np.array(scan.columns["shard"])
     index = build_index(folder, scan, places, tasks, format=format, evaluation=evaluation)
     if evaluation:
-        os.makedirs(evaluation.folder, exist_ok=True)
+        _link(evaluation.folder, test_links)
         evaluation.save()
-    os.makedirs(folder, exist_ok=True)
+    _link(folder, links)
     index.save()
     return index
 
 
-def _scan_foreign(
-    shards: Sequence[str | os.PathLike], folder: str, format: str, task: str, keep_whole: bool
-) -> ShardScan:
-    named = []
+def _named(shards: Sequence[str | os.PathLike], folder: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(name in the index, location) of each shard, and the links to make: name -> local file outside the folder.
+
+    An index names local files in its own folder only, so that one that came from elsewhere cannot lead out of it.
+    """
+    named: list[tuple[str, str]] = []
+    links: dict[str, str] = {}
     for shard in [os.fspath(path) for path in shards]:
         locations.check_location(shard)
-        location = shard if locations.is_url(shard) else os.path.abspath(shard)
-        inside = location.startswith(folder + os.sep)
-        named.append((os.path.relpath(location, folder) if inside else location, location))
+        if locations.is_url(shard):
+            named.append((shard, shard))
+            continue
+        location = os.path.abspath(shard)
+        if location.startswith(folder + os.sep):
+            named.append((os.path.relpath(location, folder), location))
+            continue
+        base = os.path.basename(location)
+        names = chain([base], (f"{number}-{base}" for number in count(2)))
+        name = next(name for name in names if _free(folder, name, location, links))
+        links[name] = location
+        named.append((name, location))
+    return named, links
+
+
+def _free(folder: str, name: str, location: str, links: Mapping[str, str]) -> bool:
+    path = os.path.join(folder, name)
+    if os.path.lexists(path):
+        return os.path.realpath(path) == os.path.realpath(location)
+    return links.get(name, location) == location
+
+
+def _link(folder: str, links: Mapping[str, str]) -> None:
+    os.makedirs(folder, exist_ok=True)
+    for name, location in links.items():
+        if not os.path.lexists(path := os.path.join(folder, name)):
+            os.symlink(location, path)
+
+
+def _scan_foreign(named: Sequence[tuple[str, str]], format: str, task: str, keep_whole: bool) -> ShardScan:
     scan = scan_shards(named, format, task)
     fatal = next((fault for fault in scan.faults if fault.fatal), None)
     if fatal and not keep_whole:
@@ -305,11 +390,11 @@ def _scan_foreign(
 
 def _numbered(ids: Sequence[str]) -> list[str]:
     """Ids of others need not be unique: one that comes again becomes `id#2`, `id#3` ..."""
-    count: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     unique = []
     for name in ids:
-        count[name] += 1
-        unique.append(name if count[name] == 1 else f"{name}#{count[name]}")
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return unique
 
 

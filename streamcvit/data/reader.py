@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import functools
 import threading
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
-from streamcvit.data import locations
+import numpy as np
+
+from streamcvit.data import strictjson
 from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import MAX_PIXELS, image_fault
 from streamcvit.data.index import StreamIndex
+from streamcvit.data.locations import ByteSource
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.tarscan import IMAGE_EXTENSIONS, Fault
-from streamcvit.errors import UserError
 
 _GAP = 64 << 10
 _SPAN = 8 << 20
 _OPEN_FILES = 64
-_WAITS = (0.1, 0.5, 2.0)
 
 
-@dataclass
-class _Span:
-    """Neighbouring samples of one shard, fetched at once: their positions and bytes [start, stop)."""
+class _Part(NamedTuple):
+    """A sample's `json` or `image`: bytes [start, stop) of a shard."""
 
     shard: int
     start: int
     stop: int
-    places: list[int]
+    place: int
+    name: str
+    crc32: int
+
+
+@dataclass
+class _Span:
+    """Neighbouring members of one shard, fetched at once: bytes [start, stop) and what they hold."""
+
+    shard: int
+    start: int
+    stop: int
+    parts: list[_Part]
 
 
 class ShardReader:
     """Reads samples of a stream by position; what the bytes disallow comes back as `Quarantined` at its place.
 
     Reading is a pure function of (index, position): the same bytes give the same answer. Input and output errors
-    are no such answer: they are tried again and then raised. One reader a thread is meant; a pickled reader opens
-    its files anew.
+    are no such answer: they are tried again and then raised. From a URL, bytes that are not the indexed ones count as
+    such an error, as they may have been changed on the way; only a local file can lose a sample by its checksum. One
+    reader a thread is meant; a pickled reader opens its files anew.
 
     Args:
         index: the stream's, or its test sets'.
@@ -58,7 +68,7 @@ class ShardReader:
         self._image_faults = index.table["image_fault"].to_pylist()
         names = ("shard", "json_offset", "json_size", "image_offset", "image_size", "json_crc32", "image_crc32")
         self._columns = {name: index.column(name) for name in names}
-        self._files: dict[int, Any] = {}
+        self._sources: dict[int, ByteSource] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -73,9 +83,9 @@ class ShardReader:
     def close(self) -> None:
         """Close the files; the next read opens them again."""
         with self._lock:
-            for file in self._files.values():
-                _close(file)
-            self._files.clear()
+            for source in self._sources.values():
+                source.close()
+            self._sources.clear()
 
     def read(self, positions: Sequence[int]) -> list[Sample | Quarantined]:
         """The samples at these positions, in their order.
@@ -96,116 +106,87 @@ class ShardReader:
         for place in places:
             if not 0 <= place < len(self.index):
                 raise IndexError(f"position {place} is not in a stream of {len(self.index)} samples")
-        found: list[tuple[int, Sample | Fault]] = []
+        parts: dict[tuple[int, str], bytes | Fault] = {}
         for span in self._spans(places):
-            data = memoryview(self._fetch(span.shard, span.start, span.stop - span.start))
-            found.extend((place, self._sample(place, data, span.start)) for place in span.places)
-        return found
-
-    def _bounds(self, position: int) -> tuple[int, int]:
-        columns = self._columns
-        text, image = int(columns["json_offset"][position]), int(columns["image_offset"][position])
-        ends = text + int(columns["json_size"][position]), image + int(columns["image_size"][position])
-        return min(text, image), max(ends)
+            source = self._source(span.shard)
+            sound = functools.partial(self._is_sound, span)
+            data = memoryview(source.read(span.start, span.stop - span.start, sound))
+            for part in span.parts:
+                parts[part.place, part.name] = self._cut(part, data, span.start)
+        return [(place, self._sample(place, parts[place, "json"], parts[place, "image"])) for place in places]
 
     def _spans(self, places: Sequence[int]) -> Iterator[_Span]:
+        rows = np.unique(np.array(places, dtype=np.int64))
+        wanted: list[_Part] = []
+        for name in ("json", "image"):
+            start, size = self._columns[f"{name}_offset"][rows], self._columns[f"{name}_size"][rows]
+            columns = (self._columns["shard"][rows], start, start + size, rows, self._columns[f"{name}_crc32"][rows])
+            shards, starts, stops, positions, checksums = (column.tolist() for column in columns)
+            names = [name] * len(rows)
+            wanted += map(_Part, shards, starts, stops, positions, names, checksums)
         span: _Span | None = None
-        for place in places:
-            shard, (start, stop) = int(self._columns["shard"][place]), self._bounds(place)
-            near = span and span.shard == shard and span.stop <= start <= span.stop + _GAP
-            if span and near and stop - span.start <= _SPAN:
-                span.stop = stop
-                span.places.append(place)
+        for part in sorted(wanted):
+            near = span is not None and span.shard == part.shard and part.start <= span.stop + _GAP
+            if span is not None and near and part.stop - span.start <= _SPAN:
+                span.stop = max(span.stop, part.stop)
+                span.parts.append(part)
                 continue
             if span:
                 yield span
-            span = _Span(shard, start, stop, [place])
+            span = _Span(part.shard, part.start, part.stop, [part])
         if span:
             yield span
 
-    def _sample(self, position: int, data: memoryview, base: int) -> Sample | Fault:
-        columns = self._columns
-        shard = self.index.meta["shards"][int(columns["shard"][position])]["path"]
-        parts = []
-        for name in ("json", "image"):
-            start, size = int(columns[f"{name}_offset"][position]), int(columns[f"{name}_size"][position])
-            part = bytes(data[start - base : start - base + size])
-            if len(part) < size:
-                return Fault(shard, start, "truncated", f"the shard ends within the {name}")
-            if zlib.crc32(part) != columns[f"{name}_crc32"][position]:
-                return Fault(shard, start, "checksum", f"the {name} is not what was indexed")
-            parts.append(part)
-        text, image = parts
+    def _is_sound(self, span: _Span, data: bytes) -> bool:
+        view = memoryview(data)
+        return not any(isinstance(self._cut(part, view, span.start), Fault) for part in span.parts)
+
+    def _cut(self, part: _Part, data: memoryview, base: int) -> bytes | Fault:
+        found = bytes(data[part.start - base : part.stop - base])
+        if len(found) < part.stop - part.start:
+            detail = f"the shard ends within the {part.name}"
+            return Fault(self._shard_name(part.place), part.start, "truncated", detail)
+        if zlib.crc32(found) != part.crc32:
+            detail = f"the {part.name} is not what was indexed"
+            return Fault(self._shard_name(part.place), part.start, "checksum", detail)
+        return found
+
+    def _shard_name(self, place: int) -> str:
+        return self.index.meta["shards"][int(self._columns["shard"][place])]["path"]
+
+    def _sample(self, position: int, text: bytes | Fault, image: bytes | Fault) -> Sample | Fault:
+        for part in (text, image):
+            if isinstance(part, Fault):
+                return part
+        assert isinstance(text, bytes) and isinstance(image, bytes)
+        shard = self._shard_name(position)
         ext = self._extensions[position]
-        start = int(columns["image_offset"][position])
+        start = int(self._columns["image_offset"][position])
         if ext not in IMAGE_EXTENSIONS:
             return Fault(shard, start, "image", f"a picture of type {ext!r}")
         if fault := self._image_faults[position] or image_fault(image, self.max_pixels, self.decode):
             return Fault(shard, start, "image", fault)
         try:
             return self._read_text(text, position, image, "jpg" if ext == "jpeg" else ext)
-        except (ValueError, RecursionError, BadRow) as bad:
-            return Fault(shard, int(columns["json_offset"][position]), "json", str(bad))
+        except (ValueError, BadRow) as bad:
+            return Fault(shard, int(self._columns["json_offset"][position]), "json", str(bad))
 
     def _read_text(self, text: bytes, position: int, image: bytes, ext: str) -> Sample:
-        sample_id = str(self.index.sample_id_of[position])
+        sample_id, task = str(self.index.sample_id_of[position]), str(self.index.task_of[position])
         if self._parse is None:
             sample = Sample.from_bytes(text, image, ext)
+            if sample.task != task:
+                raise BadRow(
+                    "json", f"the record is of task {sample.task!r:.80}, its place in the index of {task!r:.80}"
+                )
             return sample if sample.sample_id == sample_id else replace(sample, sample_id=sample_id)
-        record = self._parse(json.loads(text.decode()))
-        task = str(self.index.task_of[position])
+        record = self._parse(strictjson.loads(text))
         return Sample(sample_id, task, *record.parts(), record.answers, image, ext, record.meta)
 
-    def _fetch(self, shard: int, offset: int, size: int) -> bytes:
-        for wait in (*_WAITS, None):
-            try:
-                return self._fetch_once(shard, offset, size)
-            except FileNotFoundError:
-                raise UserError(
-                    "the shard is gone", where=self._shards[shard], fix="Bring it back, or write the stream again"
-                ) from None
-            except OSError as fault:
-                self.close()
-                if wait is None:
-                    raise UserError(
-                        f"the shard cannot be read: {fault}", where=self._shards[shard], fix="Check disk and network"
-                    ) from None
-                time.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
-
-    def _fetch_once(self, shard: int, offset: int, size: int) -> bytes:
-        # Under the lock no other thread can close the file that is being read.
+    def _source(self, shard: int) -> ByteSource:
         with self._lock:
-            file = self._file(shard)
-            if isinstance(file, int):
-                parts = []
-                while size > 0 and (part := os.pread(file, size, offset)):
-                    parts.append(part)
-                    offset, size = offset + len(part), size - len(part)
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-        try:
-            return file.fs.cat_file(file.path, start=offset, end=offset + size)
-        except OSError:
-            raise
-        except Exception as fault:  # each protocol's client has its own errors; none says anything of the bytes
-            raise OSError(f"{type(fault).__name__}: {fault}") from fault
-
-    def _file(self, shard: int) -> Any:
-        if shard not in self._files:
-            if len(self._files) >= _OPEN_FILES:
-                _close(self._files.pop(next(iter(self._files))))  # the one opened first: streams are read onwards
-            self._files[shard] = _open(self._shards[shard])
-        return self._files[shard]
-
-
-def _open(location: str) -> Any:
-    if not locations.is_url(location):
-        return os.open(location, os.O_RDONLY | os.O_CLOEXEC)
-    import fsspec
-
-    return fsspec.open(location, "rb")
-
-
-def _close(file: Any) -> None:
-    with contextlib.suppress(OSError):
-        os.close(file) if isinstance(file, int) else file.close()
+            if shard not in self._sources:
+                if len(self._sources) >= _OPEN_FILES:  # the one opened first goes: streams are read onwards
+                    self._sources.pop(next(iter(self._sources))).close()
+                self._sources[shard] = ByteSource(self._shards[shard])
+            return self._sources[shard]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamcvit.data import strictjson
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -59,9 +61,13 @@ class Sample:
         """Inverse of `text_bytes`.
 
         Raises:
-            ValueError: the bytes are not UTF-8 JSON of the expected shape (the message says what is off).
+            ValueError: the bytes are no JSON (as `strictjson` reads it) of the expected shape; the message says why.
         """
-        record = json.loads(text.decode())
+        return cls.from_record(strictjson.loads(text), image, image_ext)
+
+    @classmethod
+    def from_record(cls, record: Any, image: bytes, image_ext: str) -> Sample:
+        """As `from_bytes`, from the value of the JSON text."""
         if not isinstance(record, dict):
             raise ValueError("expected a JSON object")
         try:

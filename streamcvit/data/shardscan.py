@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from streamcvit.data import locations
+from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import image_fault
 from streamcvit.data.tarscan import Fault, Group, HashingStream, scan_groups
+from streamcvit.errors import UserError
 
 SCHEMA = pa.schema(
     [
@@ -56,35 +56,40 @@ class ShardScan:
 
 
 def scan_shards(named: Iterable[tuple[str, str]], format: str = "streamcvit", task: str = "") -> ShardScan:
-    """Scan shards, given as (name in the index, location), in stream order."""
+    """Scan shards, given as (name in the index, location), in stream order.
+
+    Raises:
+        UserError: one cannot be read (the message gives the byte).
+    """
     scan = ShardScan()
     for name, location in named:
         with contextlib.closing(locations.open_binary(location)) as raw:
             stream = HashingStream(raw)
-            for found in scan_groups(stream, name):
-                if isinstance(found, Fault):
-                    scan.faults.append(found)
-                    continue
-                fault = _add_row(scan, len(scan.shards), found, name, format, task)
-                if fault:
-                    scan.faults.append(fault)
+            try:
+                for found in scan_groups(stream, name):
+                    fault = found if isinstance(found, Fault) else _add_row(scan, found, name, format, task)
+                    if fault:
+                        scan.faults.append(fault)
+            except OSError as error:
+                what = f"cannot be read on from byte {stream.position}: {error.strerror or error}"
+                raise UserError(what, where=location, fix="Check the disk") from None
             scan.shards.append({"path": name, "bytes": stream.position, "sha256": stream.hexdigest()})
     return scan
 
 
-def _add_row(scan: ShardScan, shard: int, group: Group, name: str, format: str, task: str) -> Fault | None:
+def _add_row(scan: ShardScan, group: Group, name: str, format: str, task: str) -> Fault | None:
     text, image = group.members["json"], group.image
     assert image is not None
     try:
-        row = FORMATS[format](json.loads(text.data.decode()))
-    except (ValueError, RecursionError, BadRow) as wrong:
-        return Fault(name, text.offset, "json", f"key {group.key!r}: {wrong}")
+        row = FORMATS[format](strictjson.loads(text.data))
+    except (ValueError, BadRow) as wrong:
+        return Fault(name, text.offset, "json", f"key {group.key!r:.200}: {wrong}")
     if not (row.task or task):
-        return Fault(name, text.offset, "json", f"key {group.key!r} names no task")
+        return Fault(name, text.offset, "json", f"key {group.key!r:.200} names no task")
     values = {
         "sample_id": row.sample_id or group.key,
         "task": row.task or task,
-        "shard": shard,
+        "shard": len(scan.shards),
         "json_offset": text.offset,
         "json_size": text.size,
         "image_offset": image.offset,

@@ -16,11 +16,18 @@ from typing import BinaryIO
 BLOCK = 512
 MAX_MEMBER = 64 << 20
 """Bytes; a larger member is a fault: no picture or record of a stream is that large."""
+MAX_SHARD = 64 << 30
+"""Bytes; what lies behind them is not read: a stream without end must not be read for ever."""
+MAX_EXTENSION = 64 << 10
+"""Bytes of a pax header: some thousand times what names and time stamps need."""
+MAX_NAME = 1024
+"""Characters of a member's name."""
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 EXTENSIONS = ("json", "txt", *IMAGE_EXTENSIONS)
 """The only members that are ever looked at."""
 
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _HARMLESS_PAX = ("mtime", "atime", "ctime", "comment")
 
 
@@ -93,9 +100,9 @@ class HashingStream:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def drain(self) -> bool:
-        """Read to the end; true where any byte of the rest is not zero."""
+        """Read to the end, or to `MAX_SHARD`; true where any byte of the rest is not zero."""
         dirty = False
-        while part := self.read(1 << 20):
+        while self.position < MAX_SHARD and (part := self.read(1 << 20)):
             dirty = dirty or part.count(0) != len(part)
         return dirty
 
@@ -105,16 +112,22 @@ class HashingStream:
 
 
 def _number(raw: bytes) -> int:
-    return int(raw.split(b"\0")[0].strip() or b"0", 8)
+    match = _OCTAL.fullmatch(raw)
+    if not match:
+        raise ValueError(f"{raw!r} is no octal number")
+    return int(match[1] or b"0", 8)
 
 
 def _pax_path(records: bytes) -> str | None:
     """The name a pax header gives the next member; ValueError where it changes anything else."""
+    if len(records) > MAX_EXTENSION:
+        raise ValueError(f"an extension header of {len(records)} bytes; at most {MAX_EXTENSION} are allowed")
     path = None
     while records:
-        length = int(records.partition(b" ")[0])
+        digits = records[:8].partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
         record, records = records[:length], records[length:]
-        if length <= 0 or not record.endswith(b"\n"):
+        if length != len(record) or not record.endswith(b"\n"):
             raise ValueError("malformed extension header")
         key, _, value = record.partition(b" ")[2][:-1].partition(b"=")
         name = key.decode()
@@ -127,6 +140,8 @@ def _pax_path(records: bytes) -> str | None:
 
 def _refusal(name: str, kind: bytes) -> str:
     """Why a member is not looked at; empty where it is fine."""
+    if len(name) > MAX_NAME:
+        return f"a member has a name of {len(name)} characters; at most {MAX_NAME} are read"
     if kind not in (b"0", b"\0"):
         kinds = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
         return f"member {name!r} is {kinds.get(kind, f'of unknown type {kind!r}')}"
@@ -144,6 +159,9 @@ def scan_members(stream: HashingStream, shard: str) -> Iterator[Member | Fault]:
     pax_name: str | None = None
     while not ended:
         start = stream.position
+        if start >= MAX_SHARD:
+            yield Fault(shard, start, "size", f"the shard is larger than {MAX_SHARD} bytes", fatal=True)
+            return
         header = stream.read(BLOCK)
         if len(header) < BLOCK:
             yield Fault(shard, start, "truncated", "the file ends without the end-of-archive mark", fatal=True)
@@ -152,6 +170,8 @@ def scan_members(stream: HashingStream, shard: str) -> Iterator[Member | Fault]:
             if any(stream.read(BLOCK)):
                 yield Fault(shard, start, "header", "a zeroed block where a header should be", fatal=True)
                 break
+            if start == 0:
+                yield Fault(shard, start, "empty", "the shard holds no member", fatal=True)
             ended = True
             continue
         try:
@@ -171,7 +191,9 @@ def scan_members(stream: HashingStream, shard: str) -> Iterator[Member | Fault]:
         stream.read(-size % BLOCK)
         name = pax_name or (f"{prefix}/{name}" if prefix else name)
         if len(data) < size:
-            yield Fault(shard, start, "truncated", f"member {name!r} has {len(data)} of its {size} bytes", fatal=True)
+            yield Fault(
+                shard, start, "truncated", f"member {name!r:.200} has {len(data)} of its {size} bytes", fatal=True
+            )
             return
         if kind == b"x":
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import zlib
 from collections import Counter
@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from streamcvit.data import strictjson
 from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow, Record
 from streamcvit.data.images import sniff
+from streamcvit.data.locations import NotRegular, open_regular
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
+from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
 
 
@@ -69,7 +72,8 @@ class Row:
             UserError: the picture is gone.
         """
         try:
-            image = Path(self.image_path).read_bytes()
+            with os.fdopen(open_regular(self.image_path), "rb") as stream:
+                image = stream.read(MAX_MEMBER + 1)
         except OSError as fault:
             raise UserError(f"the picture cannot be read: {fault.strerror}", where=self.image_path) from None
         texts = (self.sample_id, self.task, self.question, self.instruction)
@@ -137,7 +141,7 @@ def read_rows(
     for number, raw in enumerate(_rows_of(path)):
         name = f"{task}/{path.stem}/{number:06d}"
         try:
-            if isinstance(raw, BadRow):
+            if isinstance(raw, ValueError):
                 raise raw
             record = FORMATS[format](raw)
             name = record.sample_id or name
@@ -152,11 +156,12 @@ def read_rows(
             yield row
         except BadRow as fault:
             yield Quarantined(-1, name, fault.reason, f"{path}: row {number}: {fault}")
-        except (ValueError, RecursionError) as fault:
+        except ValueError as fault:
             yield Quarantined(-1, name, "json", f"{path}: row {number}: {fault}")
 
 
 def _rows_of(path: Path) -> Iterator[Any]:
+    """Rows; those that are no sound JSON come as the ValueError that says so."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as fault:
@@ -164,35 +169,38 @@ def _rows_of(path: Path) -> Iterator[Any]:
     except UnicodeDecodeError as fault:
         raise UserError(f"is not UTF-8: {fault}", where=str(path), fix="Convert the file to UTF-8") from None
     if path.suffix == ".jsonl":
-        for line in filter(str.strip, text.splitlines()):
+        for line in filter(str.strip, text.split("\n")):
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as fault:
-                yield BadRow("json", str(fault))
+                yield strictjson.loads(line)
+            except ValueError as fault:
+                yield fault
         return
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as fault:
-        raise UserError(f"is no JSON: {fault}", where=str(path), fix="Fetch the file again") from None
-    if not isinstance(rows, list):
-        raise UserError("is no JSON list of rows", where=str(path), fix="Name JSON lines *.jsonl")
-    yield from rows
+        yield from strictjson.rows(text)
+    except ValueError as fault:
+        fix = "Fetch the file again, or name JSON lines *.jsonl"
+        raise UserError(f"is no JSON list of rows: {fault}", where=str(path), fix=fix) from None
 
 
 def _resolve(record: Record, name: str, task: str, images: Path, instructions: Sequence[str]) -> Row:
-    # Half a surrogate pair is legal in JSON but not in UTF-8; the ValueError quarantines the row here, not the writer.
-    "".join((name, record.prompt or "", *record.answers, json.dumps(record.meta, ensure_ascii=False))).encode()
     if not record.image:
         raise BadRow("shape", "the row names no picture")
     picture = images / record.image
     try:
-        with picture.open("rb") as stream:
-            head = stream.read(12)
-    except (OSError, ValueError) as fault:
-        raise BadRow("missing", f"the picture {record.image!r} cannot be opened: {fault}") from None
+        with os.fdopen(open_regular(picture), "rb") as stream:
+            size, head = os.fstat(stream.fileno()).st_size, stream.read(12)
+    except (FileNotFoundError, NotADirectoryError, NotRegular) as fault:
+        raise BadRow("missing", f"the picture {record.image!r:.200} cannot be opened: {fault.strerror}") from None
+    except OSError as fault:
+        if fault.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise BadRow("missing", f"the picture {record.image!r:.200} cannot be opened: {fault.strerror}") from None
+        # Anything else says something of this machine, not of the row.
+        raise UserError(f"the picture cannot be read: {fault.strerror}", where=str(picture)) from None
     ext = sniff(head)
     if not ext:
-        raise BadRow("image", f"the picture {record.image!r} is neither PNG, JPEG nor WebP")
+        raise BadRow("image", f"the picture {record.image!r:.200} is neither PNG, JPEG nor WebP")
+    if size > MAX_MEMBER:
+        raise BadRow("image", f"the picture {record.image!r:.200} has {size} bytes; at most {MAX_MEMBER} are allowed")
     return Row(name, task, *record.parts(instructions), record.answers, str(picture), ext, record.meta)
 
 

@@ -12,6 +12,7 @@ from streamcvit.data import locations
 from streamcvit.data.images import MAX_PIXELS
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
+from streamcvit.data.sample import Sample
 from streamcvit.data.tarscan import Fault, HashingStream, scan_groups
 from streamcvit.errors import UserError
 
@@ -95,10 +96,21 @@ def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> 
     readable = np.flatnonzero(~lost)
     with ShardReader(index, max_pixels, decode=True) as reader:
         for start in range(0, len(readable), _AT_ONCE):
-            for _, found in reader.examine(readable[start : start + _AT_ONCE].tolist()):
+            for found in _examine(reader, readable[start : start + _AT_ONCE].tolist()):
                 if isinstance(found, Fault):
                     report.unreadable += 1
                     report.problems.append(found)
+
+
+def _examine(reader: ShardReader, places: list[int]) -> list[Sample | Fault]:
+    try:
+        return [found for _, found in reader.examine(places)]
+    except UserError as fault:  # from a URL, bytes that never come as indexed are an error
+        if len(places) > 1:
+            return [found for place in places for found in _examine(reader, [place])]
+        index, place = reader.index, places[0]
+        shard = index.meta["shards"][int(index.column("shard")[place])]["path"]
+        return [Fault(shard, int(index.column("json_offset")[place]), "fetch", fault.what)]
 
 
 def _verify_shard(location: str, note: dict) -> tuple[list[Fault], bool]:

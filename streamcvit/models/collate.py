@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from streamcvit.data.images import decode_image
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
-from streamcvit.models.images import decode_image
 from streamcvit.models.processor import load_processor
 
 _PROBE = "probe"
+_TOKEN_CHARACTERS = 64  # few tokenizers have a longer token
+MAX_CHARACTERS = 1 << 20
+"""Characters of prompt and answer that are tokenised where the model knows no longest row."""
 
 
 class UnusableSamples(UserError):
@@ -106,10 +109,10 @@ class Collator:
         Raises:
             UnusableSamples: an image that cannot be decoded, or a row longer than `max_length`.
         """
-        answers = self.tokenizer(
-            [self._lead + self._plain(sample.answer) for sample in samples], add_special_tokens=False
-        )["input_ids"]
-        return self._collate(samples, [[*answer, self.end_token_id] for answer in answers], left=False)
+        short, reasons = self._sift(samples)
+        texts = [self._lead + self._plain(sample.answer) for sample in short]
+        answers = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if short else []
+        return self._collate(short, [[*answer, self.end_token_id] for answer in answers], reasons, left=False)
 
     def prompts(self, samples: Sequence[Sample]) -> ModelInputs:
         """Left-padded prompts, ready for generation; `answer_mask` is all false.
@@ -117,7 +120,8 @@ class Collator:
         Raises:
             UnusableSamples: as `train`.
         """
-        return self._collate(samples, [[] for _ in samples], left=True)
+        short, reasons = self._sift(samples)
+        return self._collate(short, [[] for _ in short], reasons, left=True)
 
     def decode(self, token_ids: Sequence[Sequence[int]] | torch.Tensor) -> list[str]:
         """The text of each row up to its first stop token, without special tokens and outer whitespace."""
@@ -129,10 +133,20 @@ class Collator:
         texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]
 
-    def _collate(self, samples: Sequence[Sample], answers: list[list[int]], left: bool) -> ModelInputs:
+    def _sift(self, samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, tuple[str, str]]]:
+        """Samples whose text may fit, and why the others cannot: megabytes take a tokenizer many seconds."""
         if not samples:
             raise ValueError("a batch needs one sample or more")
-        reasons: dict[str, tuple[str, str]] = {}
+        limit = self.max_length * _TOKEN_CHARACTERS if self.max_length else MAX_CHARACTERS
+        reasons = {}
+        for sample in samples:
+            if (length := len(sample.prompt) + len(sample.answer)) > limit:
+                reasons[sample.sample_id] = ("length", f"{length} characters; at most {limit} are looked at")
+        return [sample for sample in samples if sample.sample_id not in reasons], reasons
+
+    def _collate(
+        self, samples: Sequence[Sample], answers: list[list[int]], reasons: dict[str, tuple[str, str]], left: bool
+    ) -> ModelInputs:
         pairs = list(zip(samples, answers, strict=True))
         while pairs:
             try:

@@ -1,0 +1,161 @@
+"""Pictures of every odd kind: one upright RGB picture, or one verdict."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from streams import picture
+
+from streamcvit.data import images
+from streamcvit.data.images import decode_image, image_fault
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, *more):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + bytes(3 * width)) * height if width * height < 1e6 else b""))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + rows + chunk(b"IEND", b"")
+
+
+CORNER = np.zeros((8, 16), dtype=np.uint8)
+CORNER[:4, :4] = 255
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientations_are_applied_in_all_formats(format, orientation):
+    """The array that a viewer would show, by the definition of the EXIF tag."""
+    expected = {
+        1: CORNER,
+        2: CORNER[:, ::-1],
+        3: CORNER[::-1, ::-1],
+        4: CORNER[::-1],
+        5: CORNER.T,
+        6: np.rot90(CORNER, -1),
+        7: CORNER[::-1, ::-1].T,
+        8: np.rot90(CORNER),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = np.asarray(decode_image(encoded(Image.fromarray(CORNER), format, exif=exif, quality=100)))[..., 0]
+    assert shown.shape == expected.shape
+    assert np.abs(shown.astype(int) - expected).max() < 30
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "a loop"])
+def test_damaged_exif_counts_as_none(damage):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    good = encoded(Image.new("RGB", (16, 8)), "JPEG", exif=exif)
+    at = good.index(b"Exif\0\0") + 6
+    bad = {
+        "cut": b"MM\0*\xff\xff\xff\xff" + good[at + 8 : at + 14],
+        "garbage": b"\xff" * 14,
+        "a loop": b"MM\0*\0\0\0\x08\0\x01\0\0\0\0",
+    }[damage]
+    assert decode_image(good).size == (8, 16)
+    assert decode_image(good[:at] + bad + good[at + 14 :]).size == (16, 8)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_counts(format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    moving = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert decode_image(moving).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "EPS", "ICO", "PDF"])
+def test_other_formats_are_refused_whatever_they_are_called(format):
+    """Among them EPS, for which Pillow would run Ghostscript."""
+    data = encoded(Image.new("RGB", (8, 8)), format)
+    assert image_fault(data) == "the picture is neither PNG, JPEG nor WebP"
+    with pytest.raises(ValueError, match="neither PNG"):
+        decode_image(data)
+
+
+def test_a_hidden_picture_of_another_format_is_not_opened():
+    eps = encoded(Image.new("RGB", (8, 8)), "EPS")
+    assert "no picture" in image_fault(b"\xff\xd8\xff" + eps)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
+        ("I;16", 0x80FF, (128, 128, 128)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb_by_the_stated_rule(mode, value, expected):
+    shown = decode_image(encoded(Image.new(mode, (3, 2), value)))
+    assert (shown.mode, shown.size, shown.getpixel((1, 1))) == ("RGB", (3, 2), expected)
+
+
+def test_one_pixel_is_a_picture_and_none_is_not():
+    assert decode_image(encoded(Image.new("RGB", (1, 1), "red"))).getpixel((0, 0)) == (255, 0, 0)
+    for width, height in ((0, 8), (8, 0), (0, 0)):
+        assert image_fault(png(width, height)) != ""
+
+
+def test_a_line_that_would_be_scaled_to_gigabytes_is_refused():
+    assert image_fault(png(200, 1)) == ""
+    for size in ((201, 1), (1, 201), (65_535, 1)):
+        assert "may differ 200-fold at most" in image_fault(png(*size))
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(monkeypatch):
+    good = picture(1, 16, "JPEG")
+    at = good.index(b"\xff\xda")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    assert "scans; at most 100" in image_fault(good[:at] + good[at : at + 14] * 200 + good[at:])
+    monkeypatch.undo()
+    assert image_fault(encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)) == ""
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_texts_and_profiles_that_unpack_to_much_stay_small(kind):
+    import tracemalloc
+
+    head = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0"}[kind]
+    data = png(8, 8, chunk(kind, head + zlib.compress(bytes(200 << 20), 9)))
+    tracemalloc.start()
+    try:
+        image_fault(data)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_a_cut_picture_is_refused(format, share):
+    whole = picture(1, 64, format)
+    assert "cannot be decoded" in image_fault(whole[: int(len(whole) * share)])
+
+
+def test_a_verdict_holds_no_address_of_this_process():
+    verdict = image_fault(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    assert verdict == "the picture cannot be decoded: no picture"
+
+
+def test_the_limits_are_those_that_the_documentation_lists(request):
+    text = (request.config.rootpath / "docs" / "security.md").read_text()
+    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS):
+        assert f"{value:,}" in text

@@ -1,0 +1,165 @@
+"""Shards behind HTTP: only the needed ranges come, faults of the way are tried again, wrong bytes never pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streams import TASKS, stream_samples, test_sets
+from webserver import serving
+
+from streamcvit.data import locations
+from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.reader import ShardReader
+from streamcvit.data.sample import Sample
+from streamcvit.data.shards import write_stream
+from streamcvit.data.verify import verify
+from streamcvit.errors import UserError
+
+ROWS = [one for _, one in stream_samples()]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("remote")
+    return write_stream(folder / "s", stream_samples(), TASKS, test_sets(), seed=0, samples_per_shard=15)
+
+
+@pytest.fixture
+def site(written, monkeypatch):
+    monkeypatch.setattr(locations, "WAITS", (0.01, 0.01, 0.01))
+    locations._http_options.cache_clear()
+    with serving(Path(written.folder)) as site:
+        yield site
+    locations._http_options.cache_clear()
+
+
+def shards_asked(site):
+    return [one for one in site.asked if one[0].endswith(".tar")]
+
+
+def test_only_the_ranges_that_are_needed_come_and_neighbours_come_at_once(site, written):
+    reader = ShardReader(StreamIndex.open(site.url))
+    assert reader.read(range(4, 12)) == ROWS[4:12]
+    first, last = (
+        written.column("json_offset")[4],
+        written.column("image_offset")[11] + written.column("image_size")[11],
+    )
+    assert shards_asked(site) == [("shard-000000.tar", first, last)]
+    site.asked.clear()
+    assert reader.read([39, 0, 17, 1]) == [ROWS[place] for place in (39, 0, 17, 1)]
+    assert [name for name, *_ in shards_asked(site)] == [f"shard-00000{n}.tar" for n in range(3)]
+    assert sum(stop - start for _, start, stop in shards_asked(site)) < 8192
+
+
+def test_an_index_on_the_web_is_the_index(site, written):
+    remote = StreamIndex.open(site.url)
+    assert remote.digest == written.digest
+    test = remote.eval_index()
+    assert ShardReader(test).read(range(6)) == [one for task in TASKS for one in test_sets()[task]]
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "cut", "short", "wrong", "whole", "page", "redirect"])
+def test_what_goes_wrong_on_the_way_is_tried_again(site, fault):
+    reader = ShardReader(StreamIndex.open(site.url))
+    site.faults.extend([fault, fault])
+    assert reader.read([3, 20]) == [ROWS[3], ROWS[20]]
+    assert not site.faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("503", "503"),
+        ("reset", "disconnected|reset"),
+        ("cut", "not completed|payload"),
+        ("short", "bytes came instead of"),
+        ("wrong", "not those that were indexed"),
+        ("whole", "bytes came instead of"),
+        ("page", "bytes came instead of"),
+        ("redirect", "file:|redirect"),
+        ("gone", "no such file"),
+    ],
+)
+def test_what_stays_wrong_stops_with_the_shards_name_and_quarantines_nothing(site, fault, says):
+    reader = ShardReader(StreamIndex.open(site.url))
+    site.always = fault
+    with pytest.raises(UserError, match=f"(?is){site.url}/shard-000001.tar: .*({says})"):
+        reader.read([20])
+    site.always = ""
+    assert reader.read([20]) == [ROWS[20]]
+
+
+def test_a_server_that_falls_silent_is_given_up(site, monkeypatch):
+    monkeypatch.setattr(locations, "_PAUSE", 0.2)
+    reader = ShardReader(StreamIndex.open(site.url))
+    site.faults.append("slow")
+    assert reader.read([5]) == [ROWS[5]]
+    site.always = "slow"
+    with pytest.raises(UserError, match="shard-000000.tar: .*Timeout"):
+        reader.read([5])
+
+
+def test_an_answer_without_end_is_cut_off(site, monkeypatch):
+    monkeypatch.setattr(locations, "MAX_RESPONSE", 4096)
+    site.always = "whole"
+    index = index_of(site, monkeypatch)
+    with pytest.raises(UserError, match="shard-000000.tar: .*larger than 4096 bytes"):
+        ShardReader(index).read([0])
+
+
+def index_of(site, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(locations, "MAX_RESPONSE", 1 << 20)
+        return StreamIndex.open(site.url)
+
+
+def test_answers_are_never_unpacked(site):
+    site.always = "packed"
+    assert ShardReader(StreamIndex.open(site.url)).read([2]) == [ROWS[2]]
+
+
+def test_shards_on_the_web_are_indexed_from_here(site, tmp_path, written):
+    urls = [f"{site.url}/shard-00000{number}.tar" for number in range(3)]
+    site.faults.extend(["503", "cut", "short"])
+    index = index_shards(urls, tmp_path, TASKS, samples_per_chunk=10)
+    assert [note["sha256"] for note in index.meta["shards"]] == [note["sha256"] for note in written.meta["shards"]]
+    assert ShardReader(StreamIndex.open(tmp_path)).read(range(40)) == ROWS
+
+
+def test_an_index_is_copied_and_its_shards_stay_where_they_are(site, tmp_path, written):
+    copy = StreamIndex.open(site.url).copy_to(tmp_path / "stream")
+    assert sorted(path.name for path in (tmp_path / "stream").rglob("*") if path.is_file()) == ["index.parquet"] * 2
+    opened = StreamIndex.open(tmp_path / "stream")
+    assert opened.digest == copy.digest == written.digest
+    assert opened.shards[0] == f"{site.url}/shard-000000.tar"
+    assert isinstance(ShardReader(opened.eval_index()).read([0])[0], Sample)
+    StreamIndex.open(site.url).copy_to(tmp_path / "stream")
+    other = write_stream(tmp_path / "other", stream_samples(20), TASKS, test_sets(), seed=0)
+    with pytest.raises(UserError, match="another stream"):
+        StreamIndex.open(site.url).copy_to(other.folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../other/shard.tar", "http://127.0.0.1:1/x.tar", "file:///etc/passwd"]
+)
+def test_an_index_on_the_web_cannot_lead_elsewhere(site, written, tmp_path, name):
+    written.meta["shards"][0]["path"], kept = name, written.meta["shards"][0]["path"]
+    StreamIndex(tmp_path, written.table, written.meta).save()
+    written.meta["shards"][0]["path"] = kept
+    with serving(tmp_path) as evil, pytest.raises(UserError, match="points out of its folder|no location"):
+        StreamIndex.open(evil.url)
+
+
+def test_damage_on_the_web_is_found_by_verify(site, written):
+    assert verify(site.url).ok
+    at = int(written.column("image_offset")[16])
+    path = site.folder / "shard-000001.tar"
+    good = path.read_bytes()
+    path.write_bytes(good[: at + 5] + bytes([good[at + 5] ^ 1]) + good[at + 6 :])
+    try:
+        report = verify(site.url)
+    finally:
+        path.write_bytes(good)
+    assert report.unreadable == 1
+    assert {fault.reason for fault in report.problems} == {"checksum", "fetch"}
