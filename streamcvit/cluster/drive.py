@@ -50,7 +50,6 @@ class Driver:
         self.jobs: deque[Job] = deque()
         self.open: dict[tuple[str, int], set[str]] = {}  # boundary -> tasks not scored yet
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
-        self.restarts: dict[str, int] = {}
 
     def run(self) -> None:
         """Until all is done.
@@ -61,6 +60,12 @@ class Driver:
         chunks = self._chunks_to_learn()
         for folder in self.folders.values():
             self._finish_if_done(folder)
+        try:
+            self._loop(chunks)
+        finally:
+            self._note_restarts()
+
+    def _loop(self, chunks: Iterator[tuple[str, int]]) -> None:
         learning = 0
         more = True
         while more or self.pending or self.jobs:
@@ -136,14 +141,16 @@ class Driver:
 
     def _watch(self) -> None:
         """Pass the learner's newest word on to the person watching, and note restarts."""
-        progress, restarts = self.pool.latest()
+        progress = self.pool.latest()
         if progress is not None:
             self.view.progress(progress.run, progress.cursor, progress.loss, progress.samples_per_second)
-        for actor, count in restarts.items():
-            if count > self.restarts.get(actor, 0):
-                self.restarts[actor] = count
-                self.view.message(f"{actor} was restarted ({count})")
-                for folder in self.folders.values():
-                    if not folder.finished():
-                        folder.event("restart", actor=actor, count=count)
-                        break
+        self._note_restarts()
+
+    def _note_restarts(self) -> None:
+        """In the folder of the method that is under way: the first that is not finished, or the last."""
+        for restart in self.pool.restarts():
+            folders = list(self.folders.values())
+            folder = next((folder for folder in folders if not folder.finished()), folders[-1])
+            folder.event("restart", actor=restart.actor, cause=restart.cause, detail=restart.detail)
+            self.view.message(f"{restart.actor} is replaced ({restart.cause})")
+            self.pool.folder_changed(str(folder.path))

@@ -12,7 +12,7 @@ import yaml
 from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
-from streamcvit.cluster.session import session
+from streamcvit.cluster.session import metrics_token, session
 from streamcvit.cluster.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
@@ -76,8 +76,10 @@ def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView
     if local:
         yield LocalPool(config, stream, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second))
         return
-    with session(config, size) as ray:
-        yield RayPool(ray, config, stream)
+    with metrics_token(config.monitor) as (token, path), session(config, size) as ray:
+        if path:
+            view.message(f"the metrics want the token in {path}")
+        yield RayPool(ray, config, stream, token)
 
 
 def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:

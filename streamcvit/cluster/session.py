@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from streamcvit.config import RunConfig
+from streamcvit.config import MonitorConfig, RunConfig
 from streamcvit.errors import UserError
 
 ACTOR_MIB = 450  # a process with torch, transformers and peft, before its model (measured: 330-400 MiB USS)
@@ -38,6 +39,40 @@ def check_memory(config: RunConfig, base_bytes: int) -> None:
             f"too little memory: the actors need about {need} MiB, {free} MiB are free",
             fix="Close programs, lower cluster.ingest_actors or cluster.evaluators, or use --local",
         )
+
+
+@contextlib.contextmanager
+def metrics_token(config: MonitorConfig) -> Iterator[tuple[str, str]]:
+    """What a reader of the metrics must show, and the file it is in; both empty where they stay on this machine.
+
+    Raises:
+        UserError: the token's file is missing, empty, or readable by everyone.
+    """
+    if config.token_file:
+        path = Path(config.token_file)
+        try:
+            token, mode = path.read_text(encoding="utf-8").strip(), path.stat().st_mode
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot be read ({error})", where="monitor.token_file", fix="Give a file") from None
+        if not token or mode & 0o007:
+            reason = "is open to every user of this machine" if token else "is empty"
+            raise UserError(reason, where=str(path), fix=f"Put a long random token in it, and chmod 600 {path}")
+        yield token, str(path)
+    elif _loopback(config.host):
+        yield "", ""
+    else:
+        with tempfile.NamedTemporaryFile("w", prefix="streamcvit-token-", encoding="ascii") as file:  # mode 0600
+            token = secrets.token_urlsafe(32)
+            file.write(token)
+            file.flush()
+            yield token, file.name
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @contextlib.contextmanager
@@ -73,7 +108,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
         settings: dict[str, Any] = {
             "logging_level": "error",
             "log_to_driver": False,
-            "namespace": f"streamcvit-{os.getpid()}",
+            "namespace": f"streamcvit-{secrets.token_hex(4)}",
         }
         if local:
             settings |= {
