@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import os
 import secrets
@@ -91,8 +92,9 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = config.cluster.address == "local"
-    private = Path(tempfile.mkdtemp(prefix="scv-"))  # short: Ray puts sockets below it, their paths end at 107 bytes
-    try:
+    # A cluster that is joined is asked for a token too, unless the user has told Ray otherwise.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    with _private_folder() as private:
         if local:
             check_memory(config, base_bytes)
             token = private / "token"
@@ -122,7 +124,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             settings["address"] = config.cluster.address
         try:
             ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"Ray does not start: {reason}", fix="Run `streamcvit doctor`, or add --local") from None
         try:
@@ -136,5 +138,20 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder of this process alone; those that killed processes left behind are removed on the way."""
+    root, prefix = Path(tempfile.gettempdir()), "scv-"  # short: Ray's sockets lie below, their paths end at 107 bytes
+    for lock in root.glob(f"{prefix}*/lock"):
+        with contextlib.suppress(OSError), open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+            shutil.rmtree(lock.parent)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        with open(folder / "lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield folder
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
