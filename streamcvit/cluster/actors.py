@@ -94,6 +94,7 @@ class LearnerActor:
             stream,
             RemoteFeed(config, stream),
             progress=lambda word: ray.get_actor(MONITOR).progress.remote(word),
+            stop=lambda: ray.get_runtime_context().is_canceled(),
         )
         _born("learner")
 
@@ -101,7 +102,10 @@ class LearnerActor:
         return self.worker.base.digest
 
     def learn_chunk(self, method: str, chunk: int) -> tuple[ChunkReport, Any]:
-        """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit)."""
+        """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit).
+
+        Where the driver cancels the call, the learner commits after the batch it is at; nobody reads what it returns.
+        """
         report = self.worker.learn_chunk(method, chunk)
         fresh = report.version == self.worker.learner.step
         return report, [ray.put(self.worker.learner.snapshot())] if fresh else None

@@ -6,11 +6,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 
+STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
 
 
@@ -27,6 +29,8 @@ class Pool(Protocol):
     def evaluate(self, job: Job) -> Hashable: ...
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]: ...
+
+    def stop(self, pending: list[Any]) -> None: ...
 
     def latest(self) -> tuple[Progress | None, dict[str, int]]: ...
 
@@ -45,8 +49,9 @@ class LocalPool:
     learn_ahead = 1
     url = ""
 
-    def __init__(self, config: RunConfig, stream: str, progress: Any = lambda _: None) -> None:
-        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress)
+    def __init__(self, config: RunConfig, stream: str, stop: Stop, progress: Any = lambda _: None) -> None:
+        self.signals = stop
+        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress, lambda: stop.requested)
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
 
@@ -54,10 +59,14 @@ class LocalPool:
         return _Done(self.learner.learn_chunk(method, chunk))
 
     def evaluate(self, job: Job) -> Hashable:
-        return _Done(self.evaluator.evaluate(job))
+        with self.signals.patience(False):  # nothing is written here: a stop need not wait
+            return _Done(self.evaluator.evaluate(job))
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
         return [(done, done.value) for done in pending]
+
+    def stop(self, pending: list[Any]) -> None:
+        pass  # between two calls nothing runs
 
     def latest(self) -> tuple[Progress | None, dict[str, int]]:
         return None, {}
@@ -103,7 +112,7 @@ class RayPool:
             for i in range(self.evaluators)
         ]
         self.busy: dict[Any, Any] = {}
-        self.snapshots: dict[tuple[str, int], Any] = {}
+        self.snapshots: dict[tuple[str, str], Any] = {}
         self.base_digest = self._get(self.learner.ready.remote())
         for actor in [*self.ingest, *self.workers]:
             self._get(actor.ready.remote())
@@ -114,7 +123,7 @@ class RayPool:
     def evaluate(self, job: Job) -> Hashable:
         taken = set(self.busy.values())
         number = next(i for i in range(self.evaluators) if i not in taken)
-        future = self.workers[number].evaluate.remote(job, self.snapshots.get((job.method, job.version)))
+        future = self.workers[number].evaluate.remote(job, self.snapshots.get((job.method, job.digest)))
         self.busy[future] = number
         return future
 
@@ -127,11 +136,19 @@ class RayPool:
             if isinstance(value, tuple):
                 value, snapshot = value
                 if snapshot is not None:
-                    self.snapshots[value.method, value.version] = snapshot
+                    self.snapshots[value.method, value.digest] = snapshot
                     for key in list(self.snapshots)[:-KEPT_SNAPSHOTS]:
                         del self.snapshots[key]
             results.append((future, value))
         return results
+
+    def stop(self, pending: list[Any]) -> None:
+        """Have the learner commit after the batch it is at, and wait for that; evaluations are asked again later."""
+        learning = [future for future in pending if future not in self.busy]
+        for future in reversed(learning):  # the waiting one first, so that it does not begin
+            self.ray.cancel(future, recursive=False)
+        if learning:
+            self.ray.wait(learning, num_returns=len(learning), timeout=STOP_SECONDS)
 
     def latest(self) -> tuple[Progress | None, dict[str, int]]:
         return self._get(self.monitor.latest.remote())
