@@ -106,7 +106,9 @@ class LearnerConfig(Section):
         1, ge=1, description="CPU threads of learner and evaluators; other counts give other roundings"
     )
     commit_every: int = Field(0, ge=0, description="steps between commits inside a chunk; 0: chunk boundaries only")
-    keep_commits: int = Field(2, ge=1, description="newest commits kept resumable; older ones keep the adapter")
+    keep_commits: int = Field(
+        2, ge=2, description="newest commits kept resumable, one of them to fall back to; older ones keep the adapter"
+    )
 
 
 class MethodConfig(Section):

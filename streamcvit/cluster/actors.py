@@ -190,7 +190,9 @@ class LearnerActor(Actor):
     @cached_property
     def worker(self) -> LearnerWorker:
         feed = RemoteFeed(self.config, self.stream, self.move)
-        worker = LearnerWorker(self.config, self.stream, feed, self._tell)
+        worker = LearnerWorker(
+            self.config, self.stream, feed, self._tell, stop=lambda: ray.get_runtime_context().is_canceled()
+        )
         self.count_forwards(worker.base.model)
         return worker
 
@@ -203,7 +205,10 @@ class LearnerActor(Actor):
 
     @work
     def learn_chunk(self, method: str, chunk: int) -> tuple[ChunkReport, Any]:
-        """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit)."""
+        """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit).
+
+        Where the driver cancels the call, the learner commits after the batch it is at; nobody reads what it returns.
+        """
         report = self.worker.learn_chunk(method, chunk)
         fresh = report.version == self.worker.learner.step
         return report, [ray.put(self.worker.learner.snapshot())] if fresh else None

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from streamcvit.cluster.folder import ZERO, RunFolder
+from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.cluster.pools import Pool
 from streamcvit.cluster.workers import boundary_reports
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
+from streamcvit.errors import Stopped
 from streamcvit.learning import Schedule
+from streamcvit.learning import commit as commits
+from streamcvit.learning.epochs import newest_epoch
 from streamcvit.monitoring.terminal import LiveView
 
 POLL_SECONDS = 0.3
@@ -43,10 +47,13 @@ class Driver:
         pool: who does the work.
         folders: where results go, a folder a method.
         view: what a person sees meanwhile.
+        stop: whether someone asked the run to stop.
     """
 
-    def __init__(self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView) -> None:
-        self.config, self.pool, self.folders, self.view = config, pool, folders, view
+    def __init__(
+        self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView, stop: Stop
+    ) -> None:
+        self.config, self.pool, self.folders, self.view, self.stop = config, pool, folders, view, stop
         self.jobs: deque[Job] = deque()
         self.open: dict[tuple[str, int], set[str]] = {}  # boundary -> tasks not scored yet
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
@@ -56,6 +63,7 @@ class Driver:
 
         Raises:
             UserError: an actor is lost for good, or a shard stays unreadable; the run can be resumed.
+            Stopped: someone asked for it; what was learned is committed.
         """
         chunks = self._chunks_to_learn()
         for folder in self.folders.values():
@@ -69,6 +77,9 @@ class Driver:
         learning = 0
         more = True
         while more or self.pending or self.jobs:
+            if self.stop.requested:
+                self.pool.stop(list(self.pending))
+                raise Stopped
             while more and learning < self.pool.learn_ahead:
                 task = next(chunks, None)
                 more = task is not None
@@ -82,7 +93,11 @@ class Driver:
                 del self.pending[future]
                 if isinstance(result, ChunkReport):
                     learning -= 1
-                    self._learned(result)
+                    if self._fenced(result):
+                        self.pending[self.pool.learn(result.method, result.chunk)] = None
+                        learning += 1
+                    else:
+                        self._learned(result)
                 else:
                     self._scored(result)
             self._watch()
@@ -94,7 +109,13 @@ class Driver:
             if folder.finished():
                 continue
             folder.event("started")
-            done = boundary_reports(folder.path, name)
+            newest = commits.newest_resumable(folder.path / "commits")
+            for what in newest[2] if newest else ():
+                folder.event("damaged", what=what)
+                self.view.message(f"{name}: {what}")
+            # Boundaries behind the commit that the learner goes on from are learned again.
+            last = newest[1]["step"] if newest else 0
+            done = {c: r for c, r in boundary_reports(folder.path, name).items() if r.version <= last}
             for report in done.values():
                 folder.chunk_done(report)
                 self._queue(folder, report.chunk, folder.missing(report))
@@ -106,6 +127,15 @@ class Driver:
     def _queue(self, folder: RunFolder, chunk: int, jobs: list[Job]) -> None:
         self.open[folder.method, chunk] = {job.task for job in jobs}
         self.jobs.extend(jobs)
+
+    def _fenced(self, report: ChunkReport) -> bool:
+        """Whether a report comes from a learner that a newer one has replaced: its commit need not count."""
+        folder = self.folders[report.method]
+        newest = newest_epoch(folder.path)
+        if report.epoch >= newest:
+            return False
+        folder.event("fenced", chunk=report.chunk, epoch=report.epoch, newest=newest)
+        return True
 
     def _learned(self, report: ChunkReport) -> None:
         folder = self.folders[report.method]

@@ -6,11 +6,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.cluster.supervise import Call, Post, Restart, Supervisor
 from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
 from streamcvit.config import RunConfig
 
+STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
 
 
@@ -27,6 +29,8 @@ class Pool(Protocol):
     def evaluate(self, job: Job) -> Hashable: ...
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]: ...
+
+    def stop(self, pending: list[Any]) -> None: ...
 
     def latest(self) -> Progress | None: ...
 
@@ -47,8 +51,9 @@ class LocalPool:
     learn_ahead = 1
     url = ""
 
-    def __init__(self, config: RunConfig, stream: str, progress: Any = lambda _: None) -> None:
-        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress)
+    def __init__(self, config: RunConfig, stream: str, stop: Stop, progress: Any = lambda _: None) -> None:
+        self.signals = stop
+        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress, lambda: stop.requested)
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
 
@@ -56,10 +61,14 @@ class LocalPool:
         return _Done(self.learner.learn_chunk(method, chunk))
 
     def evaluate(self, job: Job) -> Hashable:
-        return _Done(self.evaluator.evaluate(job))
+        with self.signals.patience(False):  # nothing is written here: a stop need not wait
+            return _Done(self.evaluator.evaluate(job))
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
         return [(done, done.value) for done in pending]
+
+    def stop(self, pending: list[Any]) -> None:
+        pass  # between two calls nothing runs
 
     def latest(self) -> Progress | None:
         return None
@@ -92,7 +101,7 @@ class RayPool:
         self.config, self.evaluators = config, config.cluster.evaluators
         self.supervisor = Supervisor(ray, config.cluster)
         self.busy: dict[Call, int] = {}
-        self.snapshots: dict[tuple[str, int], Any] = {}
+        self.snapshots: dict[tuple[str, str], Any] = {}
         self.port = config.monitor.port
         self.told: Progress | None = None
         gpus = _gpus(ray, config)
@@ -135,7 +144,7 @@ class RayPool:
     def evaluate(self, job: Job) -> Hashable:
         taken = set(self.busy.values())
         number = next(i for i in range(self.evaluators) if i not in taken)
-        snapshot = self.snapshots.get((job.method, job.version))
+        snapshot = self.snapshots.get((job.method, job.digest))
         call = self.supervisor.call(self.workers[number], "evaluate", job, snapshot)
         self.busy[call] = number
         return call
@@ -147,11 +156,20 @@ class RayPool:
             if isinstance(value, tuple):
                 value, snapshot = value
                 if snapshot is not None:
-                    self.snapshots[value.method, value.version] = snapshot
+                    self.snapshots[value.method, value.digest] = snapshot
                     for key in list(self.snapshots)[:-KEPT_SNAPSHOTS]:
                         del self.snapshots[key]
             results.append((call, value))
         return results
+
+    def stop(self, pending: list[Any]) -> None:
+        """Have the learner commit after the batch it is at, and wait for that; evaluations are asked again later."""
+        ray = self.supervisor.ray
+        learning = [call.reference for call in pending if call not in self.busy and call.reference is not None]
+        for reference in reversed(learning):  # the waiting one first, so that it does not begin
+            ray.cancel(reference, recursive=False)
+        if learning:
+            ray.wait(learning, num_returns=len(learning), timeout=STOP_SECONDS)
 
     def latest(self) -> Progress | None:
         pulse = self.learner.last

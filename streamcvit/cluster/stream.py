@@ -37,9 +37,12 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
     stream = config.stream
     if stream.source == "shards":
         index = StreamIndex.open(stream.data)
-        if not folder.exists():
+        target = Path(stream.data).absolute()
+        if folder.is_symlink() and folder.readlink() != target:  # the shards were moved
+            folder.unlink()
+        if not folder.is_symlink() and not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.symlink_to(Path(stream.data).absolute(), target_is_directory=True)
+            folder.symlink_to(target, target_is_directory=True)
         return index
     if stream.source == "embedded":
         plan = _embedded_plan(config)

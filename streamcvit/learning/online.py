@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from streamcvit.adapters import InstructionEncoder, RoutingInputs, after_step, auxiliary_loss, routing_kwargs
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
+from streamcvit.learning.epochs import Epoch
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
@@ -182,16 +183,22 @@ class OnlineLearner:
             self._snapshot = take_snapshot(self.model, version=self.step, cursor=self.cursor, chunk=self.chunk)
         return self._snapshot
 
-    def commit(self, folder: Path, before: Callable[[], object] | None = None, **state: Any) -> Path:
+    def commit(
+        self, folder: Path, before: Callable[[], object] | None = None, epoch: Epoch | None = None, **state: Any
+    ) -> Path:
         """Write everything that makes the next step the same to the bit.
 
         Args:
             folder: `commits/` of a run folder.
             before: called once the files are prepared and before the commit shows (the ledger's flush).
+            epoch: the right to write this run; None where no other learner can follow this one (a notebook).
             state: further JSON values for `state.json`.
 
         Returns:
             The commit's folder: `adapter/` (what `PeftModel.from_pretrained` loads), `resume/`, `state.json`.
+
+        Raises:
+            Fenced: a newer learner took over; nothing of this one's counts any more.
         """
         snapshot = self.snapshot()
 
@@ -209,7 +216,7 @@ class OnlineLearner:
                 before()
 
         state |= {"version": self.step, "cursor": self.cursor, "chunk": self.chunk, "digest": snapshot.digest}
-        return commits.write_commit(folder, self.step, fill, state)
+        return commits.write_commit(folder, self.step, fill, state, epoch)
 
     def resume(self, commit: Path) -> dict[str, Any]:
         """Continue from a commit as if the run had never stopped.
