@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ray
+from prometheus_client import Metric
 from torch import nn
 
 from streamcvit.cluster.folder import build_labels
@@ -248,6 +250,30 @@ def _fetch(reference: list[Any] | None) -> Snapshot | None:
         return None
 
 
+class RunStore(MetricStore):
+    """Numbers of run folders that are read when they are asked for, and only where something changed.
+
+    A folder is read whole; read at every chunk boundary, a long stream would spend more on that with every chunk.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        super().__init__()
+        self._unread, self._reading = set(folders), threading.Lock()
+
+    def changed(self, folder: Path) -> None:
+        """Read a folder before the next answer."""
+        self._unread.add(folder)
+
+    def collect(self) -> Iterator[Metric]:
+        """All values, as `prometheus_client` wants them."""
+        with self._reading:
+            while self._unread:
+                folder = self._unread.pop()
+                if (folder / "run.json").exists():
+                    self.load(RunRecord.load(folder))
+        yield from super().collect()
+
+
 class MonitorActor(Actor):
     """Holds the numbers of all runs and serves the one /metrics endpoint; after a restart it reads the run folders.
 
@@ -263,11 +289,9 @@ class MonitorActor(Actor):
         self.port, self.token, self.again = port, token, again
 
     @cached_property
-    def store(self) -> MetricStore:
-        store = MetricStore()
+    def store(self) -> RunStore:
+        store = RunStore(self.config.folder(method) for method in self.config.methods)
         store.build_info(**build_labels())
-        for method in self.config.methods:
-            _load(store, self.config.folder(method))
         return store
 
     @cached_property
@@ -301,11 +325,6 @@ class MonitorActor(Actor):
 
     @work
     def reload(self, folder: str) -> None:
-        """Take over what a run folder says by now."""
-        _load(self.store, Path(folder))
+        """Take over what a run folder says by now, when someone looks."""
+        self.store.changed(Path(folder))
         self.move()
-
-
-def _load(store: MetricStore, folder: Path) -> None:
-    if (folder / "run.json").exists():
-        store.load(RunRecord.load(folder))

@@ -75,7 +75,7 @@ class Post:
     calls: list[Call] = field(default_factory=list)
     pulse: Any = None  # question in flight
     asked: float = 0.0
-    heard: float = 0.0  # last answer, or start
+    unheard: float | None = None  # when the first question since the last answer was asked
     answered: bool = False
     last: Pulse | None = None
     moved: float = 0.0
@@ -153,17 +153,21 @@ class Supervisor:
                 continue
             self._judge(post, now)
             if post.actor is not None and post.pulse is None and now - post.asked >= self.config.heartbeat_seconds:
-                post.pulse, post.asked = post.actor.pulse.remote(), now
+                self._ask(post, now)
+
+    def _ask(self, post: Post, now: float) -> None:
+        post.pulse, post.asked = post.actor.pulse.remote(), now
+        if post.unheard is None:
+            post.unheard = now
 
     def _judge(self, post: Post, now: float) -> None:
-        config, silent = self.config, now - post.heard
-        if silent > (config.silent_seconds if post.answered else config.start_seconds):
-            if post.pulse is not None and self.ray.wait([post.pulse], timeout=0)[0]:
-                self._hear(post, post.pulse)  # there, but not read: it was the driver that was busy or stopped
-            else:
-                self._lose(post, "silent", f"no pulse for {silent:.0f} s")
-        elif post.last is not None and post.last.working and now - post.moved > config.stuck_seconds:
-            self._lose(post, "stuck", f"a pulse, but no move for {now - post.moved:.0f} s")
+        config, silent = self.config, 0.0 if post.unheard is None else now - post.unheard
+        if silent <= (config.silent_seconds if post.answered else config.start_seconds):
+            return
+        if post.pulse is not None and self.ray.wait([post.pulse], timeout=0)[0]:
+            self._hear(post, post.pulse)  # there, but not read: it was the driver that was busy or stopped
+        else:
+            self._lose(post, "silent", f"no pulse for {silent:.0f} s")
 
     def _hear(self, post: Post, reference: Any) -> None:
         """Take an answer to the question for a pulse."""
@@ -182,8 +186,11 @@ class Supervisor:
             post.moved = now
         if found.moves and (post.last is None or found.moves != post.last.moves):
             post.fruitless = 0
-        post.heard, post.answered, post.last = now, True, found
-        self._submit(post)
+        post.unheard, post.answered, post.last = None, True, found
+        if now - post.moved > self.config.stuck_seconds:
+            self._lose(post, "stuck", f"a pulse, but no move for {now - post.moved:.0f} s")
+        else:
+            self._submit(post)
 
     def _answer(self, call: Call, reference: Any) -> list[tuple[Call, Any]]:
         post, exceptions = call.post, self.ray.exceptions
@@ -241,9 +248,9 @@ class Supervisor:
             post.due = now + TAKEN_SECONDS
             return
         post.lives += 1
-        post.heard = post.moved = post.asked = now
-        post.answered, post.last = False, None
-        post.pulse = post.actor.pulse.remote()
+        post.moved = now
+        post.unheard, post.answered, post.last = None, False, None
+        self._ask(post, now)
         if post.lives > 1:
             post.actor.ready.remote()  # load now, not at the first call
         self._submit(post)

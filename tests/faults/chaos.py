@@ -66,15 +66,25 @@ class Fire:
         kills: how many.
         seed: draws victims and moments.
         nodes: Ray nodes besides the head; 0: a private Ray on this machine.
+        victims: who is hit, in this order; None: drawn.
     """
 
-    def __init__(self, words: list[str], folder: Path, total: int, kills: int, seed: int, nodes: int = 0) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        total: int,
+        kills: int,
+        seed: int,
+        nodes: int = 0,
+        victims: list[str] | None = None,
+    ) -> None:
         rng = random.Random(seed)
         self.folder, self.rng = folder, rng
         deck: list[str] = []
         while len(deck) < kills:
             deck += rng.sample(DECK, len(DECK))
-        self.victims = [("learner" if v == "node" and not nodes else v) for v in deck[:kills]]
+        self.victims = victims or [("learner" if v == "node" and not nodes else v) for v in deck[:kills]]
         self.moments = sorted(rng.sample(range(1, max(kills + 2, int(total * 0.9))), kills))
         self.cluster = Cluster(nodes) if nodes else None
         self.words = [*words, "--name", folder.name, "--set", f"out={folder.parent}"]
@@ -116,12 +126,17 @@ class Fire:
         """Optimizer steps that are committed, of all methods together."""
         steps = 0
         for commits in self.folder.glob("*/commits"):
-            steps += max((int(name) for name in os.listdir(commits) if name.isdigit()), default=0)
+            steps += max((int(name.split("-")[0]) for name in os.listdir(commits) if name[0].isdigit()), default=0)
         return steps
 
     def drafts(self) -> list[str]:
         """Commits that are being written."""
-        return [name for commits in self.folder.glob("*/commits") for name in os.listdir(commits) if name[:1] == "."]
+        return [
+            name
+            for commits in self.folder.glob("*/commits")
+            for name in os.listdir(commits)
+            if name.startswith(".tmp-")
+        ]
 
     def over(self) -> bool:
         return self.driver.poll() is not None
@@ -180,12 +195,14 @@ class Fire:
             time.sleep(1.0)
             self.driver = self._start("--resume")
             return None
-        if victim == "node":
+        if victim in ("node", "the learner's node"):
             assert self.cluster is not None
-            node = self.rng.choice(list(self.cluster.nodes))
-            learner = {p.pid for p in self.actors("learner")} & {p.pid for p in tree(self.cluster.nodes[node])}
+            self.until(lambda: self.actors("learner"))
+            nodes = list(self.cluster.nodes)
+            homes = [node for node in nodes if self._on(node, "learner")]
+            node = self.rng.choice(nodes if victim == "node" or not homes else homes)
             self.cluster.kill(node)
-            self._note(number, f"node {node}" + (" (with the learner)" if learner else ""), learner=bool(learner))
+            self._note(number, f"node {node}" + (" (with the learner)" if node in homes else ""), learner=node in homes)
             self.cluster.add(node, wait=False)
             return None
         kind = {"commit": "learner", "stop": self.rng.choice(("learner", "ingest", "evaluator"))}.get(victim, victim)
@@ -204,6 +221,10 @@ class Fire:
         if victim == "stop":
             self.stopped.append(target)
         return None
+
+    def _on(self, node: int, kind: str) -> bool:
+        assert self.cluster is not None
+        return bool({p.pid for p in self.actors(kind)} & {p.pid for p in tree(self.cluster.nodes[node])})
 
     def _note(self, number: int, victim: str, learner: bool, moment: str = "") -> None:
         now = time.monotonic()

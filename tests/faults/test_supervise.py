@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-from ray import method
 
 from streamcvit.cluster.session import session
 from streamcvit.cluster.supervise import Pulse, Supervisor
@@ -27,48 +26,53 @@ def ray() -> Iterator[Any]:
         yield ray
 
 
-class Toy:
-    """Notes what it is asked for in a file, so that its successors' lives can be told from its own."""
+def toy_class(ray: Any) -> type:
+    """Made when Ray is there: what it takes from the environment it takes when it is imported."""
 
-    def __init__(self, notes: str) -> None:
-        self.notes, self.moves, self.working = Path(notes), 0, False
+    class Toy:
+        """Notes what it is asked for in a file, so that its successors' lives can be told from its own."""
 
-    @method(concurrency_group="pulse")
-    def pulse(self) -> Pulse:
-        return Pulse(self.moves, self.working)
+        def __init__(self, notes: str) -> None:
+            self.notes, self.moves, self.working = Path(notes), 0, False
 
-    def ready(self) -> int:
-        return os.getpid()
+        @ray.method(concurrency_group="pulse")
+        def pulse(self) -> Pulse:
+            return Pulse(self.moves, self.working)
 
-    def note(self, text: str) -> str:
-        self.moves += 1
-        with open(self.notes, "a") as file:
-            file.write(text + "\n")
-        return text
+        def ready(self) -> int:
+            return os.getpid()
 
-    def block(self, seconds: float) -> str:
-        """Wait, the first time it is called."""
-        self.working = True
-        if self.note("block") and self.notes.read_text().count("block") == 1:
-            time.sleep(seconds)
-        self.working = False
-        return "unblocked"
+        def note(self, text: str) -> str:
+            self.moves += 1
+            with open(self.notes, "a") as file:
+                file.write(text + "\n")
+            return text
 
-    def fail(self, times: int) -> str:
-        self.note("fail")
-        count = self.notes.read_text().count("fail")
-        if count <= times:
-            raise OSError(f"reading failed at byte {count}")
-        return "done"
+        def block(self, seconds: float) -> str:
+            """Wait, the first time it is called."""
+            self.working = True
+            if self.note("block") and self.notes.read_text().count("block") == 1:
+                time.sleep(seconds)
+            self.working = False
+            return "unblocked"
 
-    def repeat(self) -> None:
-        raise OSError("no such device")
+        def fail(self, times: int) -> str:
+            self.note("fail")
+            count = self.notes.read_text().count("fail")
+            if count <= times:
+                raise OSError(f"reading failed at byte {count}")
+            return "done"
 
-    def refuse(self) -> None:
-        raise UserError("wrong input", fix="Mend it")
+        def repeat(self) -> None:
+            raise OSError("no such device")
 
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        def refuse(self) -> None:
+            raise UserError("wrong input", fix="Mend it")
+
+        def die(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return Toy
 
 
 @pytest.fixture
@@ -78,7 +82,9 @@ def watched(ray: Any, tmp_path: Path) -> Iterator[Callable]:
 
     def make(**config: Any) -> tuple[Supervisor, Any]:
         supervisor = Supervisor(ray, ClusterConfig(heartbeat_seconds=0.2, **config))
-        toy = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"pulse": 1})(Toy)
+        toy = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"pulse": 1})(
+            toy_class(ray)
+        )
         post = supervisor.start("toy", lambda lives: toy.options(name="toy").remote(str(tmp_path / "notes")))
         made.append((supervisor, post))
         return supervisor, post
