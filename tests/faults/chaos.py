@@ -41,7 +41,7 @@ KINDS = {"learner": "LearnerActor", "ingest": "IngestActor", "evaluator": "Evalu
 PATIENCE = 240.0  # seconds: until a victim is there, or the run goes on
 SETTINGS = [
     "learner.commit_every=1",  # so that recovery is seen batch by batch, and a commit is often under way
-    "cluster.silent_seconds=10",
+    "cluster.silent_seconds=15",
     "cluster.restarts=100000",
 ]
 
