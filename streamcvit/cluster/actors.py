@@ -8,8 +8,11 @@ first call, so that an actor has a pulse from its start on and its errors are th
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -64,6 +67,7 @@ class Actor:
     """What all actors have: a pulse, taken by a thread of its own."""
 
     def __init__(self, config: RunConfig) -> None:
+        _end_with_the_node()
         self.config = config
         self.moves, self.working = 0, False
         self.word: Progress | None = None
@@ -81,6 +85,13 @@ class Actor:
         for module in model.modules():
             if isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d):  # where forwards begin
                 module.register_forward_hook(self.move)
+
+
+def _end_with_the_node() -> None:
+    """Let the kernel end this process with its node's; Ray leaves that to the process, and one that is stopped stays."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 class IngestActor(Actor):
