@@ -88,7 +88,7 @@ class Actor:
 
 
 def _end_with_the_node() -> None:
-    """Let the kernel end this process with its node's; Ray leaves that to the process, and one that is stopped stays."""
+    """Let the kernel end this process with its node's: Ray leaves that to the process, so a stopped one would stay."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
