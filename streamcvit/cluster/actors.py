@@ -8,25 +8,17 @@ first call, so that an actor has a pulse from its start on and its errors are th
 from __future__ import annotations
 
 import copy
-import ctypes
-import functools
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import ray
-from prometheus_client import Metric
 from torch import nn
 
-from streamcvit.cluster.folder import build_labels
+from streamcvit.cluster.actor import Actor, work
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.cluster.supervise import Pulse
 from streamcvit.cluster.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
@@ -34,64 +26,19 @@ from streamcvit.errors import UserError
 from streamcvit.learning import Schedule
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
-from streamcvit.monitoring.exporter import Server, serve
-from streamcvit.monitoring.metrics import MetricStore
-from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import live_page
 
-MONITOR = "monitor"
-PULSE = "pulse"  # the concurrency group that answers while a call is served
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
-PORT_SECONDS = 20.0  # a stopped monitor keeps its port until its node has killed it
 
 
 def ingest_name(number: int) -> str:
     return f"ingest-{number}"
 
 
-def work(method: Callable) -> Callable:
-    """Mark a method of an actor as work: while it runs, the actor should move."""
-
-    @functools.wraps(method)
-    def run(self: Actor, *args: Any) -> Any:
-        self.working = True
-        try:
-            return method(self, *args)
-        finally:
-            self.working = False
-
-    return run
-
-
-class Actor:
-    """What all actors have: a pulse, taken by a thread of its own."""
-
-    def __init__(self, config: RunConfig) -> None:
-        _end_with_the_node()
-        self.config = config
-        self.moves, self.working = 0, False
-        self.word: Progress | None = None
-
-    @ray.method(concurrency_group=PULSE)
-    def pulse(self) -> Pulse:
-        return Pulse(self.moves, self.working, self.word)
-
-    def move(self, *_: Any) -> None:
-        """Note that something was done."""
-        self.moves += 1
-
-    def count_forwards(self, model: nn.Module) -> None:
-        """Let every forward of a model, or of its vision tower, count as a move."""
-        for module in model.modules():
-            if isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d):  # where forwards begin
-                module.register_forward_hook(self.move)
-
-
-def _end_with_the_node() -> None:
-    """Let the kernel end this process with its node's: Ray leaves that to the process, so a stopped one would stay."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+def count_forwards(model: nn.Module, move: Callable) -> None:
+    """Let every forward of a model, or of its vision tower, count as a move."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d):  # where forwards begin
+            module.register_forward_hook(move)
 
 
 class IngestActor(Actor):
@@ -206,7 +153,7 @@ class LearnerActor(Actor):
         worker = LearnerWorker(
             self.config, self.stream, feed, self._tell, stop=lambda: ray.get_runtime_context().is_canceled()
         )
-        self.count_forwards(worker.base.model)
+        count_forwards(worker.base.model, self.move)
         return worker
 
     def _tell(self, word: Progress) -> None:
@@ -237,7 +184,7 @@ class EvaluatorActor(Actor):
     @cached_property
     def worker(self) -> EvaluatorWorker:
         worker = EvaluatorWorker(self.config, self.stream)
-        self.count_forwards(worker.base.model)
+        count_forwards(worker.base.model, self.move)
         return worker
 
     @work
@@ -259,83 +206,3 @@ def _fetch(reference: list[Any] | None) -> Snapshot | None:
         return ray.get(reference[0], timeout=SNAPSHOT_SECONDS)
     except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError):
         return None
-
-
-class RunStore(MetricStore):
-    """Numbers of run folders that are read when they are asked for, and only where something changed.
-
-    A folder is read whole; read at every chunk boundary, a long stream would spend more on that with every chunk.
-    """
-
-    def __init__(self, folders: Iterable[Path]) -> None:
-        super().__init__()
-        self._unread, self._reading = set(folders), threading.Lock()
-
-    def changed(self, folder: Path) -> None:
-        """Read a folder before the next answer."""
-        self._unread.add(folder)
-
-    def collect(self) -> Iterator[Metric]:
-        """All values, as `prometheus_client` wants them."""
-        with self._reading:
-            while self._unread:
-                folder = self._unread.pop()
-                if (folder / "run.json").exists():
-                    self.load(RunRecord.load(folder))
-        yield from super().collect()
-
-
-class MonitorActor(Actor):
-    """Holds the numbers of all runs and serves the one /metrics endpoint; after a restart it reads the run folders.
-
-    Args:
-        config: the run.
-        port: where to listen; 0 takes any.
-        token: what a reader must show; empty: nothing.
-        again: whether another monitor held this port a moment ago.
-    """
-
-    def __init__(self, config: RunConfig, port: int, token: str, again: bool) -> None:
-        super().__init__(config)
-        self.port, self.token, self.again = port, token, again
-
-    @cached_property
-    def store(self) -> RunStore:
-        store = RunStore(self.config.folder(method) for method in self.config.methods)
-        store.build_info(**build_labels())
-        return store
-
-    @cached_property
-    def server(self) -> Server:
-        page = live_page(self.config.folder(), title=self.config.name)
-        deadline = time.monotonic() + (PORT_SECONDS if self.again else 0)
-        while True:
-            try:
-                return serve(self.store, self.port, self.config.monitor.host, page=page, token=self.token)
-            except UserError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.5)
-
-    @work
-    def ready(self) -> tuple[str, int]:
-        """Address and port of the metrics.
-
-        Raises:
-            UserError: the port is taken.
-        """
-        return self.server.url, self.server.port
-
-    @work
-    def progress(self, progress: Progress) -> None:
-        """The learner's newest word."""
-        self.store.position(progress.run, progress.cursor, progress.total)
-        self.store.prequential(progress.run, progress.loss, {})
-        self.store.step_seconds(progress.run, progress.step_seconds)
-        self.move()
-
-    @work
-    def reload(self, folder: str) -> None:
-        """Take over what a run folder says by now, when someone looks."""
-        self.store.changed(Path(folder))
-        self.move()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streamcvit.cluster.folder import build_labels
 from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.cluster.supervise import Call, Post, Restart, Supervisor
@@ -97,41 +98,40 @@ class RayPool:
 
     def __init__(self, ray: Any, config: RunConfig, stream: str, token: str = "") -> None:
         from streamcvit.cluster import actors
+        from streamcvit.cluster.actor import PULSE
+        from streamcvit.cluster.monitor import MONITOR, MonitorActor
 
-        self.config, self.evaluators = config, config.cluster.evaluators
+        self.evaluators = config.cluster.evaluators
         self.supervisor = Supervisor(ray, config.cluster)
         self.busy: dict[Call, int] = {}
         self.snapshots: dict[tuple[str, str], Any] = {}
         self.port = config.monitor.port
         self.told: Progress | None = None
-        gpus = _gpus(ray, config)
-        here = ray.get_runtime_context().get_node_id()
-
-        def start(name: str, cls: type, *args: Any, cpus: float, **options: Any) -> Post:
-            actor = ray.remote(
-                num_cpus=cpus, max_restarts=0, max_task_retries=0, concurrency_groups={actors.PULSE: 1}, **options
-            )(cls)
-            return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *args))
-
-        # Beside the driver, so that the address printed is this machine's; and where it was, after a restart.
-        monitor = ray.remote(
-            num_cpus=0,
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups={actors.PULSE: 1},
-            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True),
-        )(actors.MonitorActor)
-        self.monitor = self.supervisor.start(
-            actors.MONITOR,
-            lambda lives: monitor.options(name=actors.MONITOR).remote(config, self.port, token, lives > 0),
+        gpus, labels = _gpus(ray, config), build_labels()
+        # Beside the driver, so that the address it prints is this machine's.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
         )
+
+        def start(name: str, cls: type, arguments: Callable[[int], tuple[Any, ...]], **options: Any) -> Post:
+            options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {PULSE: 1}}
+            actor = ray.remote(**options)(cls)
+            return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
+
+        self.monitor = start(
+            MONITOR,
+            MonitorActor,
+            lambda lives: (self.port, token, lives > 0, labels),
+            num_cpus=0,
+            scheduling_strategy=here,
+        )
+        self.learner = start("learner", actors.LearnerActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
         ingest = [
-            start(actors.ingest_name(i), actors.IngestActor, stream, cpus=0.5)
+            start(actors.ingest_name(i), actors.IngestActor, lambda _: (stream,), num_cpus=0.5)
             for i in range(config.cluster.ingest_actors)
         ]
-        self.learner = start("learner", actors.LearnerActor, stream, cpus=1, num_gpus=gpus)
         self.workers = [
-            start(f"evaluator-{i}", actors.EvaluatorActor, stream, cpus=1, num_gpus=gpus)
+            start(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
             for i in range(self.evaluators)
         ]
         posts = [self.monitor, self.learner, *ingest, *self.workers]
