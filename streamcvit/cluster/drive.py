@@ -74,6 +74,9 @@ class Driver:
         while more or self.pending or self.jobs:
             if self.stop.requested:
                 self.pool.stop(list(self.pending))
+                for folder in self.folders.values():
+                    if not folder.finished():
+                        folder.event("stopped")
                 raise Stopped
             while more and learning < self.pool.learn_ahead:
                 task = next(chunks, None)
