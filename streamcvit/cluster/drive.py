@@ -66,6 +66,15 @@ class Driver:
             UserError: an actor is lost for good, or a shard stays unreadable; the run can be resumed.
             Stopped: someone asked for it; what was learned is committed.
         """
+        try:
+            self._run()
+        except Stopped:
+            for folder in self.folders.values():
+                if not folder.finished():
+                    folder.event("stopped")
+            raise
+
+    def _run(self) -> None:
         chunks = self._chunks_to_learn()
         for folder in self.folders.values():
             self._finish_if_done(folder)
@@ -74,9 +83,6 @@ class Driver:
         while more or self.pending or self.jobs:
             if self.stop.requested:
                 self.pool.stop(list(self.pending))
-                for folder in self.folders.values():
-                    if not folder.finished():
-                        folder.event("stopped")
                 raise Stopped
             while more and learning < self.pool.learn_ahead:
                 task = next(chunks, None)
