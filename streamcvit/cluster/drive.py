@@ -65,6 +65,15 @@ class Driver:
             UserError: an actor is lost for good, or a shard stays unreadable; the run can be resumed.
             Stopped: someone asked for it; what was learned is committed.
         """
+        try:
+            self._run()
+        except Stopped:
+            for folder in self.folders.values():
+                if not folder.finished():
+                    folder.event("stopped")
+            raise
+
+    def _run(self) -> None:
         chunks = self._chunks_to_learn()
         for folder in self.folders.values():
             self._finish_if_done(folder)

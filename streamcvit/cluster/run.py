@@ -52,7 +52,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
             with alone(folder):
                 check_folder(folder, resume)  # again: another run may have come and gone
                 return _execute(config, weights, stop, local, resume, allow)
-    except Stopped:
+    except KeyboardInterrupt:  # Stopped, or what Ray makes of it
         raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
 
 
@@ -77,7 +77,6 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
     for key, (before, after) in changed.items():
         view.message(f"changed: {key}: {before} -> {after}")
     with _pool(config, stream, size, local, view, stop) as pool:
-        stop.arm()  # Ray took the signals
         write_text(folder / "config.yaml", config.dump())
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}
         for method in folders.values():
@@ -115,6 +114,7 @@ def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView
         yield LocalPool(config, stream, stop, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second))
         return
     with metrics_token(config.monitor) as (token, path), session(config, size) as ray:
+        stop.arm()  # Ray's core took SIGTERM
         if path:
             view.message(f"the metrics want the token in {path}")
         yield RayPool(ray, config, stream, token)
