@@ -170,7 +170,10 @@ def sweep(commits: Path, epoch: Epoch) -> None:
 
 
 def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
-    """Drop the resume files of all but the newest `keep` commits, and what does not count.
+    """Drop what only a restart needs of all but the newest `keep` commits, and what does not count.
+
+    A chunk boundary keeps its adapter for ever; a commit inside a chunk goes whole, so that the number of commits grows
+    with the chunks alone.
 
     Args:
         commits: folder of all commits.
@@ -185,6 +188,18 @@ def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
     whole = [commit for commit in there if (commit / RESUME).is_dir()]
     for commit in whole[: -max(keep, 2)]:
         epoch.check()
-        # Renaming first keeps a commit from ever showing half of its resume files.
-        os.rename(commit / RESUME, commit / DOOMED)
-        shutil.rmtree(commit / DOOMED, ignore_errors=True)
+        # Renaming first keeps a commit from ever showing half of its files.
+        if _inside_a_chunk(commit):
+            doomed = commit.with_name(f"{DRAFT}{commit.name}")  # as a draft it is swept if this process is killed here
+            os.rename(commit, doomed)
+        else:
+            doomed = commit / DOOMED
+            os.rename(commit / RESUME, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _inside_a_chunk(commit: Path) -> bool:
+    try:
+        return json.loads((commit / "state.json").read_text(encoding="utf-8")).get("boundary") is False
+    except (OSError, ValueError):
+        return False
