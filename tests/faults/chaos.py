@@ -206,16 +206,19 @@ class Fire:
             self.cluster.add(node, wait=False)
             return None
         kind = {"commit": "learner", "stop": self.rng.choice(("learner", "ingest", "evaluator"))}.get(victim, victim)
-        self.until(lambda: self.actors(kind))
-        if not (there := self.actors(kind)):
-            return f"no {kind} came back within {PATIENCE:.0f} s"
-        target = self.rng.choice(there)
-        if victim == "commit":
-            self.until(lambda: self.drafts() and target.is_running(), 60, pause=0.0005)
-        try:
-            target.send_signal(signal.SIGSTOP if victim == "stop" else signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            return None  # it fell to something else in this moment
+        signum = signal.SIGSTOP if victim == "stop" else signal.SIGKILL
+        while True:
+            self.until(lambda: self.actors(kind))
+            if not (there := self.actors(kind)):
+                return f"no {kind} came back within {PATIENCE:.0f} s"
+            target = self.rng.choice(there)
+            if victim == "commit":
+                self.until(lambda p=target: self.drafts() and p.is_running(), 60, pause=0.0005)  # type: ignore[misc]
+            try:
+                target.send_signal(signum)
+                break
+            except psutil.NoSuchProcess:  # it fell to something else in this moment
+                time.sleep(0.1)
         inside = ", in a commit" if kind == "learner" and self.drafts() else ""
         self._note(number, f"{kind}, stopped" if victim == "stop" else kind, learner=kind == "learner", moment=inside)
         if victim == "stop":
