@@ -38,7 +38,7 @@ from streamcvit.learning import commit, read_ledger
 DECK = ("learner", "commit", "ingest", "evaluator", "stop", "again", "learner", "monitor", "driver", "node")
 """What ten kills consist of; each ten is shuffled."""
 KINDS = {"learner": "LearnerActor", "ingest": "IngestActor", "evaluator": "EvaluatorActor", "monitor": "MonitorActor"}
-PATIENCE = 240.0  # seconds: until a victim is there, or the run goes on
+PATIENCE = 600.0  # seconds: until a victim is there, or the run goes on
 SETTINGS = [
     "learner.commit_every=1",  # so that recovery is seen batch by batch, and a commit is often under way
     "cluster.silent_seconds=15",
