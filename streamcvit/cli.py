@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from streamcvit import __version__
-from streamcvit.errors import UserError
+from streamcvit.errors import Stopped, UserError
 
 app = typer.Typer(
     help="Streaming online continual learning for multimodal language models.",
@@ -84,6 +84,10 @@ def run(
     settings: Settings = None,
     local: Local = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the folder.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow-change", metavar="KEY", help="With --resume: let this differ, e.g. learner.lr or code."),
+    ] = None,
 ) -> None:
     """Run a pipeline: shard its stream, learn it, score every chunk boundary, report."""
     config = _config(pipeline, settings, data=data, name=name)
@@ -94,7 +98,7 @@ def run(
                 f"unknown method {unknown[0]!r}", where=str(pipeline), fix=f"Choose from {', '.join(config.methods)}"
             )
         config = config.model_copy(update={"methods": {m: config.methods[m] for m in method}})
-    _run(config, local=local, resume=resume)
+    _run(config, local=local, resume=resume, allow=allow or [])
 
 
 @scenario.command("show")
@@ -244,7 +248,11 @@ def _run(config: Any, **how: Any) -> None:
     from streamcvit.cluster.run import execute
     from streamcvit.monitoring import RunRecord, results_table
 
-    page = execute(config, **how)
+    try:
+        page = execute(config, **how)
+    except Stopped as stopped:
+        err.print(stopped.how, soft_wrap=True, markup=False)
+        raise typer.Exit(128 + stopped.number) from None
     out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods]))
     out.print(f"report: {page}", markup=False)
 
@@ -274,9 +282,6 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] the package {error.name} is missing. Run `make setup`, or pip install it.")
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; continue with --resume")
-        sys.exit(130)
 
 
 def _plain(error: UserError) -> str:

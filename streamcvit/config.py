@@ -114,7 +114,9 @@ class LearnerConfig(Section):
         1, ge=1, description="CPU threads of learner and evaluators; other counts give other roundings"
     )
     commit_every: int = Field(0, ge=0, description="steps between commits inside a chunk; 0: chunk boundaries only")
-    keep_commits: int = Field(2, ge=1, description="newest commits kept resumable; older ones keep the adapter")
+    keep_commits: int = Field(
+        2, ge=2, description="newest commits kept resumable, one of them to fall back to; older ones keep the adapter"
+    )
 
 
 class MethodConfig(Section):
@@ -143,13 +145,26 @@ class ClusterConfig(Section):
     ingest_actors: int = Field(2, ge=1, le=256)
     evaluators: int = Field(1, ge=1, le=256)
     look_ahead: int = Field(8, ge=1, description="batches asked for ahead of the learner")
-    restarts: int = Field(5, ge=0, description="restarts of one actor before the run stops, resumable")
+    heartbeat_seconds: float = Field(1.0, gt=0, description="how often every actor is asked whether it lives")
+    silent_seconds: float = Field(30, gt=0, description="an actor that does not answer for so long is replaced")
+    start_seconds: float = Field(
+        120, gt=0, description="the same while its process starts, waiting for a place included"
+    )
+    stuck_seconds: float = Field(
+        600, gt=0, description="an actor that answers but does not move on is replaced; longer than loading the model"
+    )
+    restarts: int = Field(5, ge=0, description="of one actor, in the window or in a row; at one more the run stops")
+    restart_window_seconds: float = Field(600, gt=0)
+    backoff_seconds: float = Field(
+        1.0, ge=0, description="before the second restart in a row, then doubled, 30 at most"
+    )
 
 
 class MonitorConfig(Section):
     """The Prometheus endpoint."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="another than loopback wants a token of every reader")
+    token_file: str = Field("", description="file with that token; empty: a private file is made, its path printed")
     port: int = Field(0, ge=0, le=65535, description="0: any free port, printed")
 
 

@@ -1,4 +1,4 @@
-"""The one error a user is shown without a traceback."""
+"""The one error a user is shown without a traceback, and the way a run is stopped."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ class UserError(Exception):
 
 def _rebuild(what: str, where: str, fix: str) -> UserError:
     return UserError(what, where=where, fix=fix)
+
+
+class Stopped(KeyboardInterrupt):
+    """The person asked the run to stop; what was learned is committed. Not an Exception: no library may swallow it.
+
+    Args:
+        number: of the signal.
+        how: what was stopped, and how to go on.
+    """
+
+    def __init__(self, number: int | None = None, how: str = "stopped") -> None:
+        super().__init__(number, how)
+        self.number, self.how = number or 2, how

@@ -12,6 +12,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamcvit.cluster.workers import boundary_reports
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "--set", "stream.scenario.chunks=4",
@@ -53,6 +55,11 @@ class Run:
     folder: Path
     printed: str
     scrapes: list[str]
+
+
+def boundaries(folder: Path) -> dict[int, str]:
+    """chunk -> digest of a method's run folder at the end of that chunk."""
+    return {chunk: report.digest for chunk, report in boundary_reports(folder, folder.name).items()}
 
 
 def watched(words: list[str], cwd: Path) -> tuple[str, list[str]]:

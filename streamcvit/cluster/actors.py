@@ -1,122 +1,198 @@
 """The Ray actors: a few lines around classes that work without Ray.
 
-Every method is idempotent, because Ray retries a call at least once when an actor is restarted. Actors find each other
-by name; a handle kept by an actor that was restarted would point at the dead.
+Every method is idempotent, because a call is made again when its actor was lost. Actors find each other by name; a
+handle kept by an actor would point at the dead. A constructor does nothing: what is slow or may fail comes with the
+first call, so that an actor has a pulse from its start on and its errors are those of a call.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import ray
+from torch import nn
 
-from streamcvit.cluster.folder import build_labels
+from streamcvit.cluster.actor import Actor, work
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed, settle
+from streamcvit.cluster.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import Schedule
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
-from streamcvit.monitoring.exporter import serve
-from streamcvit.monitoring.metrics import MetricStore
-from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import live_page
 
-MONITOR = "monitor"
+SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
 
 
 def ingest_name(number: int) -> str:
     return f"ingest-{number}"
 
 
-def _born(actor: str) -> None:
-    """Tell the monitor when this is not the actor's first life."""
-    if ray.get_runtime_context().was_current_actor_reconstructed:
-        ray.get_actor(MONITOR).restarted.remote(actor)
+def count_forwards(model: nn.Module, move: Callable) -> None:
+    """Let every forward of a model, or of its vision tower, count as a move."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d):  # where forwards begin
+            module.register_forward_hook(move)
 
 
-class IngestActor:
+class IngestActor(Actor):
     """Reads, decodes and preprocesses; batch(cursor) is a pure function, so a restart needs no thought."""
 
-    def __init__(self, config: RunConfig, stream: str, number: int) -> None:
-        settle(config)
-        self.feed = local_feed(config, stream)
-        _born(ingest_name(number))
+    def __init__(self, config: RunConfig, stream: str) -> None:
+        super().__init__(config)
+        self.stream = stream
 
+    @cached_property
+    def feed(self) -> Feed:
+        settle(self.config)
+        return local_feed(self.config, self.stream)
+
+    @work
     def ready(self) -> int:
+        assert self.feed is not None
         return os.getpid()
 
+    @work
     def batch(self, order: str, cursor: int) -> Batch:
         """The batch of `order` that starts at `cursor`."""
-        return next(self.feed(order, cursor, cursor + 1))
+        batch = next(self.feed(order, cursor, cursor + 1))
+        self.move()
+        return batch
 
 
 class RemoteFeed:
-    """Batches pulled from the ingest actors by cursor, a bounded number ahead; batch k belongs to actor k mod n."""
+    """Batches pulled from the ingest actors by cursor, a bounded number ahead; batch k belongs to actor k mod n.
 
-    def __init__(self, config: RunConfig, stream: str) -> None:
-        self.config, self.index = config, StreamIndex.open(stream)
+    What an actor did not live to give is asked for again, from its successor.
+
+    Args:
+        config: the run.
+        stream: folder of shards and index.
+        alive: called while it waits: a learner that waits for others is not stuck.
+    """
+
+    def __init__(self, config: RunConfig, stream: str, alive: Callable[[], None] = lambda: None) -> None:
+        self.config, self.index, self.alive = config, StreamIndex.open(stream), alive
         self.schedules: dict[str, Schedule] = {}
         self.ahead: dict[tuple[str, int], Any] = {}
+        self.actors: dict[int, Any] = {}
 
     def __call__(self, order: str, cursor: int, stop: int) -> Iterator[Batch]:
         config = self.config
         if order not in self.schedules:
             self.schedules[order] = Schedule.of(self.index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
         schedule = self.schedules[order]
-        actors = [ray.get_actor(ingest_name(i)) for i in range(config.cluster.ingest_actors)]
         self.ahead = {key: ref for key, ref in self.ahead.items() if key[0] == order and key[1] >= cursor}
-        ask = cursor
         while cursor < stop:
             # Asking goes on over the chunk's end, so that the next chunk finds its first batches ready.
+            ask = cursor
             while ask < len(schedule) and len(self.ahead) < config.cluster.look_ahead:
-                if (order, ask) not in self.ahead:
-                    actor = actors[(ask // config.learner.batch_size) % len(actors)]
-                    self.ahead[order, ask] = actor.batch.remote(order, ask)
+                if (order, ask) not in self.ahead and not self._ask(order, ask):
+                    break
                 ask = schedule.next_cursor(ask)
-            batch = ray.get(self.ahead.pop((order, cursor)))
-            yield batch
-            cursor = batch.next_cursor
+            batch = self._take(order, cursor)
+            if batch is not None:
+                yield batch
+                cursor = batch.next_cursor
+
+    def _number(self, cursor: int) -> int:
+        return (cursor // self.config.learner.batch_size) % self.config.cluster.ingest_actors
+
+    def _ask(self, order: str, cursor: int) -> bool:
+        """Ask for a batch; False while its actor is being replaced."""
+        number = self._number(cursor)
+        try:
+            if number not in self.actors:
+                self.actors[number] = ray.get_actor(ingest_name(number))
+            self.ahead[order, cursor] = self.actors[number].batch.remote(order, cursor)
+        except (ValueError, ray.exceptions.RayError):
+            self.actors.pop(number, None)
+            return False
+        return True
+
+    def _take(self, order: str, cursor: int) -> Batch | None:
+        """The batch at `cursor`; None where it was lost with its actor and is to be asked for again."""
+        began = time.monotonic()
+        reference = self.ahead.pop((order, cursor), None)
+        if reference is None:
+            time.sleep(0.2)
+        else:
+            limit = self.config.cluster.stuck_seconds
+            while not ray.wait([reference], timeout=1.0)[0] and time.monotonic() - began < limit:
+                self.alive()
+            try:
+                return ray.get(reference, timeout=10)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+            except ray.exceptions.RayError:
+                number = self._number(cursor)
+                self.actors.pop(number, None)
+                self.ahead = {key: ref for key, ref in self.ahead.items() if self._number(key[1]) != number}
+        self.alive()
+        return None
 
 
-class LearnerActor:
+class LearnerActor(Actor):
     """The one writer of commits: learns chunks in order and publishes a snapshot of each boundary."""
 
     def __init__(self, config: RunConfig, stream: str) -> None:
-        self.worker = LearnerWorker(
-            config,
-            stream,
-            RemoteFeed(config, stream),
-            progress=lambda word: ray.get_actor(MONITOR).progress.remote(word),
-        )
-        _born("learner")
+        super().__init__(config)
+        self.stream = stream
 
+    @cached_property
+    def worker(self) -> LearnerWorker:
+        feed = RemoteFeed(self.config, self.stream, self.move)
+        worker = LearnerWorker(
+            self.config, self.stream, feed, self._tell, stop=lambda: ray.get_runtime_context().is_canceled()
+        )
+        count_forwards(worker.base.model, self.move)
+        return worker
+
+    def _tell(self, word: Progress) -> None:
+        self.word = copy.deepcopy(word)  # it holds counts that go on changing
+
+    @work
     def ready(self) -> str:
         return self.worker.base.digest
 
+    @work
     def learn_chunk(self, method: str, chunk: int) -> tuple[ChunkReport, Any]:
-        """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit)."""
+        """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit).
+
+        Where the driver cancels the call, the learner commits after the batch it is at; nobody reads what it returns.
+        """
         report = self.worker.learn_chunk(method, chunk)
         fresh = report.version == self.worker.learner.step
         return report, [ray.put(self.worker.learner.snapshot())] if fresh else None
 
 
-class EvaluatorActor:
+class EvaluatorActor(Actor):
     """Scores (snapshot, task) jobs; the base stays loaded, only the adapter's weights change."""
 
-    def __init__(self, config: RunConfig, stream: str, number: int) -> None:
-        self.worker = EvaluatorWorker(config, stream)
-        _born(f"evaluator-{number}")
+    def __init__(self, config: RunConfig, stream: str) -> None:
+        super().__init__(config)
+        self.stream = stream
 
+    @cached_property
+    def worker(self) -> EvaluatorWorker:
+        worker = EvaluatorWorker(self.config, self.stream)
+        count_forwards(worker.base.model, self.move)
+        return worker
+
+    @work
     def ready(self) -> int:
+        assert self.worker is not None
         return os.getpid()
 
+    @work
     def evaluate(self, job: Job, snapshot: list[Any] | None) -> TaskScores:
         """Score one job, with the published snapshot or, where that is gone, from the commit."""
         return self.worker.evaluate(job, _fetch(snapshot))
@@ -127,58 +203,6 @@ def _fetch(reference: list[Any] | None) -> Snapshot | None:
     if not reference:
         return None
     try:
-        return ray.get(reference[0])
-    except ray.exceptions.ObjectLostError:
+        return ray.get(reference[0], timeout=SNAPSHOT_SECONDS)
+    except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError):
         return None
-
-
-class MonitorActor:
-    """Holds the numbers of all runs and serves the one /metrics endpoint; after a restart it reads the run folders."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.store = MetricStore()
-        self.store.build_info(**build_labels())
-        for method in config.methods:
-            self.reload(str(config.folder(method)))
-        self.restarts: Counter[str] = Counter()
-        page = live_page(config.folder(), title=config.name)
-        try:
-            self.server = serve(self.store, config.monitor.port, config.monitor.host, page=page)
-        except UserError as error:
-            self.fault: UserError | None = error  # a constructor's error would reach the user as a dead actor
-        else:
-            self.fault = None
-        self.newest: Progress | None = None
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            self.restarted(MONITOR)
-
-    def ready(self) -> str:
-        """The address of the metrics.
-
-        Raises:
-            UserError: the port is taken.
-        """
-        if self.fault is not None:
-            raise self.fault
-        return self.server.url
-
-    def progress(self, progress: Progress) -> None:
-        """The learner's few-times-a-second word."""
-        self.newest = progress
-        self.store.position(progress.run, progress.cursor, progress.total)
-        self.store.prequential(progress.run, progress.loss, {})
-        self.store.step_seconds(progress.run, progress.step_seconds)
-
-    def latest(self) -> tuple[Progress | None, dict[str, int]]:
-        """The learner's newest word, and how often which actor was restarted."""
-        return self.newest, dict(self.restarts)
-
-    def restarted(self, actor: str) -> None:
-        self.restarts[actor] += 1
-        if self.newest is not None:
-            self.store.restarts(self.newest.run, actor, self.restarts[actor])
-
-    def reload(self, folder: str) -> None:
-        """Take over what a run folder says by now."""
-        if (Path(folder) / "run.json").exists():
-            self.store.load(RunRecord.load(Path(folder)))

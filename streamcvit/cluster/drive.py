@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from streamcvit.cluster.folder import ZERO, RunFolder
+from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.cluster.pools import Pool
 from streamcvit.cluster.workers import boundary_reports
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
+from streamcvit.errors import Stopped
 from streamcvit.learning import Schedule
+from streamcvit.learning import commit as commits
+from streamcvit.learning.epochs import newest_epoch
 from streamcvit.monitoring.terminal import LiveView
 
 POLL_SECONDS = 0.3
@@ -43,27 +47,48 @@ class Driver:
         pool: who does the work.
         folders: where results go, a folder a method.
         view: what a person sees meanwhile.
+        stop: whether someone asked the run to stop.
     """
 
-    def __init__(self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView) -> None:
-        self.config, self.pool, self.folders, self.view = config, pool, folders, view
+    def __init__(
+        self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView, stop: Stop
+    ) -> None:
+        self.config, self.pool, self.folders, self.view, self.stop = config, pool, folders, view, stop
         self.jobs: deque[Job] = deque()
         self.open: dict[tuple[str, int], set[str]] = {}  # boundary -> tasks not scored yet
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
-        self.restarts: dict[str, int] = {}
 
     def run(self) -> None:
         """Until all is done.
 
         Raises:
             UserError: an actor is lost for good, or a shard stays unreadable; the run can be resumed.
+            Stopped: someone asked for it; what was learned is committed.
         """
+        try:
+            self._run()
+        except Stopped:
+            for folder in self.folders.values():
+                if not folder.finished():
+                    folder.event("stopped")
+            raise
+
+    def _run(self) -> None:
         chunks = self._chunks_to_learn()
         for folder in self.folders.values():
             self._finish_if_done(folder)
+        try:
+            self._loop(chunks)
+        finally:
+            self._note_restarts()
+
+    def _loop(self, chunks: Iterator[tuple[str, int]]) -> None:
         learning = 0
         more = True
         while more or self.pending or self.jobs:
+            if self.stop.requested:
+                self.pool.stop(list(self.pending))
+                raise Stopped
             while more and learning < self.pool.learn_ahead:
                 task = next(chunks, None)
                 more = task is not None
@@ -77,7 +102,11 @@ class Driver:
                 del self.pending[future]
                 if isinstance(result, ChunkReport):
                     learning -= 1
-                    self._learned(result)
+                    if self._fenced(result):
+                        self.pending[self.pool.learn(result.method, result.chunk)] = None
+                        learning += 1
+                    else:
+                        self._learned(result)
                 else:
                     self._scored(result)
             self._watch()
@@ -89,7 +118,13 @@ class Driver:
             if folder.finished():
                 continue
             folder.event("started")
-            done = boundary_reports(folder.path, name)
+            newest = commits.newest_resumable(folder.path / "commits")
+            for what in newest[2] if newest else ():
+                folder.event("damaged", what=what)
+                self.view.message(f"{name}: {what}")
+            # Boundaries behind the commit that the learner goes on from are learned again.
+            last = newest[1]["step"] if newest else 0
+            done = {c: r for c, r in boundary_reports(folder.path, name).items() if r.version <= last}
             for report in done.values():
                 folder.chunk_done(report)
                 self._queue(folder, report.chunk, folder.missing(report))
@@ -101,6 +136,15 @@ class Driver:
     def _queue(self, folder: RunFolder, chunk: int, jobs: list[Job]) -> None:
         self.open[folder.method, chunk] = {job.task for job in jobs}
         self.jobs.extend(jobs)
+
+    def _fenced(self, report: ChunkReport) -> bool:
+        """Whether a report comes from a learner that a newer one has replaced: its commit need not count."""
+        folder = self.folders[report.method]
+        newest = newest_epoch(folder.path)
+        if report.epoch >= newest:
+            return False
+        folder.event("fenced", chunk=report.chunk, epoch=report.epoch, newest=newest)
+        return True
 
     def _learned(self, report: ChunkReport) -> None:
         folder = self.folders[report.method]
@@ -136,14 +180,16 @@ class Driver:
 
     def _watch(self) -> None:
         """Pass the learner's newest word on to the person watching, and note restarts."""
-        progress, restarts = self.pool.latest()
+        progress = self.pool.latest()
         if progress is not None:
             self.view.progress(progress.run, progress.cursor, progress.loss, progress.samples_per_second)
-        for actor, count in restarts.items():
-            if count > self.restarts.get(actor, 0):
-                self.restarts[actor] = count
-                self.view.message(f"{actor} was restarted ({count})")
-                for folder in self.folders.values():
-                    if not folder.finished():
-                        folder.event("restart", actor=actor, count=count)
-                        break
+        self._note_restarts()
+
+    def _note_restarts(self) -> None:
+        """In the folder of the method that is under way: the first that is not finished, or the last."""
+        for restart in self.pool.restarts():
+            folders = list(self.folders.values())
+            folder = next((folder for folder in folders if not folder.finished()), folders[-1])
+            folder.event("restart", actor=restart.actor, cause=restart.cause, detail=restart.detail)
+            self.view.message(f"{restart.actor} is replaced ({restart.cause})")
+            self.pool.folder_changed(str(folder.path))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
 import subprocess
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -26,7 +28,7 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.evaluation.bootstrap import bootstrap_mean
 from streamcvit.evaluation.matrix import summarise
-from streamcvit.learning.commit import fsync_folder, write_json
+from streamcvit.learning.durable import fsync_folder, write_json, write_text
 
 MISSING = "not installed"
 
@@ -91,6 +93,15 @@ def build_labels() -> dict[str, str]:
     return {"version": found["streamcvit"]} | {n: found[n] for n in ("python", "torch", "transformers", "peft", "ray")}
 
 
+def code_version() -> str:
+    """The package's version and a digest of its sources, so that an edited checkout is another version."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
 def _git_commit() -> str:
     try:
         root = Path(__file__).resolve().parent
@@ -122,9 +133,10 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self.points: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
         self.follows: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
+        self.digests: dict[tuple[int, str], str] = {}  # of the weights that gave a boundary's predictions
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "run.json").exists():
-            (self.path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+            write_text(self.path / "config.yaml", config.dump())
             average = [task for task, spec in index.tasks.items() if spec.in_average]
             plan = {"tasks": self.tasks, "chunks": counts.tolist(), "in_average": average}
             write_json(self.path / "plan.json", plan)
@@ -133,6 +145,7 @@ class RunFolder:
                 "method": method,
                 "seed": config.seed,
                 "versions": versions(),
+                "code": code_version(),
                 "git_commit": _git_commit(),
                 "machine": machine(),
                 "base_digest": base_digest,
@@ -145,8 +158,8 @@ class RunFolder:
                 "finished": None,
             }
             write_json(self.path / "run.json", record)
-        self._read_predictions()
         self.events = {self._key(event) for event in self._read_events()}
+        self._read_predictions()
 
     @property
     def n_chunks(self) -> int:
@@ -168,27 +181,46 @@ class RunFolder:
         write_json(self.path / "run.json", {**record, "finished": now()})
         self.event("finished")
 
+    def adopt(self, changes: Mapping[str, tuple[str, str]], base_digest: str) -> None:
+        """Note what a person allowed to change on resuming; the next resume is compared with what holds now."""
+        if not changes or self.finished():
+            return
+        for key, (before, after) in changes.items():
+            self.event("changed", key=key, before=before, after=after)
+        record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        now_is = {
+            "versions": versions(),
+            "code": code_version(),
+            "git_commit": _git_commit(),
+            "base_digest": base_digest,
+            "index_digest": self.index.digest,
+        }
+        write_text(self.path / "config.yaml", self.config.dump())
+        write_json(self.path / "run.json", record | now_is)
+
     def missing(self, report: ChunkReport | None) -> list[Job]:
-        """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet."""
+        """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet, for its weights."""
         if report is None:
             return [Job(self.method, ZERO, task, 0, "", "") for task in self.tasks if task not in self.points[ZERO]]
         return [
             Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
             for task in self.seen(report.chunk)
-            if task not in self.points[report.chunk]
+            if self.digests.get((report.chunk, task)) != report.digest
         ]
 
     def event(self, name: str, **values: Any) -> None:
         """Append to events.jsonl; what a replayed step says again is written once."""
         event = {"time": now(), "event": name, **values}
-        if name in ("chunk", "quarantine") and self._key(event) in self.events:
+        if name in ("chunk", "quarantine", "damaged") and self._key(event) in self.events:
             return
         self.events.add(self._key(event))
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def chunk_done(self, report: ChunkReport) -> None:
-        """Note a learned chunk and what of it was quarantined."""
+        """Note a learned chunk, what of it was quarantined, and damage that its learner found."""
+        for what in report.damaged:
+            self.event("damaged", what=what)
         for bad in report.quarantined:
             self.event("quarantine", chunk=report.chunk, **bad)
         self.event("chunk", chunk=report.chunk, step=report.version, digest=report.digest, **report.info)
@@ -228,24 +260,28 @@ class RunFolder:
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{job.task}.parquet"
-        if not path.exists():
-            draft = folder / f".{job.task}.{os.getpid()}"
-            with open(draft, "wb") as file:
-                pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-            fsync_folder(folder)
-            self._take(table)
-            if missing := self.test_sizes[job.task] - len(found.points):
-                self.event("test_unreadable", chunk=job.chunk, task=job.task, samples=missing)
+        if self.digests.get((job.chunk, job.task)) == job.digest:
+            return  # asked twice, answered twice: the first answer stands
+        draft = path.with_name(f".{path.name}")
+        with open(draft, "wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        fsync_folder(folder)
+        self._take(table)
+        if missing := self.test_sizes[job.task] - len(found.points):
+            self.event("test_unreadable", chunk=job.chunk, task=job.task, samples=missing)
 
     def write_scores(self) -> dict[str, Any]:
         """Derive scores.parquet and summary.json from the predictions; returns the summary."""
         order = {task: number for number, task in enumerate(self.tasks)}
         rows = sorted(self.rows, key=lambda row: (row["chunk"], order[row["task"]], row["family"]))
         draft = self.path / ".scores.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), draft, compression="zstd")
+        with open(draft, "wb") as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, self.path / "scores.parquet")
         summary = self._summary()
         write_json(self.path / "summary.json", summary)
@@ -282,6 +318,9 @@ class RunFolder:
         if meta["published"]:
             families["strcvit"] = (meta["published"], published.to_numpy())
         differ = int(np.sum(np.abs(points - published.to_numpy()) > 1e-9)) if meta["published"] else 0
+        if (chunk, task) in self.digests:  # of weights that no longer end this chunk
+            self.rows = [row for row in self.rows if (row["chunk"], row["task"]) != (chunk, task)]
+        self.digests[chunk, task] = meta["digest"]
         self.points[chunk][task], self.follows[chunk][task] = points, follows
         for family, (metric, values) in families.items():
             low, high = bootstrap_mean(values)
@@ -301,19 +340,31 @@ class RunFolder:
             )
 
     def _read_predictions(self) -> None:
-        for path in sorted((self.path / "predictions").glob("*/*.parquet")):
-            self._take(pq.read_table(path))
+        for path in sorted((self.path / "predictions").glob("*/[!.]*.parquet")):
+            try:
+                self._take(pq.read_table(path))
+            except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+                # It is asked for again, and replaced.
+                self.event("damaged", what=f"{path.relative_to(self.path)}: {' '.join(str(error).split())[:200]}")
 
     def _read_events(self) -> list[dict[str, Any]]:
         path = self.path / "events.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        data = path.read_bytes()
+        if whole := data.rfind(b"\n") + 1 - len(data):  # a line cut short by a kill: what follows starts a new one
+            os.truncate(path, len(data) + whole)
+        events = []
+        for line in data[: data.rfind(b"\n") + 1].splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:  # named by `RunRecord.problems`
+                continue
+        return events
 
     @staticmethod
     def _key(event: dict[str, Any]) -> tuple:
-        return (event["event"], event.get("chunk"), event.get("position"))
+        return tuple(event.get(key) for key in ("event", "chunk", "position", "digest", "what"))
 
 
 PREDICTIONS = pa.schema(

@@ -22,6 +22,8 @@ class ChunkReport:
         digest: SHA-256 of the adapter at that commit.
         info: the chunk's event: samples, seconds busy and waiting, loss, correct, expert shares (JSON values).
         quarantined: events of positions that could not be learned.
+        epoch: of the learner that reports; a report of an older epoch than the run folder's newest is refused.
+        damaged: a line for each damaged commit that this learner passed over when it began.
     """
 
     method: str
@@ -31,6 +33,8 @@ class ChunkReport:
     digest: str
     info: dict[str, Any]
     quarantined: list[dict[str, Any]] = field(default_factory=list)
+    epoch: int = 0
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from streamcvit.cluster.folder import build_labels
+from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.cluster.supervise import Call, Post, Restart, Supervisor
 from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
 from streamcvit.config import RunConfig
-from streamcvit.errors import UserError
 
+STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
 
 
@@ -28,7 +31,11 @@ class Pool(Protocol):
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]: ...
 
-    def latest(self) -> tuple[Progress | None, dict[str, int]]: ...
+    def stop(self, pending: list[Any]) -> None: ...
+
+    def latest(self) -> Progress | None: ...
+
+    def restarts(self) -> list[Restart]: ...
 
     def folder_changed(self, folder: str) -> None: ...
 
@@ -45,8 +52,9 @@ class LocalPool:
     learn_ahead = 1
     url = ""
 
-    def __init__(self, config: RunConfig, stream: str, progress: Any = lambda _: None) -> None:
-        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress)
+    def __init__(self, config: RunConfig, stream: str, stop: Stop, progress: Any = lambda _: None) -> None:
+        self.signals = stop
+        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress, lambda: stop.requested)
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
 
@@ -54,25 +62,33 @@ class LocalPool:
         return _Done(self.learner.learn_chunk(method, chunk))
 
     def evaluate(self, job: Job) -> Hashable:
-        return _Done(self.evaluator.evaluate(job))
+        with self.signals.patience(False):  # nothing is written here: a stop need not wait
+            return _Done(self.evaluator.evaluate(job))
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
         return [(done, done.value) for done in pending]
 
-    def latest(self) -> tuple[Progress | None, dict[str, int]]:
-        return None, {}
+    def stop(self, pending: list[Any]) -> None:
+        pass  # between two calls nothing runs
+
+    def latest(self) -> Progress | None:
+        return None
+
+    def restarts(self) -> list[Restart]:
+        return []
 
     def folder_changed(self, folder: str) -> None:
         pass
 
 
 class RayPool:
-    """One set of actors for all methods of a run.
+    """One set of actors for all methods of a run, kept alive.
 
     Args:
         ray: the connected module.
         config: the run.
         stream: folder of shards and index, as every node sees it.
+        token: what a reader of the metrics must show; empty: nothing.
 
     Raises:
         UserError: an actor cannot start (missing model, busy port ...).
@@ -80,77 +96,101 @@ class RayPool:
 
     learn_ahead = 2  # the learner finds its next chunk waiting: it never waits for the driver
 
-    def __init__(self, ray: Any, config: RunConfig, stream: str) -> None:
+    def __init__(self, ray: Any, config: RunConfig, stream: str, token: str = "") -> None:
         from streamcvit.cluster import actors
+        from streamcvit.cluster.actor import PULSE
+        from streamcvit.cluster.monitor import MONITOR, MonitorActor
 
-        self.ray, self.evaluators = ray, config.cluster.evaluators
-        restarts = config.cluster.restarts
+        self.evaluators = config.cluster.evaluators
+        self.supervisor = Supervisor(ray, config.cluster)
+        self.busy: dict[Call, int] = {}
+        self.snapshots: dict[tuple[str, str], Any] = {}
+        self.port = config.monitor.port
+        self.told: Progress | None = None
+        gpus, labels = _gpus(ray, config), build_labels()
+        # Beside the driver, so that the address it prints is this machine's.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
 
-        def start(cls: type, name: str, *args: Any, cpus: float, **options: Any) -> Any:
-            remote = ray.remote(num_cpus=cpus, max_restarts=restarts, max_task_retries=-1, **options)(cls)
-            return remote.options(name=name).remote(*args)
+        def start(name: str, cls: type, arguments: Callable[[int], tuple[Any, ...]], **options: Any) -> Post:
+            options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {PULSE: 1}}
+            actor = ray.remote(**options)(cls)
+            return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
 
-        gpus = _gpus(ray, config)
-        self.monitor = start(actors.MonitorActor, actors.MONITOR, config, cpus=0.5)
-        self.url = self._get(self.monitor.ready.remote())
-        self.ingest = [
-            start(actors.IngestActor, actors.ingest_name(i), config, stream, i, cpus=0.5)
+        self.monitor = start(
+            MONITOR,
+            MonitorActor,
+            lambda lives: (self.port, token, lives > 0, labels),
+            num_cpus=0,
+            scheduling_strategy=here,
+        )
+        self.learner = start("learner", actors.LearnerActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
+        ingest = [
+            start(actors.ingest_name(i), actors.IngestActor, lambda _: (stream,), num_cpus=0.5)
             for i in range(config.cluster.ingest_actors)
         ]
-        self.learner = start(actors.LearnerActor, "learner", config, stream, cpus=1, num_gpus=gpus)
         self.workers = [
-            start(actors.EvaluatorActor, f"evaluator-{i}", config, stream, i, cpus=1, num_gpus=gpus)
+            start(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
             for i in range(self.evaluators)
         ]
-        self.busy: dict[Any, Any] = {}
-        self.snapshots: dict[tuple[str, int], Any] = {}
-        self.base_digest = self._get(self.learner.ready.remote())
-        for actor in [*self.ingest, *self.workers]:
-            self._get(actor.ready.remote())
+        posts = [self.monitor, self.learner, *ingest, *self.workers]
+        ready = self.supervisor.result([self.supervisor.call(post, "ready") for post in posts])
+        (self.url, self.port), self.base_digest = ready[:2]
 
     def learn(self, method: str, chunk: int) -> Hashable:
-        return self.learner.learn_chunk.remote(method, chunk)
+        return self.supervisor.call(self.learner, "learn_chunk", method, chunk)
 
     def evaluate(self, job: Job) -> Hashable:
         taken = set(self.busy.values())
         number = next(i for i in range(self.evaluators) if i not in taken)
-        future = self.workers[number].evaluate.remote(job, self.snapshots.get((job.method, job.version)))
-        self.busy[future] = number
-        return future
+        snapshot = self.snapshots.get((job.method, job.digest))
+        call = self.supervisor.call(self.workers[number], "evaluate", job, snapshot)
+        self.busy[call] = number
+        return call
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
-        done, _ = self.ray.wait(pending, num_returns=len(pending), timeout=seconds)
         results: list[tuple[Any, ChunkReport | TaskScores]] = []
-        for future in done:
-            value = self._get(future)
-            self.busy.pop(future, None)
+        for call, value in self.supervisor.wait(seconds):
+            self.busy.pop(call, None)
             if isinstance(value, tuple):
                 value, snapshot = value
                 if snapshot is not None:
-                    self.snapshots[value.method, value.version] = snapshot
+                    self.snapshots[value.method, value.digest] = snapshot
                     for key in list(self.snapshots)[:-KEPT_SNAPSHOTS]:
                         del self.snapshots[key]
-            results.append((future, value))
+            results.append((call, value))
         return results
 
-    def latest(self) -> tuple[Progress | None, dict[str, int]]:
-        return self._get(self.monitor.latest.remote())
+    def stop(self, pending: list[Any]) -> None:
+        """Have the learner commit after the batch it is at, and wait for that; evaluations are asked again later."""
+        ray = self.supervisor.ray
+        learning = [call.reference for call in pending if call not in self.busy and call.reference is not None]
+        for reference in reversed(learning):  # the waiting one first, so that it does not begin
+            ray.cancel(reference, recursive=False)
+        if learning:
+            ray.wait(learning, num_returns=len(learning), timeout=STOP_SECONDS)
+
+    def latest(self) -> Progress | None:
+        pulse = self.learner.last
+        if pulse is None or pulse.word is None:
+            return None
+        if pulse.word is not self.told:
+            self.told = pulse.word
+            self._to_monitor("progress", pulse.word)
+        return pulse.word
+
+    def restarts(self) -> list[Restart]:
+        found, self.supervisor.restarts = self.supervisor.restarts, []
+        return found
 
     def folder_changed(self, folder: str) -> None:
-        self.monitor.reload.remote(folder)
+        self._to_monitor("reload", folder)
 
-    def _get(self, reference: Any) -> Any:
-        """The result; an actor that died for good is a clear error, a user's mistake in an actor is the user's."""
-        try:
-            return self.ray.get(reference)
-        except self.ray.exceptions.RayActorError as error:
-            reason = " ".join(str(getattr(error, "error_msg", error)).split())[:300]
-            raise UserError(
-                f"an actor died and could not be restarted: {reason}", fix="Continue with --resume"
-            ) from None
-        except self.ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, UserError) else error from None
+    def _to_monitor(self, method: str, value: Any) -> None:
+        """Say something that is not waited for; a monitor that is being replaced reads the folders when it starts."""
+        if self.monitor.actor is not None:
+            getattr(self.monitor.actor, method).remote(value)
 
 
 def _gpus(ray: Any, config: RunConfig) -> float:

@@ -4,50 +4,68 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import yaml
 
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder
+from streamcvit.cluster.guard import Stop, alone
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
-from streamcvit.cluster.session import session
+from streamcvit.cluster.resume import Changes, changes, check_folder, refuse
+from streamcvit.cluster.session import metrics_token, session
 from streamcvit.cluster.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
-from streamcvit.errors import UserError
-from streamcvit.models.base import fetch, weight_files
+from streamcvit.data.index import INDEX_NAME, StreamIndex
+from streamcvit.errors import Stopped
+from streamcvit.learning.durable import room, write_text
+from streamcvit.models.base import fetch, weight_files, weights_digest
 from streamcvit.monitoring.report import write_report
 from streamcvit.monitoring.terminal import LiveView
 
-MAY_CHANGE = ("out", "cluster", "monitor")
-"""Sections that a resumed run may change: they do not touch what is learned or scored."""
 
-
-def execute(config: RunConfig, *, local: bool = False, resume: bool = False) -> Path:
+def execute(config: RunConfig, *, local: bool = False, resume: bool = False, allow: Sequence[str] = ()) -> Path:
     """Run every method of a config on its stream.
 
     Args:
         config: the run.
         local: in this process, without Ray.
         resume: continue the run that is in the folder.
+        allow: keys that may differ from what the run was started with.
 
     Returns:
         The report's path.
 
     Raises:
         UserError: a user's mistake, or a run that stopped and can be resumed (the message says which).
+        Stopped: by SIGINT or SIGTERM; the message says how to go on.
     """
     folder = config.folder()
     page = folder / "report.html"
-    _check_folder(config, folder, resume)
+    check_folder(folder, resume)
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         print(f"this run is already finished: {folder}")
         return page
-    size = sum(file.stat().st_size for file in weight_files(fetch(config.model.name_or_path)))
+    stop = Stop()
+    try:
+        with stop, room(folder):
+            weights = fetch(config.model.name_or_path)
+            with alone(folder):
+                check_folder(folder, resume)  # again: another run may have come and gone
+                return _execute(config, weights, stop, local, resume, allow)
+    except KeyboardInterrupt:  # Stopped, or what Ray makes of it
+        raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
+
+
+def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
+    folder = config.folder()
+    size = sum(file.stat().st_size for file in weight_files(weights))
     encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded, before anything starts
-    index = prepare_stream(config, folder / "stream")
+    index = _stream(config, folder / "stream", resume)
+    changed: Changes = {}
+    if resume:
+        changed = changes(config, weights_digest(weights), index.digest)
+        refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
     stream = str(config.folder() / "stream")
@@ -58,14 +76,33 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False) -> 
     )
     if (lost := unreadable_rows(folder / "stream")).exists():
         view.message(f"{len(lost.read_text(encoding='utf-8').splitlines())} rows could not be read: {lost}")
-    with _pool(config, stream, size, local, view) as pool:
-        (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
+    for key, (before, after) in changed.items():
+        view.message(f"changed: {key}: {before} -> {after}")
+    with _pool(config, stream, size, local, view, stop) as pool:
+        write_text(folder / "config.yaml", config.dump())
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}
+        for method in folders.values():
+            method.adopt(changed, pool.base_digest)
         if pool.url:
             view.message(f"metrics: {pool.url}")
-        with view:
-            Driver(config, pool, folders, view).run()
+        with view, stop.patience(True):
+            Driver(config, pool, folders, view, stop).run()
+    page = folder / "report.html"
     return write_report([config.folder(name) for name in config.methods], page, title=config.name)
+
+
+def _stream(config: RunConfig, folder: Path, resume: bool) -> StreamIndex:
+    """The run's stream; a resumed run reads the one it began with."""
+    if resume and not folder.is_symlink() and (folder / INDEX_NAME).exists():
+        return StreamIndex.open(folder)
+    return prepare_stream(config, folder)
+
+
+def _how_to_go_on(config: RunConfig, local: bool) -> str:
+    saved = config.folder() / "config.yaml"
+    if not saved.exists():
+        return "stopped before anything was learned; start it again with the same command"
+    return f"stopped; continue with: streamcvit run {saved} --resume{' --local' if local else ''}"
 
 
 def _finished(folder: Path) -> bool:
@@ -74,31 +111,12 @@ def _finished(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView) -> Iterator[Pool]:
+def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView, stop: Stop) -> Iterator[Pool]:
     if local:
-        yield LocalPool(config, stream, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second))
+        yield LocalPool(config, stream, stop, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second))
         return
-    with session(config, size) as ray:
-        yield RayPool(ray, config, stream)
-
-
-def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
-    """A new run wants a new folder; a resumed one the config it was started with."""
-    saved = folder / "config.yaml"
-    if not resume:
-        if saved.exists():
-            raise UserError(
-                "this run exists", where=str(folder), fix="Continue it with --resume, or choose another --name"
-            )
-        return
-    if not saved.exists():
-        raise UserError("there is no run to resume", where=str(folder), fix="Start it without --resume")
-    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    after = config.model_dump(mode="json")
-    changed = [key for key in after if key not in MAY_CHANGE and after[key] != before.get(key)]
-    if changed:
-        raise UserError(
-            f"the config differs from the one the run was started with in: {', '.join(changed)}",
-            where=str(folder),
-            fix="Resume with the run's own config.yaml, or start another --name",
-        )
+    with metrics_token(config.monitor) as (token, path), session(config, size) as ray:
+        stop.arm()  # Ray's core took SIGTERM
+        if path:
+            view.message(f"the metrics want the token in {path}")
+        yield RayPool(ray, config, stream, token)

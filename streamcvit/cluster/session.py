@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import ipaddress
 import os
 import secrets
 import shutil
@@ -13,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from streamcvit.config import RunConfig
+from streamcvit.config import MonitorConfig, RunConfig
 from streamcvit.errors import UserError
 
 ACTOR_MIB = 450  # a process with torch, transformers and peft, before its model (measured: 330-400 MiB USS)
@@ -41,6 +43,40 @@ def check_memory(config: RunConfig, base_bytes: int) -> None:
 
 
 @contextlib.contextmanager
+def metrics_token(config: MonitorConfig) -> Iterator[tuple[str, str]]:
+    """What a reader of the metrics must show, and the file it is in; both empty where they stay on this machine.
+
+    Raises:
+        UserError: the token's file is missing, empty, or readable by everyone.
+    """
+    if config.token_file:
+        path = Path(config.token_file)
+        try:
+            token, mode = path.read_text(encoding="utf-8").strip(), path.stat().st_mode
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot be read ({error})", where="monitor.token_file", fix="Give a file") from None
+        if not token or mode & 0o007:
+            reason = "is open to every user of this machine" if token else "is empty"
+            raise UserError(reason, where=str(path), fix=f"Put a long random token in it, and chmod 600 {path}")
+        yield token, str(path)
+    elif _loopback(config.host):
+        yield "", ""
+    else:
+        with tempfile.NamedTemporaryFile("w", prefix="streamcvit-token-", encoding="ascii") as file:  # mode 0600
+            token = secrets.token_urlsafe(32)
+            file.write(token)
+            file.flush()
+            yield token, file.name
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextlib.contextmanager
 def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     """The `ray` module, connected; a private Ray goes with the context.
 
@@ -56,8 +92,9 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = config.cluster.address == "local"
-    private = Path(tempfile.mkdtemp(prefix="scv-"))  # short: Ray puts sockets below it, their paths end at 107 bytes
-    try:
+    # A cluster that is joined is asked for a token too, unless the user has told Ray otherwise.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    with _private_folder() as private:
         if local:
             check_memory(config, base_bytes)
             token = private / "token"
@@ -73,7 +110,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
         settings: dict[str, Any] = {
             "logging_level": "error",
             "log_to_driver": False,
-            "namespace": f"streamcvit-{os.getpid()}",
+            "namespace": f"streamcvit-{secrets.token_hex(4)}",
         }
         if local:
             settings |= {
@@ -87,7 +124,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             settings["address"] = config.cluster.address
         try:
             ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"Ray does not start: {reason}", fix="Run `streamcvit doctor`, or add --local") from None
         try:
@@ -101,5 +138,20 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder of this process alone; those that killed processes left behind are removed on the way."""
+    root, prefix = Path(tempfile.gettempdir()), "scv-"  # short: Ray's sockets lie below, their paths end at 107 bytes
+    for lock in root.glob(f"{prefix}*/lock"):
+        with contextlib.suppress(OSError), open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+            shutil.rmtree(lock.parent)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        with open(folder / "lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield folder
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -43,9 +43,12 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
         _check_rules(index)
         if is_url(stream.data):
             return index.copy_to(folder)  # the run folder stays local; only the shards are fetched
-        if not folder.exists():
+        target = Path(stream.data).absolute()
+        if folder.is_symlink() and folder.readlink() != target:  # the shards were moved
+            folder.unlink()
+        if not folder.is_symlink() and not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.symlink_to(Path(stream.data).absolute(), target_is_directory=True)
+            folder.symlink_to(target, target_is_directory=True)
         return index
     if stream.source == "embedded":
         plan = _embedded_plan(config)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from streamcvit.adapters import InstructionEncoder, expert_usage, tuner_of
@@ -20,10 +22,11 @@ from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
-from streamcvit.errors import UserError
+from streamcvit.errors import Stopped, UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator
 from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, Schedule
 from streamcvit.learning import commit as commits
+from streamcvit.learning.durable import room
 from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
@@ -96,13 +99,19 @@ class LearnerWorker:
         stream: folder of shards and index.
         feed: gives batches.
         progress: told where the learner is, a few times a second.
+        stop: asked after every batch; once it is true the learner commits and raises `Stopped`.
     """
 
     def __init__(
-        self, config: RunConfig, stream: str, feed: Feed, progress: Callable[[Progress], None] = lambda _: None
+        self,
+        config: RunConfig,
+        stream: str,
+        feed: Feed,
+        progress: Callable[[Progress], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         settle(config)
-        self.config, self.feed, self.progress = config, feed, progress
+        self.config, self.feed, self.progress, self.stop = config, feed, progress, stop
         self.index = StreamIndex.open(stream)
         self.base = load_model(config)
         self.encoder = load_encoder(config, self.base)
@@ -115,17 +124,30 @@ class LearnerWorker:
 
         Calls may come again and in another order after a restart, so earlier chunks that are missing are learned, and
         committed at their own ends, first.
+
+        Raises:
+            Stopped: the run is to stop; what was learned is committed.
+            Fenced: a newer learner took over this method's run.
+            UserError: the disk is full; the last commit is whole.
         """
         idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
-        if method != self.method:
-            self._begin(method)
+        if self.stop():
+            raise Stopped
         report = None
-        while self.learner.cursor < self.schedule.bounds(chunk)[1]:
-            missing = self.schedule.chunk_of(self.learner.cursor)
-            report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
-            idle = 0.0
+        try:
+            with room(self.config.folder(method)):
+                if method != self.method:
+                    self._begin(method)
+                self.epoch.check()
+                while self.learner.cursor < self.schedule.bounds(chunk)[1]:
+                    missing = self.schedule.chunk_of(self.learner.cursor)
+                    report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
+                    idle = 0.0
+        except BaseException:
+            self.method = ""  # whatever comes next begins from the newest commit
+            raise
         self._last_end = time.perf_counter()
-        return report or self._committed(chunk)
+        return replace(report or self._committed(chunk), epoch=self.epoch.number, damaged=self.damaged)
 
     def _begin(self, method: str) -> None:
         """Set up a method's learner, from its newest commit where there is one."""
@@ -151,15 +173,15 @@ class LearnerWorker:
             max_grad_norm=config.learner.max_grad_norm,
             seed=config.seed,
         )
-        self.ledger = Ledger(self.folder / "ledger")
-        self.method, self.step_seconds = method, BucketCounts()
-        self.quarantined: list[dict[str, Any]] = []  # of the chunk at hand, not yet reported
-        found = commits.newest_resumable(self.folder / "commits")
+        self.epoch, found = commits.take_over(self.folder / "commits")
+        self.damaged = tuple(found[2]) if found else ()
+        self.part: dict[str, Any] = {}  # what a former life noted of the chunk it stopped in
         if found is not None:
             state = self.learner.resume(found[0])
-            # A commit inside a chunk keeps what its first part quarantined, for the report at the chunk's end.
-            self.quarantined = [] if state.get("boundary") else state.get("quarantined", [])
+            self.part = {} if state.get("boundary") else state
+        self.ledger = Ledger(self.folder / "ledger", self.epoch)
         self.ledger.rewind(self.learner.step)
+        self.method, self.step_seconds = method, BucketCounts()
 
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""
@@ -167,7 +189,25 @@ class LearnerWorker:
         waited, told, first = 0.0, 0.0, learner.cursor
         losses: list[torch.Tensor] = []
         correct: list[torch.Tensor] = []
+        part, self.part = self.part, {}
+        quarantined: list[dict[str, Any]] = list(part.get("quarantined", ()))
         batches = self.feed(self.config.methods[self.method].order, learner.cursor, stop)
+
+        def note() -> dict[str, Any]:
+            now = {
+                "samples": sum(len(part) for part in losses),
+                "positions": learner.cursor - first,
+                "loss": float(torch.cat(losses).mean()) if losses else None,
+                "correct": float(torch.cat(correct).float().mean()) if correct else None,
+                "busy_s": time.perf_counter() - began - waited,
+                "wait_ingest_s": waited,
+                "wait_evaluation_s": idle,
+                "expert_share": {
+                    bank: use.shares for bank, use in expert_usage(self.model, reset=learner.cursor == stop).items()
+                },
+            }
+            return _joined(part["info"], now) if part.get("info") else now
+
         while learner.cursor < stop:
             asked = time.perf_counter()
             batch = next(batches)
@@ -175,7 +215,7 @@ class LearnerWorker:
             waited += arrived - asked
             report = learner.learn(batch)
             self.step_seconds.observe(time.perf_counter() - arrived)
-            self.quarantined += [_event(bad) for bad in batch.quarantined]
+            quarantined += [_event(bad) for bad in batch.quarantined]
             if report is not None:
                 losses.append(report.loss)
                 correct.append(report.correct)
@@ -187,21 +227,13 @@ class LearnerWorker:
                 mean = float(torch.cat(losses[-20:]).mean())
                 total = len(self.schedule)
                 self.progress(Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds))
-            every = self.config.learner.commit_every
-            if every and learner.step % every == 0 and learner.cursor < stop:
-                self._commit(chunk=chunk, boundary=False, quarantined=self.quarantined)
+            every, stopping = self.config.learner.commit_every, self.stop()
+            if learner.cursor < stop and (stopping or (every and learner.step % every == 0)):
+                self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined)
+                if stopping:
+                    raise Stopped
         learned = time.perf_counter()
-        info = {
-            "samples": sum(len(part) for part in losses),
-            "positions": stop - first,
-            "loss": float(torch.cat(losses).mean()) if losses else None,
-            "correct": float(torch.cat(correct).float().mean()) if correct else None,
-            "busy_s": learned - began - waited,
-            "wait_ingest_s": waited,
-            "wait_evaluation_s": idle,
-            "expert_share": {bank: use.shares for bank, use in expert_usage(self.model).items()},
-        }
-        quarantined, self.quarantined = self.quarantined, []
+        info = note()
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": _size(folder)}
@@ -209,8 +241,10 @@ class LearnerWorker:
 
     def _commit(self, **state: Any) -> Path:
         step = self.learner.step
-        folder = self.learner.commit(self.folder / "commits", before=lambda: self.ledger.flush(step), **state)
-        commits.prune(self.folder / "commits", self.config.learner.keep_commits)
+        folder = self.learner.commit(
+            self.folder / "commits", before=lambda: self.ledger.flush(step), epoch=self.epoch, **state
+        )
+        commits.prune(self.folder / "commits", self.config.learner.keep_commits, self.epoch)
         return folder
 
     def _committed(self, chunk: int) -> ChunkReport:
@@ -219,15 +253,35 @@ class LearnerWorker:
 
 
 def boundary_reports(folder: Path, method: str) -> dict[int, ChunkReport]:
-    """Reports of all chunk boundaries that a run folder holds commits of."""
+    """Reports of all chunk boundaries that a run folder holds commits of, those that cannot be read left out."""
     reports = {}
     for commit in commits.list_commits(folder / "commits"):
-        state = json.loads((commit / "state.json").read_text(encoding="utf-8"))
+        try:
+            state = json.loads((commit / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
         if state.get("boundary"):
             reports[state["chunk"]] = ChunkReport(
                 method, state["chunk"], str(commit), state["step"], state["digest"], state["info"], state["quarantined"]
             )
     return reports
+
+
+def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """One note of a chunk that was learned in two lives: sums add up, means weigh their samples."""
+    n, m = first["samples"], then["samples"]
+
+    def mean(a: float | None, b: float | None) -> float | None:
+        return b if a is None else a if b is None else (n * a + m * b) / max(n + m, 1)
+
+    shares = [first["expert_share"], then["expert_share"]]
+    banks = {
+        bank: [mean(a, b) for a, b in zip(*(share[bank] for share in shares), strict=True)]
+        for bank in shares[0].keys() & shares[1].keys()
+    }
+    means = {key: mean(first[key], then[key]) for key in ("loss", "correct")}
+    sums = ("samples", "positions", "busy_s", "wait_ingest_s", "wait_evaluation_s")
+    return {**{key: first[key] + then[key] for key in sums}, **means, "expert_share": shares[0] | shares[1] | banks}
 
 
 def _event(bad: Quarantined) -> dict[str, Any]:
@@ -306,7 +360,10 @@ class EvaluatorWorker:
             self.model.eval()
         if (method, version) != (job.method, job.version):
             path = Path(job.commit) / "adapter" / "adapter_model.safetensors"
-            digest = load_adapter_state(self.model, snapshot or load_file(path))
+            try:
+                digest = load_adapter_state(self.model, snapshot or load_file(path))
+            except (SafetensorError, FileNotFoundError) as error:
+                raise UserError(f"damaged adapter ({error})", where=str(path), fix="Restore it from a copy") from None
             if digest != job.digest:
                 raise UserError(
                     f"the weights that arrived have digest {digest[:12]}, the snapshot's is {job.digest[:12]}",

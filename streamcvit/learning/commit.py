@@ -1,7 +1,8 @@
 """Atomic commits: a folder that is there is whole.
 
-A commit is written into a hidden sibling, every file and the folder are fsynced, and one rename puts it in place.
-`state.json` holds the SHA-256 of every other file. Tensors are safetensors and the rest is JSON; nothing is pickled.
+A commit is written into a hidden sibling, every file and folder is fsynced, and one rename puts it in place. Its name
+is its step and the epoch of its writer (see `streamcvit.learning.epochs`). `state.json` holds the SHA-256 of every
+other file. Tensors are safetensors and the rest is JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -15,28 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.errors import UserError
+from streamcvit.learning.durable import fsync_folder, write_json
+from streamcvit.learning.epochs import Epoch, history, name_of, parse_name
 
 RESUME = "resume"  # subfolder with what only a restart needs: pruned from old commits, so that the adapter stays
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
+DRAFT, ASIDE, DOOMED = ".tmp-", ".aside-", f".{RESUME}"
 
 
 def _sha256(path: Path) -> str:
@@ -44,41 +28,50 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_commit(commits: Path, step: int, fill: Callable[[Path], None], state: dict[str, Any]) -> Path:
-    """Create commit `step`, or leave the one that is there alone.
+def write_commit(
+    commits: Path, step: int, fill: Callable[[Path], None], state: dict[str, Any], epoch: Epoch | None = None
+) -> Path:
+    """Create commit `step`, or leave the one that this writer made before alone.
 
     Args:
         commits: folder of all commits; created if absent.
-        step: optimizer steps, the commit's name.
+        step: optimizer steps.
         fill: writes the commit's files into the folder it is given.
         state: JSON values of `state.json`; the files' checksums are added under `files`.
+        epoch: the writer's; None for a writer that no other can follow (a notebook).
 
     Returns:
         The commit's folder.
+
+    Raises:
+        Fenced: a newer learner took over; what was written does not count.
     """
-    final = commits / f"{step:08d}"
+    epoch = epoch or Epoch(commits.parent, 0)
+    final = commits / name_of(step, epoch.number)
     commits.mkdir(parents=True, exist_ok=True)
-    if final.exists():  # a replayed step: its commit is already the truth
+    if final.exists():
         return final
-    draft = commits / f".tmp-{step:08d}-{os.getpid()}"
+    draft = commits / f"{DRAFT}{final.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    fill(draft)
-    files = sorted(path for path in draft.rglob("*") if path.is_file())
-    for path in files:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    names = {str(path.relative_to(draft)): _sha256(path) for path in files}
-    write_json(draft / "state.json", {**state, "step": step, "files": names})
-    for folder in sorted({path.parent for path in files}, reverse=True):
-        fsync_folder(folder)
     try:
-        os.rename(draft, final)
-    except OSError:
+        fill(draft)
+        files = sorted(path for path in draft.rglob("*") if path.is_file())
+        for path in files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        names = {str(path.relative_to(draft)): _sha256(path) for path in files}
+        write_json(draft / "state.json", {**state, "step": step, "epoch": epoch.number, "files": names})
+        for folder in sorted({path.parent for path in files}, reverse=True):
+            fsync_folder(folder)
+        epoch.check()
+        os.rename(draft, final)  # fails on a commit that is there
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
-        if not final.exists():
-            raise
+        epoch.check()  # a newer learner sweeps our drafts away under us: then that is what went wrong
+        raise
     fsync_folder(commits)
+    epoch.check()
     return final
 
 
@@ -91,52 +84,122 @@ def read_state(commit: Path) -> dict[str, Any]:
     try:
         state = json.loads((commit / "state.json").read_text(encoding="utf-8"))
         names = state["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"damaged commit ({error})", where=str(commit), fix="Remove it; an older one is used") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"damaged commit ({error})", where=str(commit), fix="An older one is used") from None
     pruned = not (commit / RESUME).is_dir()
     for name, expected in names.items():
         if pruned and name.startswith(f"{RESUME}/"):
             continue
         path = commit / name
         if not path.is_file() or _sha256(path) != expected:
-            raise UserError(
-                "checksum differs or file missing", where=str(path), fix="Remove this commit; an older one is used"
-            )
+            raise UserError("checksum differs or file missing", where=str(path), fix="An older commit is used")
     return state
 
 
 def list_commits(commits: Path) -> list[Path]:
-    """All commits, oldest first."""
+    """All commits that count, oldest first."""
     if not commits.is_dir():
         return []
-    return sorted(path for path in commits.iterdir() if path.is_dir() and path.name.isdigit())
+    counts = history(commits.parent)
+    found = [(place, path) for path in commits.iterdir() if (place := parse_name(path.name)) and path.is_dir()]
+    return [path for place, path in sorted(found) if counts.holds(*place)]
 
 
 def newest_resumable(commits: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The newest whole commit that still has its resume files.
 
     Returns:
-        (folder, state, one line for each newer commit that was passed over because it is damaged), or None.
+        (folder, state, one line for each newer commit that was passed over because it is damaged), or None where
+        nothing was committed yet.
+
+    Raises:
+        UserError: there are commits, and not one that a run can go on from.
     """
     damaged: list[str] = []
-    for commit in reversed(list_commits(commits)):
+    there = list_commits(commits)
+    for commit in reversed(there):
         if not (commit / RESUME).is_dir():
             continue
         try:
             return commit, read_state(commit), damaged
         except UserError as error:
             damaged.append(str(error))
+    if there:  # never start again from nothing over what was learned
+        raise UserError(
+            f"none of {len(there)} commits can be resumed ({damaged[0] if damaged else 'no resume files'})",
+            where=str(commits),
+            fix="Restore one from a copy, or start another run",
+        )
     return None
 
 
-def prune(commits: Path, keep: int) -> None:
-    """Drop the resume files of all but the newest `keep` commits, and drafts of dead processes."""
-    for draft in commits.glob(".tmp-*"):
-        if not Path(f"/proc/{draft.name.rsplit('-', 1)[-1]}").exists():
-            shutil.rmtree(draft, ignore_errors=True)
-    whole = [commit for commit in list_commits(commits) if (commit / RESUME).is_dir()]
-    for commit in whole[:-keep]:
-        # Renaming first keeps a commit from ever showing half of its resume files.
-        doomed = commit / f".{RESUME}"
-        os.rename(commit / RESUME, doomed)
+def take_over(commits: Path) -> tuple[Epoch, tuple[Path, dict[str, Any], list[str]] | None]:
+    """Become the one writer of a run: take the next epoch, find what to go on from, set aside what does not count.
+
+    Returns:
+        (the epoch, what `newest_resumable` gives).
+
+    Raises:
+        UserError: as `newest_resumable`.
+        Fenced: someone else took over meanwhile.
+    """
+    epoch = Epoch.take(commits.parent)
+    found = newest_resumable(commits)
+    epoch.begin(parse_name(found[0].name) if found else None)
+    sweep(commits, epoch)
+    return epoch, found
+
+
+def sweep(commits: Path, epoch: Epoch) -> None:
+    """Remove the drafts of older epochs and hide commits of theirs that do not count.
+
+    Names belong to one epoch, so this can never touch a newer learner's work, however late it comes.
+    """
+    if not commits.is_dir():
+        return
+    counts = history(commits.parent)
+    for path in list(commits.iterdir()):
+        place = parse_name(path.name.removeprefix(DRAFT))
+        if place is None or place[1] > epoch.number:
+            continue
+        if path.name.startswith(DRAFT):
+            shutil.rmtree(path, ignore_errors=True)
+        elif not counts.holds(*place):
+            epoch.check()
+            os.rename(path, path.with_name(f"{ASIDE}{path.name}"))
+
+
+def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
+    """Drop what only a restart needs of all but the newest `keep` commits, and what does not count.
+
+    A chunk boundary keeps its adapter for ever; a commit inside a chunk goes whole, so that the number of commits grows
+    with the chunks alone.
+
+    Args:
+        commits: folder of all commits.
+        keep: at least 2, so that there is one to fall back to.
+        epoch: the writer's.
+    """
+    epoch = epoch or Epoch(commits.parent, 0)
+    sweep(commits, epoch)
+    there = list_commits(commits)
+    for commit in there:
+        shutil.rmtree(commit / DOOMED, ignore_errors=True)  # left by a process killed right here
+    whole = [commit for commit in there if (commit / RESUME).is_dir()]
+    for commit in whole[: -max(keep, 2)]:
+        epoch.check()
+        # Renaming first keeps a commit from ever showing half of its files.
+        if _inside_a_chunk(commit):
+            doomed = commit.with_name(f"{DRAFT}{commit.name}")  # as a draft it is swept if this process is killed here
+            os.rename(commit, doomed)
+        else:
+            doomed = commit / DOOMED
+            os.rename(commit / RESUME, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _inside_a_chunk(commit: Path) -> bool:
+    try:
+        return json.loads((commit / "state.json").read_text(encoding="utf-8")).get("boundary") is False
+    except (OSError, ValueError):
+        return False

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from streamcvit.learning.commit import fsync_folder
+from streamcvit.learning.durable import fsync_folder
+from streamcvit.learning.epochs import Epoch, history, name_of, parse_name
 from streamcvit.models.batch import Batch
 
 SCHEMA = pa.schema(
@@ -30,10 +31,11 @@ class Ledger:
 
     Args:
         folder: `ledger/` of a run folder; created on the first flush.
+        epoch: the writer's; None for a writer that no other can follow (a notebook).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, epoch: Epoch | None = None) -> None:
+        self.folder, self.epoch = folder, epoch or Epoch(folder.parent, 0)
         self._rows: list[tuple[Batch, int, torch.Tensor, torch.Tensor]] = []
 
     def add(self, batch: Batch, step: int, loss: torch.Tensor, correct: torch.Tensor) -> None:
@@ -48,10 +50,14 @@ class Ledger:
         self._rows.append((batch, step, loss, correct))
 
     def flush(self, step: int) -> Path | None:
-        """Write the rows so far to `<step>.parquet`, durably; nothing to write gives None."""
+        """Write the rows so far, durably, to a part of its own; nothing to write gives None.
+
+        Raises:
+            Fenced: a newer learner took over; a part that shows nevertheless does not count.
+        """
         if not self._rows:
             return None
-        rows, self._rows = self._rows, []
+        rows = self._rows
         columns = [
             [p for batch, *_ in rows for p in batch.positions],
             [s.sample_id for batch, *_ in rows for s in batch.samples],
@@ -63,24 +69,41 @@ class Ledger:
         ]
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
         self.folder.mkdir(parents=True, exist_ok=True)
-        final, draft = self.folder / f"{step:08d}.parquet", self.folder / f".{step:08d}.{os.getpid()}"
-        with open(draft, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, final)
+        final = self.folder / f"{name_of(step, self.epoch.number)}.parquet"
+        draft = final.with_name(f".{final.name}")
+        try:
+            with open(draft, "wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            self.epoch.check()
+            os.replace(draft, final)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
         fsync_folder(self.folder)
+        self._rows = []
         return final
 
     def rewind(self, step: int) -> None:
-        """Forget everything after commit `step`: unflushed rows and newer files."""
+        """Forget everything after commit `step`: unflushed rows, parts that do not count, drafts of older writers.
+
+        Names belong to one epoch, so this can never touch a newer learner's work, however late it comes.
+        """
         self._rows.clear()
+        counts = history(self.folder.parent)
         for path in self.folder.glob("*.parquet"):
-            if int(path.stem) > step:
-                path.unlink()
+            place = parse_name(path.stem.removeprefix("."))
+            if place is None or place[1] > self.epoch.number:
+                continue
+            if path.name.startswith(".") or place[0] > step or not counts.holds(*place):
+                self.epoch.check()
+                path.unlink(missing_ok=True)
 
 
 def read_ledger(folder: Path) -> pa.Table:
-    """All flushed rows, in learning order; an empty table where nothing is flushed."""
-    files = sorted(folder.glob("*.parquet"))
+    """All flushed rows that count, in learning order; an empty table where nothing is flushed."""
+    counts = history(folder.parent)
+    parts = [(place, path) for path in folder.glob("*.parquet") if (place := parse_name(path.stem))]
+    files = [path for place, path in sorted(parts) if counts.holds(*place)]
     return pa.concat_tables([pq.read_table(f, schema=SCHEMA) for f in files]) if files else SCHEMA.empty_table()

@@ -26,6 +26,7 @@ from streamcvit.adapters import (
 )
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
+from streamcvit.learning.epochs import Epoch
 from streamcvit.learning.optim import ExpertAdamW
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
@@ -193,16 +194,22 @@ class OnlineLearner:
             self._snapshot = take_snapshot(self.model, version=self.step, cursor=self.cursor, chunk=self.chunk)
         return self._snapshot
 
-    def commit(self, folder: Path, before: Callable[[], object] | None = None, **state: Any) -> Path:
+    def commit(
+        self, folder: Path, before: Callable[[], object] | None = None, epoch: Epoch | None = None, **state: Any
+    ) -> Path:
         """Write everything that makes the next step the same to the bit.
 
         Args:
             folder: `commits/` of a run folder.
             before: called once the files are prepared and before the commit shows (the ledger's flush).
+            epoch: the right to write this run; None where no other learner can follow this one (a notebook).
             state: further JSON values for `state.json`.
 
         Returns:
             The commit's folder: `adapter/` (what `PeftModel.from_pretrained` loads), `resume/`, `state.json`.
+
+        Raises:
+            Fenced: a newer learner took over; nothing of this one's counts any more.
         """
         snapshot = self.snapshot()
 
@@ -221,7 +228,7 @@ class OnlineLearner:
 
         state |= {"version": self.step, "cursor": self.cursor, "chunk": self.chunk, "digest": snapshot.digest}
         state["encoder"] = self._encoder_identity()
-        return commits.write_commit(folder, self.step, fill, state)
+        return commits.write_commit(folder, self.step, fill, state, epoch)
 
     def resume(self, commit: Path) -> dict[str, Any]:
         """Continue from a commit as if the run had never stopped.

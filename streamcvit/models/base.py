@@ -71,13 +71,18 @@ class Base:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weight files (names and bytes); of the state dict where the model came from no folder."""
-        digest = hashlib.sha256()
-        for file in weight_files(str(self.source)):
-            digest.update(file.name.encode() + b"\0")
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return weights_digest(str(self.source))
+
+
+def weights_digest(folder: str) -> str:
+    """SHA-256 of a model folder's weight files, names and bytes: which base model this is."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def load_base(

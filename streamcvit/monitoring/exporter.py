@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hmac
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -53,7 +55,13 @@ class Server:
         self.close()
 
 
-def serve(store: Collector, port: int = 0, host: str = "127.0.0.1", page: Callable[[], str] | None = None) -> Server:
+def serve(
+    store: Collector,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    page: Callable[[], str] | None = None,
+    token: str = "",
+) -> Server:
     """Serve a store's metrics at `/metrics`.
 
     Args:
@@ -61,6 +69,7 @@ def serve(store: Collector, port: int = 0, host: str = "127.0.0.1", page: Callab
         port: where to listen; 0 takes any free port.
         host: address to listen at; the default is reachable from this machine only.
         page: gives the HTML shown at `/` (called for each visit); without it `/` names the metrics' address.
+        token: what a reader must show, as a bearer token or (a browser) as the password of any name; empty: nothing.
 
     Raises:
         UserError: the port is taken or may not be used.
@@ -70,6 +79,10 @@ def serve(store: Collector, port: int = 0, host: str = "127.0.0.1", page: Callab
     metrics = make_wsgi_app(registry)
 
     def application(environ: dict, start_response: Callable) -> Iterable[bytes]:
+        if token and not _shown(environ.get("HTTP_AUTHORIZATION", ""), token):
+            headers = [("Content-Type", "text/plain; charset=utf-8"), ("WWW-Authenticate", 'Basic realm="streamcvit"')]
+            start_response("401 Unauthorized", [*headers, ("WWW-Authenticate", "Bearer")])
+            return [b"A token is needed; the run printed where it is.\n"]
         path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
             return metrics(environ, start_response)
@@ -93,3 +106,16 @@ def serve(store: Collector, port: int = 0, host: str = "127.0.0.1", page: Callab
             f"cannot listen here ({error.strerror})", where=f"{host}:{port}", fix="Give another port"
         ) from None
     return Server(server, host)
+
+
+def _shown(header: str, token: str) -> bool:
+    """Whether an Authorization header holds the token; the time it takes says nothing about the token."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            value = base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
+        except ValueError:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(value.strip().encode(), token.encode())

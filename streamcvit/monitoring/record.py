@@ -321,7 +321,11 @@ class RunRecord:
 
     def _read_ledger(self) -> None:
         names = ("position", "chunk", "task", "loss", "correct")
-        paths = sorted((self.folder / "ledger").glob("*.parquet"), key=lambda path: (len(path.stem), path.stem))
+        # `<step>-<epoch>.parquet`; what a learner that was cut off left beside the newer one's is overruled by it.
+        paths = sorted(
+            (self.folder / "ledger").glob("[0-9]*.parquet"),
+            key=lambda path: [int(n) for n in f"{path.stem}-0".split("-")[1::-1]],
+        )
         tables = [table.select(names) for path in paths if (table := self._table(path)) is not None]
         if not tables:
             return

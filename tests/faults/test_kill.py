@@ -7,17 +7,18 @@ import random
 import signal
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
+from chaos import differences, restarts
 from running import METHODS, ROOT, SMALL, Run, command, environment, streamcvit
 
-from streamcvit.learning import commit, read_ledger
+from streamcvit.learning import commit
 
 pytestmark = pytest.mark.xdist_group("whole-run")
 
+ALL = ["zero-shot", "lora", "smolora", "replay", "joint"]
 ACTORS = ("IngestActor", "LearnerActor", "EvaluatorActor", "MonitorActor")
 
 
@@ -30,18 +31,6 @@ def actors_of(process: subprocess.Popen, kind: str) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-def same_as(undisturbed: Path, folder: Path) -> None:
-    for method in ("lora", "smolora", "replay", "joint"):
-        ours, theirs = (
-            [commit.read_state(c)["digest"] for c in commit.list_commits(root / method / "commits")]
-            for root in (folder, undisturbed)
-        )
-        assert ours == theirs
-        assert Counter(read_ledger(folder / method / "ledger")["position"].to_pylist()) == Counter(range(4 * 48))
-        summaries = [(root / method / "summary.json").read_text() for root in (folder, undisturbed)]
-        assert summaries[0] == summaries[1]
 
 
 def test_actors_killed_at_random_moments_are_replaced_and_nothing_is_lost(local_run: Run, tmp_path: Path) -> None:
@@ -61,7 +50,7 @@ def test_actors_killed_at_random_moments_are_replaced_and_nothing_is_lost(local_
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 0, printed
     assert killed == list(ACTORS)
-    same_as(local_run.folder, tmp_path / "runs" / "small")
+    assert differences(local_run.folder, tmp_path / "runs" / "small", ALL) == []
 
 
 def test_a_killed_driver_is_resumed_to_the_same_result(local_run: Run, tmp_path: Path) -> None:
@@ -78,4 +67,25 @@ def test_a_killed_driver_is_resumed_to_the_same_result(local_run: Run, tmp_path:
     assert not (folder / "report.html").exists()
     done = streamcvit("run", str(folder / "config.yaml"), "--resume", "--local", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    same_as(local_run.folder, folder)
+    assert differences(local_run.folder, folder, ALL) == []
+
+
+def test_an_actor_that_is_killed_again_and_again_ends_the_run_with_its_name(local_run: Run, tmp_path: Path) -> None:
+    words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", *METHODS, *SMALL]
+    words += ["--set", "cluster.restarts=2", "--set", "cluster.backoff_seconds=0.1"]
+    process = subprocess.Popen(
+        command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "runs" / "small"
+    while process.poll() is None:
+        time.sleep(0.05)
+        for victim in actors_of(process, "EvaluatorActor") if (folder / "config.yaml").exists() else ():
+            victim.kill()
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 2, printed + said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "evaluator-0 was lost 3 times, the last time it died" in line and "--resume" in line
+    assert restarts(folder)["evaluator", "died"] == 3
+    done = streamcvit("run", str(folder / "config.yaml"), "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert differences(local_run.folder, folder, ALL) == []

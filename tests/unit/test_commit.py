@@ -76,6 +76,15 @@ def test_pruning_keeps_every_adapter_and_the_newest_resumable(tmp_path: Path) ->
         assert commit.read_state(folder)["cursor"] == 8 * int(folder.name)
 
 
+def test_pruning_drops_old_commits_inside_a_chunk_whole(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        commit.write_commit(tmp_path, step, fill, {"boundary": step % 4 == 0})
+        commit.prune(tmp_path, keep=2)
+    there = {c.name: (c / commit.RESUME).is_dir() for c in commit.list_commits(tmp_path)}
+    assert there == {"00000004": False, "00000007": True, "00000008": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)
+
+
 def batch_of(start: int, n: int) -> Batch:
     samples = tuple(Sample(f"s{start + i}", "task", "q", "i", ("a",), b"") for i in range(n))
     return Batch(start, start + n, 0, tuple(range(start, start + n)), samples, None)

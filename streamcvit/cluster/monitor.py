@@ -1,0 +1,104 @@
+"""The actor that shows a run's numbers. It needs no model, so nothing here imports one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from streamcvit.cluster.actor import Actor, work
+from streamcvit.cluster.messages import Progress
+from streamcvit.config import RunConfig
+from streamcvit.errors import UserError
+from streamcvit.monitoring.exporter import Server, serve
+from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report import live_page
+
+MONITOR = "monitor"
+PORT_SECONDS = 20.0  # a stopped monitor keeps its port until its node has killed it
+
+
+class RunStore(MetricStore):
+    """Numbers of run folders that are read when they are asked for, and only where something changed.
+
+    A folder is read whole; read at every chunk boundary, a long stream would spend more on that with every chunk.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        super().__init__()
+        self._unread, self._reading = set(folders), threading.Lock()
+
+    def changed(self, folder: Path) -> None:
+        """Read a folder before the next answer."""
+        self._unread.add(folder)
+
+    def collect(self) -> Iterator[Metric]:
+        """All values, as `prometheus_client` wants them."""
+        with self._reading:
+            while self._unread:
+                folder = self._unread.pop()
+                if (folder / "run.json").exists():
+                    self.load(RunRecord.load(folder))
+        yield from super().collect()
+
+
+class MonitorActor(Actor):
+    """Holds the numbers of all runs and serves the one /metrics endpoint; after a restart it reads the run folders.
+
+    Args:
+        config: the run.
+        port: where to listen; 0 takes any.
+        token: what a reader must show; empty: nothing.
+        again: whether another monitor held this port a moment ago.
+        labels: of the build.
+    """
+
+    def __init__(self, config: RunConfig, port: int, token: str, again: bool, labels: dict[str, str]) -> None:
+        super().__init__(config)
+        self.port, self.token, self.again, self.labels = port, token, again, labels
+
+    @cached_property
+    def store(self) -> RunStore:
+        store = RunStore(self.config.folder(method) for method in self.config.methods)
+        store.build_info(**self.labels)
+        return store
+
+    @cached_property
+    def server(self) -> Server:
+        page = live_page(self.config.folder(), title=self.config.name)
+        deadline = time.monotonic() + (PORT_SECONDS if self.again else 0)
+        while True:
+            try:
+                return serve(self.store, self.port, self.config.monitor.host, page=page, token=self.token)
+            except UserError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    @work
+    def ready(self) -> tuple[str, int]:
+        """Address and port of the metrics.
+
+        Raises:
+            UserError: the port is taken.
+        """
+        return self.server.url, self.server.port
+
+    @work
+    def progress(self, progress: Progress) -> None:
+        """The learner's newest word."""
+        self.store.position(progress.run, progress.cursor, progress.total)
+        self.store.prequential(progress.run, progress.loss, {})
+        self.store.step_seconds(progress.run, progress.step_seconds)
+        self.move()
+
+    @work
+    def reload(self, folder: str) -> None:
+        """Take over what a run folder says by now, when someone looks."""
+        self.store.changed(Path(folder))
+        self.move()

@@ -1,0 +1,107 @@
+"""What must be the same when a run goes on, and how a difference is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from streamcvit.cluster.folder import MISSING, code_version, versions
+from streamcvit.config import RunConfig
+from streamcvit.errors import UserError
+
+MAY_CHANGE = ("out", "cluster", "monitor")
+"""Sections that a resumed run may change: they do not touch what is learned or scored."""
+DEPENDS = ("torch", "transformers", "peft", "numpy", "tokenizers")
+"""Packages whose versions results depend on."""
+ABSENT = "absent"
+
+Changes = dict[str, tuple[str, str]]
+"""key -> (what it was, what it is)."""
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """A new run wants a new folder, a resumed one a run in it.
+
+    Raises:
+        UserError: otherwise.
+    """
+    saved = (folder / "config.yaml").exists()
+    if saved and not resume:
+        raise UserError("this run exists", where=str(folder), fix="Continue it with --resume, or choose another --name")
+    if resume and not saved:
+        raise UserError("there is no run to resume", where=str(folder), fix="Start it without --resume")
+
+
+def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:
+    """Everything that differs between a run and the one that its folder holds, key by key.
+
+    Raises:
+        UserError: the folder's config.yaml cannot be read.
+    """
+    before, after = _saved(config.folder() / "config.yaml"), config.model_dump(mode="json")
+    for section in MAY_CHANGE:
+        before.pop(section, None), after.pop(section)
+    found = _differences(before, after)
+    now = versions()
+    for method in config.methods:
+        path = config.folder(method) / "run.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["finished"]:
+            continue
+        was: dict[str, str] = record["versions"]
+        pairs: Changes = {"code": (record.get("code", was["streamcvit"]), code_version())}
+        pairs |= {f"versions.{name}": (was.get(name, MISSING), now[name]) for name in DEPENDS}
+        pairs |= {"model": (record["base_digest"][:12], base_digest[:12])}
+        pairs |= {"index": (record["index_digest"][:12], index_digest[:12])}
+        found |= {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return found
+
+
+def refuse(found: Changes, allowed: Iterable[str], where: Path) -> None:
+    """Let nothing pass that was not allowed by name, or by the name of a section above it.
+
+    Raises:
+        UserError: names every change that is left, with both values.
+    """
+    names = tuple(allowed)
+    left = {key: pair for key, pair in found.items() if not any(f"{key}.".startswith(f"{name}.") for name in names)}
+    if left:
+        said = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in left.items())
+        raise UserError(
+            f"differs from the run that is to go on: {said}",
+            where=str(where),
+            fix="Resume with the run's own config.yaml, or allow it: " + " ".join(f"--allow-change {k}" for k in left),
+        )
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Through the model, so that a setting that is new since then counts with its default.
+        return RunConfig.model_validate(tree).model_dump(mode="json")
+    except (OSError, ValueError, yaml.YAMLError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot be read ({reason})", where=str(path), fix="Restore it from a copy") from None
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], above: str = "") -> Changes:
+    found: Changes = {}
+    for key in before | after:
+        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= _differences(old, new, f"{above}{key}.")
+        elif old != new:
+            found[f"{above}{key}"] = (_short(old), _short(new))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,120 @@
+"""SIGINT and SIGTERM commit and stop; --resume goes on to the same result, and names whatever changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from running import METHODS, ROOT, SMALL, Run, boundaries, command, environment, streamcvit
+from test_kill import same_as
+
+from streamcvit.learning import commit, read_ledger
+
+pytestmark = pytest.mark.xdist_group("whole-run")
+
+EMBEDDED = str(ROOT / "pipelines/embedded.yaml")
+
+
+def stopped(cwd: Path, number: signal.Signals, *words: str) -> subprocess.CompletedProcess:
+    """Start a run and send it a signal while it learns its second method."""
+    process = subprocess.Popen(
+        command("run", EMBEDDED, "--name", "small", *METHODS, *SMALL, *words),
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (cwd / "runs/small/smolora/epochs/00000001.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=180)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def check_stopped(cwd: Path, done: subprocess.CompletedProcess, number: signal.Signals, how: str) -> None:
+    assert done.returncode == 128 + number, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"stopped; continue with: streamcvit run runs/small/config.yaml --resume{how}\n" in done.stderr
+    folder = cwd / "runs/small/smolora"
+    found = commit.newest_resumable(folder / "commits")
+    rows = read_ledger(folder / "ledger")["position"].to_pylist()
+    assert rows == list(range(found[1]["cursor"] if found else 0))
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+
+
+def test_sigterm_stops_a_local_run_which_goes_on_to_the_same_result(local_run: Run, tmp_path: Path) -> None:
+    done = stopped(tmp_path, signal.SIGTERM, "--local")
+    check_stopped(tmp_path, done, signal.SIGTERM, " --local")
+    folder = tmp_path / "runs/small"
+    config = str(folder / "config.yaml")
+
+    words = ["run", config, "--resume", "--local", "--set", "learner.weight_decay=0.5", "--set", "evaluation.draws=50"]
+    refused = streamcvit(*words, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout
+    assert "learner.weight_decay: 0.0 -> 0.5; evaluation.draws: 100 -> 50" in refused.stderr
+    shutil.copytree(folder, tmp_path / "runs/other")
+    allowed = ["--name", "other", *(f"--allow-change={key}" for key in ("learner.weight_decay", "evaluation", "name"))]
+    done = streamcvit(*words, *allowed, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in (tmp_path / "runs/other/smolora/events.jsonl").read_text().splitlines()]
+    noted = {event["key"]: (event["before"], event["after"]) for event in events if event["event"] == "changed"}
+    assert noted["learner.weight_decay"] == ("0.0", "0.5") and set(noted) == {
+        "learner.weight_decay",
+        "evaluation.draws",
+        "name",
+    }
+    assert boundaries(tmp_path / "runs/other/smolora")[3] != boundaries(local_run.folder / "smolora")[3]
+
+    done = streamcvit("run", config, "--resume", "--local", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_as(local_run.folder, folder)
+
+
+def test_sigint_stops_a_run_on_ray_which_goes_on_with_other_numbers_of_actors_to_the_same_result(
+    local_run: Run, tmp_path: Path
+) -> None:
+    done = stopped(tmp_path, signal.SIGINT)
+    check_stopped(tmp_path, done, signal.SIGINT, "")
+    config = str(tmp_path / "runs/small/config.yaml")
+    counts = ["--set", "cluster.ingest_actors=1", "--set", "cluster.evaluators=2"]
+    done = streamcvit("run", config, "--resume", *counts, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_as(local_run.folder, tmp_path / "runs/small")
+
+
+def test_a_disk_that_fills_up_stops_the_run_in_one_line_and_it_goes_on_when_there_is_room(
+    local_run: Run, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("making a small disk needs the right to mount one")
+    try:
+        words = ["run", EMBEDDED, "--name", "small", "--local", "--method", "lora", *SMALL]
+        done = streamcvit(*words, cwd=disk)
+        assert done.returncode == 2, done.stdout + done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1 and "the disk is full" in lines[0] and "--resume" in lines[0], done.stderr
+        folder = disk / "runs/small/lora"
+        found = commit.newest_resumable(folder / "commits")
+        assert found is not None and found[2] == []
+        again = streamcvit("run", str(disk / "runs/small/config.yaml"), "--resume", "--local", cwd=disk)
+        assert again.returncode == 2 and "the disk is full" in again.stderr, again.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        done = streamcvit("run", str(disk / "runs/small/config.yaml"), "--resume", "--local", cwd=disk)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert boundaries(folder) == boundaries(local_run.folder / "lora")
+        assert [path for path in folder.rglob(".*") if path.is_file()] == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -1,0 +1,105 @@
+"""A learner that was given up for dead and comes back changes nothing; a full disk stops one that goes on later."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from faulty import FENCED, fork, leftovers
+from running import boundaries
+
+from streamcvit.cluster.stream import prepare_stream
+from streamcvit.cluster.workers import LearnerWorker, local_feed
+from streamcvit.config import RunConfig, builtin, load_config
+from streamcvit.errors import UserError
+from streamcvit.learning import commit, read_ledger
+
+CHUNKS, PER_CHUNK = 3, 24
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> LearnerWorker:
+    """A learner of a small stream, before its first step; what is forked from it learns."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("zombie")
+    settings = [f"stream.scenario.chunks={CHUNKS}", f"stream.scenario.samples_per_chunk={PER_CHUNK}"]
+    settings += ["stream.test_samples=2", "learner.batch_size=4", "learner.commit_every=1"]
+    config = load_config(builtin("embedded"), settings, name="undisturbed", out=str(root))
+    stream = root / "stream"
+    prepare_stream(config, stream)
+    made = LearnerWorker(config, str(stream), local_feed(config, str(stream)))
+    assert wait(fork(lambda: learn(made, config))) == 0
+    return made
+
+
+def learn(worker: LearnerWorker, config: RunConfig) -> None:
+    """What a learner actor is asked to do."""
+    worker.config = config
+    for chunk in range(CHUNKS):
+        worker.learn_chunk("replay", chunk)
+
+
+def renamed(worker: LearnerWorker, name: str) -> RunConfig:
+    return worker.config.model_copy(update={"name": name})
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def content(run: Path) -> dict[str, object]:
+    states = {path.name: commit.read_state(path) for path in commit.list_commits(run / "commits")}
+    return {"states": states, "rows": read_ledger(run / "ledger").to_pylist()}
+
+
+def undisturbed(worker: LearnerWorker) -> Path:
+    return worker.config.folder("replay")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_learner_stopped_replaced_and_continued_can_write_nothing(worker: LearnerWorker, seed: int) -> None:
+    config = renamed(worker, f"zombie-{seed}")
+    run = config.folder("replay")
+    older = fork(lambda: learn(worker, config))
+    deadline = time.monotonic() + 120
+    while len(commit.list_commits(run / "commits")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(random.Random(seed).uniform(0, 0.2))
+    os.kill(older, signal.SIGSTOP)
+    os.waitpid(older, os.WUNTRACED)
+    assert wait(fork(lambda: learn(worker, config))) == 0
+    newer = content(run)
+    os.kill(older, signal.SIGCONT)
+    assert wait(older) == FENCED
+    assert content(run) == newer
+    assert boundaries(run) == boundaries(undisturbed(worker))
+    assert read_ledger(run / "ledger")["position"].to_pylist() == list(range(CHUNKS * PER_CHUNK))
+
+
+def test_a_full_disk_is_named_the_last_commit_stays_and_the_run_goes_on_when_there_is_room(
+    worker: LearnerWorker,
+) -> None:
+    config = renamed(worker, "full")
+    run = config.folder("replay")
+
+    def until_full() -> None:
+        worker.config = config
+        worker.learn_chunk("replay", 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        for _ in range(2):  # asked again it tries again, from the newest commit, and says the same
+            with pytest.raises(UserError, match=r"a file gets too big.*last commit is whole.*--resume"):
+                worker.learn_chunk("replay", 1)
+
+    assert wait(fork(until_full)) == 0
+    found = commit.newest_resumable(run / "commits")
+    assert found is not None and found[1]["cursor"] == PER_CHUNK and found[2] == []
+    assert leftovers(run) == []
+    assert wait(fork(lambda: learn(worker, config))) == 0
+    assert boundaries(run) == boundaries(undisturbed(worker))
+    assert read_ledger(run / "ledger")["position"].to_pylist() == list(range(CHUNKS * PER_CHUNK))

@@ -1,0 +1,108 @@
+"""Nobody gets in: what listens during a run, where, and what it says to somebody without the token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from running import ROOT, SMALL, command, environment
+
+pytestmark = pytest.mark.xdist_group("whole-run")
+
+JOIN = """
+import sys, ray
+ray.init(address=sys.argv[1], logging_level="error")
+print("LET IN", len(ray.nodes()))
+"""
+
+
+class Living:
+    """A run that goes on until the test is over."""
+
+    def __init__(self, cwd: Path) -> None:
+        words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "open", "--method", "lora", *SMALL]
+        words += ["--set", "stream.scenario.samples_per_chunk=8000"]
+        self.process = subprocess.Popen(
+            command(*words), cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self.process.stdout is not None
+        printed = []
+        for line in self.process.stdout:
+            printed.append(line)
+            if found := re.search(r"metrics: http://127.0.0.1:(\d+)/metrics", line):
+                self.port = int(found[1])
+                break
+        else:
+            raise AssertionError("".join(printed))
+
+    def listeners(self) -> dict[str, set[tuple[str, int]]]:
+        """Title of each process below the run -> the addresses it listens at."""
+        found: dict[str, set[tuple[str, int]]] = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title = os.path.basename((process.cmdline() or [""])[0])
+                for socket in process.net_connections(kind="inet"):
+                    if socket.status == psutil.CONN_LISTEN:
+                        found.setdefault(title, set()).add(socket.laddr[:2])
+        return found
+
+    def secret(self) -> Path:
+        """The file with Ray's token, as a process of the run knows it."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if path := process.environ().get("RAY_AUTH_TOKEN_PATH"):
+                    return Path(path)
+        raise AssertionError("no process of the run has a token")
+
+
+@pytest.fixture(scope="module")
+def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
+    run = Living(tmp_path_factory.mktemp("open"))
+    yield run
+    for process in [*psutil.Process(run.process.pid).children(recursive=True), run.process]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    run.process.wait()
+
+
+def test_our_only_listener_is_the_metrics_on_loopback(living: Living) -> None:
+    found = living.listeners()
+    ours = {title: places for title, places in found.items() if "Actor" in title}
+    assert ours
+    (monitor,) = [places for title, places in ours.items() if title.startswith("ray::MonitorActor")]
+    assert ("127.0.0.1", living.port) in monitor
+    for title, places in ours.items():
+        ray_own = {place for place in places if not place[0].startswith("127.")}
+        loopback = places - ray_own
+        assert loopback == ({("127.0.0.1", living.port)} if places is monitor else set()), title
+        assert len(ray_own) == 1, f"{title} listens at more than Ray's one port: {places}"
+
+
+def test_the_token_of_the_private_ray_is_its_owners_alone(living: Living) -> None:
+    token = living.secret()
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+    assert len(token.read_text()) == 64
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_ray_lets_nobody_in_without_the_token(living: Living, tmp_path: Path, token: str | None) -> None:
+    (port,) = {port for _, port in living.listeners()["gcs_server"]}
+    env = {key: value for key, value in environment().items() if not key.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    env |= {"RAY_gcs_rpc_server_connect_timeout_s": "2", "RAY_USAGE_STATS_ENABLED": "0"}
+    if token:
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    asked = subprocess.run(
+        [sys.executable, "-c", JOIN, f"127.0.0.1:{port}"],
+        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert asked.returncode != 0
+    assert "LET IN" not in asked.stdout
+    assert re.search(r"unauthenticated|authentication|token", asked.stdout + asked.stderr, re.I), asked.stderr[-2000:]

@@ -1,0 +1,122 @@
+"""A run folder over restarts: what is still to be scored, one answer a question, and no torn lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from streams import TASKS, stream_samples, test_sets
+
+from streamcvit.cluster.folder import RunFolder
+from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
+from streamcvit.config import RunConfig
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards import write_stream
+from streamcvit.errors import UserError
+
+COUNTS = np.array([[10, 0], [10, 0], [5, 5], [5, 5]])
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> StreamIndex:
+    return write_stream(tmp_path_factory.mktemp("stream") / "stream", stream_samples(), TASKS, test_sets(), 0)
+
+
+def opened(root: Path, index: StreamIndex) -> RunFolder:
+    """The folder as a start, or a restart, of the run opens it."""
+    return RunFolder(RunConfig(name="r", out=str(root)), "lora", index, COUNTS, "base")
+
+
+def report(chunk: int, digest: str = "") -> ChunkReport:
+    return ChunkReport("lora", chunk, f"commits/{chunk}", 5 * (chunk + 1), digest or f"digest-{chunk}", {"samples": 10})
+
+
+def answer(job: Job, text: str = "red", digest: str | None = None) -> TaskScores:
+    points = np.array([100.0, 0.0, 100.0])
+    return TaskScores(
+        job, job.digest if digest is None else digest, ["a", "b", "c"], [text] * 3, ["red"] * 3, points, None,
+        np.ones(3, bool), 0.5,
+    )  # fmt: skip
+
+
+def test_a_boundary_not_yet_scored_is_scored_after_a_restart_and_only_the_rest_of_it(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    folder = opened(tmp_path, index)
+    folder.chunk_done(report(2))
+    jobs = folder.missing(report(2))
+    assert [job.task for job in jobs] == ["colour", "shape"]
+    folder.add(answer(jobs[0]))
+    again = opened(tmp_path, index)
+    assert again.missing(report(2)) == jobs[1:]
+    again.add(answer(jobs[1]))
+    assert opened(tmp_path, index).missing(report(2)) == []
+
+
+def test_an_answer_given_twice_is_kept_once_and_the_first_stands(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    (job,) = folder.missing(report(0))
+    folder.add(answer(job))
+    folder.add(answer(job, "blue"))
+    opened(tmp_path, index).add(answer(job, "green"))
+    folder = opened(tmp_path, index)
+    folder.write_scores()
+    rows = pq.read_table(folder.path / "scores.parquet").to_pylist()
+    assert [(row["chunk"], row["task"], row["digest"]) for row in rows] == [(0, "colour", "digest-0")]
+    (kept,) = folder.path.glob("predictions/*/*.parquet")
+    assert pq.read_table(kept)["prediction"].to_pylist() == ["red"] * 3
+
+
+def test_an_answer_of_other_weights_than_the_snapshots_is_refused(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    (job,) = folder.missing(report(0))
+    with pytest.raises(UserError, match="other weights"):
+        folder.add(answer(job, digest="stale"))
+    assert folder.missing(report(0)) == [job]
+    assert list(folder.path.glob("predictions/**/*.parquet")) == []
+
+
+def test_a_boundary_learned_again_to_other_weights_is_scored_again_and_has_one_row(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    """Where the newest commit was lost, and learning again gave other roundings (another device)."""
+    folder = opened(tmp_path, index)
+    folder.add(answer(folder.missing(report(0))[0]))
+    folder = opened(tmp_path, index)
+    (job,) = folder.missing(report(0, "other"))
+    folder.add(answer(job, "blue"))
+    for one in (folder, opened(tmp_path, index)):
+        one.write_scores()
+        rows = pq.read_table(one.path / "scores.parquet").to_pylist()
+        assert [(row["chunk"], row["digest"]) for row in rows] == [(0, "other")]
+        assert one.missing(report(0, "other")) == []
+
+
+def test_a_damaged_prediction_file_is_named_and_asked_for_again(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    (job,) = folder.missing(report(0))
+    folder.add(answer(job))
+    (path,) = folder.path.glob("predictions/*/*.parquet")
+    path.write_bytes(path.read_bytes()[:-9])
+    folder = opened(tmp_path, index)
+    assert folder.missing(report(0)) == [job]
+    assert "colour.parquet" in (folder.path / "events.jsonl").read_text()
+    folder.add(answer(job))
+    assert opened(tmp_path, index).missing(report(0)) == []
+
+
+def test_a_chunk_is_noted_once_and_a_line_cut_by_a_kill_is_written_anew(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    folder.chunk_done(report(0))
+    folder.chunk_done(report(1))
+    path = folder.path / "events.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    for _ in range(2):
+        folder = opened(tmp_path, index)
+        folder.chunk_done(report(0))
+        folder.chunk_done(report(1))
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["chunk"] for event in events] == [0, 1]
