@@ -129,7 +129,7 @@ class TokenExperts(torch.autograd.Function):
     softmax(rows x / tau)) of each token, [B, S]; its gradient reaches x only `through` the student's scores.
 
     Shapes: x [B, S, I], base [B, S, O], a [E, r, I], b [E, r, O], rows and teacher [B k, 1, I], flat [B k] and
-    owner [E, B k], both None where every sample has all experts (then B = 1, samples being rows of one), scaling: s.
+    owner [E, B k], both None where all tokens share all experts (and are passed as one sample), scaling: s.
     """
 
     @staticmethod
