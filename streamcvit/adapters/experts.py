@@ -130,7 +130,7 @@ class TokenExperts(torch.autograd.Function):
     The last output is w, [B, k, S], for those who count; it has no gradient.
 
     Shapes: x [B, S, I], base [B, S, O], a [E, r, I], b [E, r, O], rows and teacher [B k, 1, I], flat [B k] and
-    owner [E, B k], both None where every sample has all experts (then B = 1, samples being rows of one), scaling: s.
+    owner [E, B k], both None where all tokens share all experts (and are passed as one sample), scaling: s.
     """
 
     @staticmethod
