@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapted, moelora, padded, pictures, samples, smolora, strlora, tiny_llama, tiny_llava
+from adapter_models import adapted, moelora, padded, samples, smolora, strlora, tiny_llama, tiny_llava
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from streamcvit.adapters import (
