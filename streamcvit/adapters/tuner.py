@@ -251,6 +251,10 @@ class ExpertTuner(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's also moves weights, which our layers did, and stumbles over a whole projector in modules_to_save.
+        setattr(parent, child_name, new_module)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # PEFT puts the cast tensors into the ParameterDict as new parameters, which makes frozen ones trainable.
         layers = [module for module in self.model.modules() if isinstance(module, ExpertLayer)]

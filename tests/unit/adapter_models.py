@@ -28,7 +28,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen25vl": lambda: TINY["qwen25vl"]()[0],
     "gemma3": lambda: TINY["gemma3"]()[0],
 }
-PROJECTORS = {"llava": "multi_modal_projector", "qwen25vl": "merger", "gemma3": "multi_modal_projector"}
+PROJECTORS = {"llama": "lm_head", "llava": "multi_modal_projector", "qwen25vl": "merger", "gemma3": "multi_modal_projector"}
 
 
 def smolora(**options: Any) -> SMoLoraConfig:
