@@ -28,7 +28,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen25vl": lambda: TINY["qwen25vl"]()[0],
     "gemma3": lambda: TINY["gemma3"]()[0],
 }
-PROJECTORS = {"llama": "lm_head", "llava": "multi_modal_projector", "qwen25vl": "merger", "gemma3": "multi_modal_projector"}
+PROJECTORS = {
+    "llama": "lm_head",
+    "llava": "multi_modal_projector",
+    "qwen25vl": "merger",
+    "gemma3": "multi_modal_projector",
+}
 
 
 def smolora(**options: Any) -> SMoLoraConfig:
@@ -175,8 +180,3 @@ def samples(batch: int = 3, length: int = 9, seed: int = 2) -> tuple[torch.Tenso
         visual=torch.randn(batch, VISUAL_DIM, generator=generator),
         prompt_mask=prompt,
     )
-
-
-def padded(mask_or_ids: torch.Tensor, left: int, right: int) -> torch.Tensor:
-    """Columns of zeros (padding ids, false) added on both sides."""
-    return torch.nn.functional.pad(mask_or_ids, (left, right))
