@@ -105,7 +105,7 @@ def test_autocast_runs_the_experts_in_the_base_layers_type(model):
     assert out.logits.dtype == torch.bfloat16
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
     # By the median: where rounding makes a token of StrLoRA take its other expert, that token differs by more.
-    assert float((out.logits.float() - logits(model, ids, routing)).detach().abs().median()) < 0.03
+    assert float((out.logits.float() - logits(model, ids, routing)).detach().abs().median()) < 0.05
 
 
 def test_expert_usage_counts_training_samples_only():

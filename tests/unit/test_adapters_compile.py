@@ -40,9 +40,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize(
-    "method, training", [*((method, True) for method in METHODS), ("prototype", False), ("strlora", False)]
-)
+@pytest.mark.parametrize("method, training", [*((method, True) for method in METHODS), ("strlora", False)])
 def test_whole_model_compiles_into_one_graph_and_new_routes_need_no_other(method, training, graphs):
     model = adapted(METHODS[method](target_modules=SOME), tiny_llama(layers=1))
     inputs, routing = batch([row("llama", seed) for seed in range(8)])
@@ -50,7 +48,7 @@ def test_whole_model_compiles_into_one_graph_and_new_routes_need_no_other(method
     after_step(model)
     model.train(training)
     compiled = torch.compile(model, fullgraph=True, backend=counting(graphs))
-    for seed in range(3):
+    for seed in range(2):
         inputs, routing = batch([row("llama", 10 * seed + k) for k in range(3)])
         keywords = {**inputs, **routing_kwargs(model, decide_routes(model, routing))}
         with torch.set_grad_enabled(training):
@@ -71,13 +69,13 @@ def test_whole_model_compiles_into_one_graph_and_new_routes_need_no_other(method
 
 @pytest.mark.parametrize(
     "family, method",
-    [("llava", "prototype"), ("qwen25vl", "straight_through"), ("gemma3", "strlora")],
+    [("llava", "prototype"), ("qwen25vl", "frozen"), ("gemma3", "moelora_top")],
 )
 def test_language_model_of_picture_models_compiles_into_one_graph(family, method, graphs):
     model = adapted(METHODS[method](target_modules=SOME), TINY[family](layers=1)[0]).train()
     language = model.get_base_model().model.language_model
     compiled = torch.compile(language, fullgraph=True, backend=counting(graphs))
-    for seed in range(3):
+    for seed in range(2):
         inputs, routing = batch([row(family, 10 * seed + 2 * k) for k in range(3)])
         embedded = model.get_input_embeddings()(inputs["input_ids"])
         routing = decide_routes(model, routing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from streamcvit.adapters import after_step, auxiliary_loss, decide_routes, routing_kwargs
 
 RANKS, BATCH = 2, 6
-CASES = [("llama", method) for method in METHODS] + [("llava", "prototype"), ("llava", "frozen"), ("llava", "strlora")]
+CASES = [("llama", method) for method in METHODS] + [("llava", "prototype")]
 
 
 def same_on_all_ranks(tensor: torch.Tensor) -> bool:
@@ -33,19 +32,20 @@ def loss_of(model: Any, logits: torch.Tensor, labels: torch.Tensor, ranks: int) 
 
 
 def compare(family: str, method: str, rank: int) -> None:
-    """Three steps, each rank on its rows, beside three on the whole batch."""
+    """Two steps, each rank on its rows, beside two on the whole batch."""
     model = adapted(METHODS[method](), FAMILIES[family]()).train()
     alone = copy.deepcopy(model)
     parallel = DistributedDataParallel(model)
     optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.01) for m in (model, alone)]
     mine = slice(rank * BATCH // RANKS, (rank + 1) * BATCH // RANKS)
-    for step in range(3):
+    for step in range(2):
         inputs, routing = batch([row(family, 10 * step + k) for k in range(BATCH)])
         labels = inputs.pop("labels")
         # Every rank decides on the whole batch, and takes its own rows of the decision.
         share = decide_routes(model, routing).select(mine)
         own = {name: tensor[mine] for name, tensor in inputs.items()}
-        loss_of(model, forward_of(parallel, model, own, share), labels[mine], RANKS).backward()
+        logits = parallel(**own, **routing_kwargs(model, share)).logits
+        loss_of(model, logits, labels[mine], RANKS).backward()
         loss_of(alone, forward(alone, inputs, routing).logits, labels, 1).backward()
         for (name, ours), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
             assert (ours.grad is None) == (theirs.grad is None), name
@@ -61,10 +61,6 @@ def compare(family: str, method: str, rank: int) -> None:
             assert torch.equal(tensor, whole[name]), f"{family} {method}: {name}"
 
 
-def forward_of(parallel: Any, model: Any, inputs: dict[str, torch.Tensor], routing: Any) -> torch.Tensor:
-    return parallel(**inputs, **routing_kwargs(model, routing)).logits
-
-
 def train(rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
@@ -75,5 +71,4 @@ def train(rank: int, meeting: str) -> None:
 
 def test_two_processes_train_as_one_does_on_the_whole_batch(tmp_path: Path) -> None:
     """No unused parameters to be found: whatever trains gets a gradient in every forward, if only of zeros."""
-    assert "MASTER_ADDR" not in os.environ
     multiprocessing.spawn(train, args=(str(tmp_path / "meeting"),), nprocs=RANKS)

@@ -16,7 +16,6 @@ NEW = 3
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "beams": {"do_sample": False, "num_beams": 2, "num_return_sequences": 2},
-    "sampling": {"do_sample": True, "num_return_sequences": 2},
 }
 
 model_of = cache(learned)

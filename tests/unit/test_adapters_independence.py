@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from streamcvit.adapters import after_step, auxiliary_loss, decide_routes
 
 few = settings(max_examples=3, deadline=None, derandomize=True, database=None)
-# Of outputs, and of gradients, which Qwen's float32 rounds to 1e-5. In float64 StrLoRA's sample router alone rounds.
-TOLERANCES = {torch.float32: (1e-5, 3e-5), torch.float64: (1e-6, 1e-6)}
+# Of outputs, and of gradients, which Qwen's float32 rounds to 1e-5. StrLoRA's sample router is float32 in any model.
+TOLERANCES = {torch.float32: (1e-5, 3e-5), torch.float64: (1e-6, 1e-5)}
 SETTINGS: dict[str, dict[str, Any]] = {
     **{method: {} for method in METHODS},
     "frozen prompt": {"pool": "prompt"},

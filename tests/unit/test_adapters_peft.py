@@ -81,17 +81,16 @@ def test_saved_adapter_loads_and_answers_the_same(model, base, rows, tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-@pytest.mark.parametrize("lean", [False, True], ids=["", "low_cpu_mem_usage"])
-def test_saved_adapter_loads_onto_another_dtype(case, base, rows, tmp_path, lean):
+def test_saved_adapter_loads_leanly_onto_another_dtype(case, base, rows, tmp_path):
     model = learned(*case)
     model.save_pretrained(tmp_path)
     half = copy.deepcopy(base).to(torch.bfloat16)
-    loaded = PeftModel.from_pretrained(half, tmp_path, torch_device="cpu", low_cpu_mem_usage=lean).eval()
+    loaded = PeftModel.from_pretrained(half, tmp_path, torch_device="cpu", low_cpu_mem_usage=True).eval()
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
     ours, theirs = get_peft_model_state_dict(model), get_peft_model_state_dict(loaded)
     for name in (name for name in ours if model.prefix in name):
         # A lean load rounds weights to the base's type on the way, with PEFT's own LoRA too; prototypes stay exact.
-        kept = ours[name].to(torch.bfloat16).float() if lean and "prototypes_" not in name else ours[name]
+        kept = ours[name] if "prototypes_" in name else ours[name].to(torch.bfloat16).float()
         assert torch.equal(theirs[name], kept), name
     inputs, routing = batch(rows)
     inputs = {name: t.to(torch.bfloat16) if name == "pixel_values" else t for name, t in inputs.items()}
@@ -203,12 +202,3 @@ def test_bfloat16_base_trains_float32_experts(case, rows):
     weights = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in weights} == {torch.float32}
     assert all(torch.isfinite(p.grad).all() for p in weights)
-
-
-def test_whole_model_can_be_cast_after_adapting(model, rows):
-    inputs, routing = batch(rows)
-    inputs = {name: t.to(torch.bfloat16) if name == "pixel_values" else t for name, t in inputs.items()}
-    with torch.no_grad():
-        out = forward(model.to(torch.bfloat16), inputs, routing).logits
-    assert out.dtype == torch.bfloat16
-    assert torch.isfinite(out).all()

@@ -18,6 +18,7 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model,
+    get_peft_model_state_dict,
     inject_adapter_in_model,
     prepare_model_for_kbit_training,
 )
@@ -77,7 +78,6 @@ def test_configuration_survives_json_copy_and_pickle(method, tmp_path):
     assert loaded.to_dict() | {"inference_mode": True} == expected
     assert type(config).from_pretrained(tmp_path).to_dict() == loaded.to_dict()
     assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
-    assert copy.deepcopy(config).to_dict() == config.to_dict()
 
 
 def test_configuration_of_a_later_version_loads_with_a_warning(method, tmp_path):
@@ -132,12 +132,10 @@ def test_deleted_adapters_leave_nothing_behind(model, active):
 def test_deleting_the_active_adapter_of_three_turns_to_the_next(model):
     for name in ("second", "third"):
         model.add_adapter(name, copy.deepcopy(model.peft_config["default"]))
-    model.delete_adapter("default")
-    assert model.active_adapters == ["second"]
-    assert torch.isfinite(logits(model)).all()
-    model.delete_adapter("third")
-    assert model.active_adapters == ["second"]
-    assert torch.isfinite(logits(model)).all()
+    for name in ("default", "third"):
+        model.delete_adapter(name)
+        assert model.active_adapters == ["second"]
+        assert torch.isfinite(logits(model)).all()
 
 
 def test_adapters_of_one_model_may_differ_in_every_setting(model, method, tmp_path):
@@ -334,6 +332,19 @@ def test_adapters_take_the_bases_type_unless_cast(method, cast, lean, tmp_path):
     assert torch.isfinite(logits(loaded)).all()
 
 
+def test_whole_model_can_be_cast_after_adapting(model):
+    out = logits(model.to(torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
+
+
+def test_loading_onto_bfloat16_keeps_weights_and_routes_exact(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_llama().to(torch.bfloat16), tmp_path)
+    ours, theirs = get_peft_model_state_dict(model), get_peft_model_state_dict(loaded)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_loading_takes_a_given_configuration_and_trains_when_asked(model, method, tmp_path):
     model.save_pretrained(tmp_path)
     config = METHODS[method]()
@@ -369,11 +380,9 @@ def test_modules_to_save_may_belong_to_one_adapter_only(model, method):
 
 
 def test_layer_activates_several_adapters_at_once(model):
-    other = copy.deepcopy(model.peft_config["default"])
-    model.add_adapter("other", other)
-    alone = {}
-    layer, x = layers(model)[0], torch.randn(2, 6, layers(model)[0].in_features)
-    inputs, routing = batch([row("llama", seed) for seed in range(2)])
+    model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
+    alone, layer = {}, layers(model)[0]
+    x, (_, routing) = torch.randn(2, 6, layer.in_features), batch([row("llama", seed) for seed in range(2)])
     for names in ("default", "other", ["default", "other"]):
         model.base_model.set_adapter(names)
         with torch.no_grad(), tuner_of(model).routing.using(routing):
@@ -383,9 +392,7 @@ def test_layer_activates_several_adapters_at_once(model):
 
 def test_no_warning_without_cause(method, tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("error", category=UserWarning)
         model = adapted(METHODS[method]())
         model.save_pretrained(tmp_path)
         PeftModel.from_pretrained(tiny_llama(), tmp_path)
