@@ -203,6 +203,13 @@ def tiny_internvl(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
     return _model(InternVLForConditionalGeneration, config), processor
 
 
+def tiny_llama(width: int = 32, layers: int = 2) -> Any:
+    """A text-only Llama of 97 tokens, without a processor; its answers end at the length asked for only."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _model(LlamaForCausalLM, LlamaConfig(**{**_text(97, width, layers), "eos_token_id": None}))
+
+
 TINY: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": tiny_llava,
     "qwen25vl": tiny_qwen25vl,
@@ -272,6 +279,6 @@ def _model(cls: Any, config: Any) -> Any:
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     parameter.normal_(0, 1.5 / parameter.shape[-1] ** 0.5)
-    model.generation_config.eos_token_id = EOS
+    model.generation_config.eos_token_id = config.get_text_config().eos_token_id
     model.generation_config.pad_token_id = PAD
     return model.requires_grad_(False)

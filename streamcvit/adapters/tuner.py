@@ -209,11 +209,13 @@ class ExpertTuner(BaseTuner):
 
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     needs_routing: ClassVar[bool] = True
+    uses_shared_state: bool = True  # so that PEFT refuses to inject layers into a model that could not route them
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if "routing" not in self.__dict__:
             self.routing = RoutingContext(self._begin, self._end)
             self._usage = UsageCounter()
+            self._enabled = True
             self._losses = PendingLosses()
 
     def _create_and_replace(
@@ -242,6 +244,10 @@ class ExpertTuner(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's also moves weights, which our layers did, and stumbles over a whole projector in modules_to_save.
+        setattr(parent, child_name, new_module)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # PEFT puts the cast tensors into the ParameterDict as new parameters, which makes frozen ones trainable.
         layers = [module for module in self.model.modules() if isinstance(module, ExpertLayer)]
@@ -254,14 +260,30 @@ class ExpertTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise merge_error()
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: the experts and routers of two adapters have nothing to do with each other."""
+        raise UserError(
+            "adapters with experts cannot be combined into one", fix="Choose among them with set_adapter(name)"
+        )
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        self._enabled = enabled
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """PEFT calls this around forward and generate with the caller's keywords."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                "adapters with experts cannot be mixed within a batch",
+                where="adapter_names",
+                fix="Choose one with set_adapter(name), and call the model once for each",
+            )
         inputs = kwargs.get("routing")
         if inputs is None and not self.needs_routing:
             mask = kwargs.get("attention_mask")  # some models take several, or one with more axes
             inputs = RoutingInputs(token_mask=mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None)
-        if inputs is None:
+        if inputs is None or not self._enabled:
             yield
             return
         with self.routing.using(inputs, learning=self.training and torch.is_grad_enabled()):

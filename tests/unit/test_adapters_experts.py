@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapted, moelora, samples, strlora, tiny_llama
+from adapter_models import LINEARS, adapted, moelora, samples, strlora, tiny_llama
 from peft import LoraConfig, get_peft_model
 
 from streamcvit.adapters import RoutingInputs, auxiliary_loss, routing_kwargs
@@ -130,7 +130,6 @@ def kept_bytes(model: Any, ids: torch.Tensor, routing: RoutingInputs) -> int:
 @pytest.mark.parametrize("config", [strlora(r=4), moelora(r=2), moelora(r=2, top_k=2)], ids=["strlora", "soft", "top"])
 def test_no_more_is_kept_for_backward_than_a_tenth_above_lora(config):
     ids, routing = samples(4, 64)
-    base = {"hidden_size": 64, "intermediate_size": 160}
-    lora = get_peft_model(tiny_llama(**base), LoraConfig(r=8, target_modules=list(config.target_modules))).train()
-    ours = adapted(config, tiny_llama(**base)).train()
+    lora = get_peft_model(tiny_llama(width=64), LoraConfig(r=8, target_modules=LINEARS)).train()
+    ours = adapted(config, tiny_llama(width=64)).train()
     assert kept_bytes(ours, ids, routing) <= 1.1 * kept_bytes(lora, ids, routing)

@@ -36,7 +36,7 @@ def theirs(tmp_path: Path) -> Path:
     """A published MoELoRA of the tiny Llama that does not say top_k, with a projector."""
     tensors = moelora_of(tiny_llama(), LINEARS)
     folder = publish(tmp_path / "theirs", "MOELORA", tensors, pickled=True, lora_alpha=12, expert_num=2, r=6)
-    trained = {"weight": torch.ones(32, 24), "bias": torch.ones(32)}
+    trained = {"weight": torch.ones(32, 32), "bias": torch.ones(32)}
     torch.save({f"model.mm_projector.0.{name}": trained[name] for name in trained}, folder / "non_lora_trainables.bin")
     return folder
 
@@ -62,7 +62,7 @@ def test_a_model_given_by_folder_places_modules_and_takes_the_projector(
     assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "llava")
     state = loaded.state_dict()
     (key,) = [name for name in state if "linear_1.modules_to_save.default.weight" in name]
-    assert torch.equal(state[key], torch.ones(32, 24))
+    assert torch.equal(state[key], torch.ones(32, 32))
 
 
 @pytest.mark.parametrize(

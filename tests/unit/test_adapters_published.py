@@ -113,11 +113,11 @@ def test_projector_is_carried_over_to_a_model_that_has_one(tmp_path):
 def test_projector_of_another_size_or_without_a_model_is_refused(tmp_path):
     folder = publish(tmp_path, "MOELORA", moelora_of(tiny_llama(), LINEARS), topk=0)
     torch.save({"base_model.model.model.mm_projector.0.weight": torch.ones(2, 2)}, folder / "non_lora_trainables.bin")
-    with pytest.raises(UserError, match="mm_projector.0.weight .2, 2., not .32, 24."):
+    with pytest.raises(UserError, match="mm_projector.0.weight .2, 2., not .32, 32."):
         convert(folder, tiny_llava(), carry_projector=True)
     with pytest.raises(UserError, match="--model"):
         convert(folder, carry_projector=True)
-    torch.save({"model.mm_projector.0.weight": torch.ones(32, 24)}, folder / "non_lora_trainables.bin")
+    torch.save({"model.mm_projector.0.weight": torch.ones(32, 32)}, folder / "non_lora_trainables.bin")
     with pytest.raises(UserError, match="missing, where PEFT saves modules whole .1.: .*linear_1.bias"):
         convert(folder, tiny_llava(), carry_projector=True)
 
@@ -180,7 +180,7 @@ def test_all_faults_are_named_at_once_and_alike_ones_together(tmp_path):
     text = str(caught.value)
     assert "unknown tensors (2): base_model.model.model.layers.#.mlp.up_proj.lora_magic.weight (x2)" in text
     assert "missing tensors (2): model.layers.#.mlp.gate_proj.lora_router.weight (x2)" in text
-    assert "model.layers.1.mlp.down_proj.lora_router.weight [3], not [2, 48]" in text
+    assert "model.layers.1.mlp.down_proj.lora_router.weight [3], not [2, 64]" in text
 
 
 @pytest.mark.parametrize(

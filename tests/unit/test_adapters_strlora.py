@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapter_models import adapted, padded, samples, strlora, tiny_llama
+from adapter_models import adapted, samples, strlora, tiny_llama
 from peft import PeftModel
 
-from streamcvit.adapters import RoutingInputs, after_step, auxiliary_loss, expert_usage, tuner_of
+from streamcvit.adapters import after_step, auxiliary_loss, expert_usage, tuner_of
 
 AVERAGE, WEIGHT = "strlora_average_prototypes", "strlora_prototypes"
 
@@ -62,17 +62,6 @@ def test_loss_is_only_made_in_training(model):
     ids, routing = samples()
     model.eval()(input_ids=ids, routing=routing)
     assert auxiliary_loss(model) is None
-
-
-def test_padding_does_not_change_the_distillation_loss(model):
-    ids, routing = samples()
-    disturb(model)
-    train_forward(model, ids, routing)
-    plain = pending(model)
-    attention = padded(torch.ones_like(ids), 0, 4)
-    wide = RoutingInputs(routing.instruction, token_mask=attention.bool())
-    model.train()(input_ids=padded(ids, 0, 4), attention_mask=attention, routing=wide)
-    assert torch.allclose(pending(model), plain, rtol=1e-4)
 
 
 def test_average_follows_the_weights_after_each_step():

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapted, moelora, padded, samples, smolora, strlora, tiny_llama
+from adapter_models import adapted, moelora, samples, smolora, strlora, tiny_llama
+from torch.nn import functional as F
 
 from streamcvit.adapters import (
     ExpertUsage,
@@ -97,9 +98,9 @@ def test_weights_of_padding_do_not_count(kind):
     found = []
     for pad in (0, 5):
         model = adapted(CONFIGS[kind]())
-        attention = padded(torch.ones_like(ids), 0, pad)
-        wide = replace(routing, prompt_mask=padded(routing.prompt_mask, 0, pad), token_mask=attention.bool())
-        train(model, padded(ids, 0, pad), wide, attention_mask=attention)
+        attention = F.pad(torch.ones_like(ids), (0, pad))
+        wide = replace(routing, prompt_mask=F.pad(routing.prompt_mask, (0, pad)), token_mask=attention.bool())
+        train(model, F.pad(ids, (0, pad)), wide, attention_mask=attention)
         found.append(expert_usage(model)["token"])
     assert found[0].shares == pytest.approx(found[1].shares, abs=1e-5)
     assert found[0].layers.keys() == found[1].layers.keys()
@@ -177,7 +178,7 @@ def test_adapter_with_other_experts_starts_its_own_count():
 @pytest.mark.parametrize("kind", ["moelora", "strlora"])
 def test_compiled_model_counts_the_same_in_one_graph(kind):
     torch._dynamo.reset()
-    model = adapted(CONFIGS[kind](), tiny_llama(num_hidden_layers=1)).train()
+    model = adapted(CONFIGS[kind](), tiny_llama(layers=1)).train()
     ids, routing = samples(4)
     keywords = routing_kwargs(model, decide_routes(model, routing))
     model(input_ids=ids, **keywords)

@@ -12,3 +12,4 @@ class MoELoraModel(ExpertTuner):
     prefix = "moelora_"
     tuner_layer_cls = MoELoraLayer
     needs_routing = False
+    uses_shared_state = False

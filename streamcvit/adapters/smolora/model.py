@@ -24,8 +24,8 @@ class SMoLoraModel(ExpertTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adapt `model`; PEFT calls this for the first adapter and for every further one."""
-        self._add_prototypes(adapter_name, next(model.parameters()).device)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._add_prototypes(adapter_name, next(model.parameters()).device)
 
     def _add_prototypes(self, adapter_name: str, device: torch.device) -> None:
         if "smolora_prototypes_visual" not in self._modules:
