@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {"adapter": "lora", "options": LORA, "order": "joint"},
     "smolora": {"adapter": "smolora", "options": SMOLORA},
     "smolora-instruction-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "instruction"}},
-    "smolora-settled": {"adapter": "smolora", "options": SMOLORA | {"instruction_settles_after": 320}},
     "smolora-visual-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "visual"}},
     "smolora-learned-fusion": {"adapter": "smolora", "options": SMOLORA | {"fusion": "learned"}},
     "smolora-stream-scope": {"adapter": "smolora", "options": SMOLORA | {"visual_scope": "stream"}},
@@ -48,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS |= {
     f"{name}/own": VARIANTS[name] | {"conventions": "own"}
-    for name in ("lora", "joint", "smolora", "smolora-instruction-only", "smolora-settled", "smolora-visual-only")
+    for name in ("lora", "joint", "smolora", "smolora-instruction-only", "smolora-visual-only")
 }
 ABLATIONS = tuple(name for name in VARIANTS if name.startswith("smolora-") and "instruction-only" not in name)
 """Variants of `smolora` that are compared at its own chosen rate; the instruction bank alone is tuned like a method."""

@@ -60,7 +60,6 @@ class RoutingCall:
         inputs: what the caller passed.
         learning: the model trains, so routes are counted and prototypes may spawn.
         shared: per adapter, routes [B, banks] that hold for every layer.
-        settled: per adapter, [E] bool, experts that act in this call but learn nothing from it.
         routes: per (adapter, layer), the route [B, banks] that the layer decided.
         forms: what layers make of routes and keep for the call, such as shared routes in the form they compute with.
         weights: per (adapter, layer), weights [B, S, k] of its tokens over the route's experts, or over all; only while
@@ -71,7 +70,6 @@ class RoutingCall:
     inputs: RoutingInputs
     learning: bool = False
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
-    settled: dict[str, torch.Tensor] = field(default_factory=dict)
     routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     weights: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)

@@ -201,24 +201,3 @@ def test_routes_can_be_given_as_an_oracle():
         other = model(input_ids=ids, routing=RoutingInputs(routes=torch.tensor([[0, 3], [1, 4], [0, 3]]))).logits
     assert torch.equal(out[:2], other[:2])
     assert not torch.allclose(out[2], other[2])
-
-
-def test_settled_instruction_expert_acts_on_but_learns_no_more():
-    ids, routing = samples(4)
-    routing = RoutingInputs(routing.instruction[:1].expand(4, -1), routing.visual)
-    model = adapted(smolora(instruction_settles_after=8)).train()
-    moved = []
-    for _ in range(4):
-        model.zero_grad()
-        out = model(input_ids=ids, labels=ids, routing=routing)
-        out.loss.backward()
-        after_step(model)
-        layer = next(module for module in model.modules() if hasattr(module, "smolora_A"))
-        grads = [getattr(layer, name)["default"].grad for name in ("smolora_A", "smolora_B")]
-        assert all(grad[:3].any() for grad in grads)  # visual experts go on
-        moved.append([bool(grad[3:].any()) for grad in grads])
-    assert moved == [[True, True], [True, True], [False, False], [False, False]]
-    with torch.no_grad():
-        before = model(input_ids=ids, routing=routing).logits
-        layer.smolora_B["default"][3:] = 0
-        assert not torch.allclose(model(input_ids=ids, routing=routing).logits, before)

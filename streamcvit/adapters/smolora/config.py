@@ -40,8 +40,6 @@ class SMoLoraConfig(ExpertConfig):
             tasks that differ in their pictures alone get visual experts of their own, or all ("stream").
         spawn_below_visual: cosine below which a sample takes a free visual expert.
         spawn_below_instruction: the same for the instruction bank.
-        instruction_settles_after: samples from which an instruction expert learns under the prototype router; then it
-            stands, and what is new under its instruction is left to visual experts. 0: it always learns.
         visual_warmup: samples that only fill the visual statistics before the first visual prototype.
     """
 
@@ -56,7 +54,6 @@ class SMoLoraConfig(ExpertConfig):
     visual_dim: int | None = field(default=None, metadata={"help": "Size of the pooled visual feature"})
     spawn_below_visual: float = 0.0
     spawn_below_instruction: float = 0.8
-    instruction_settles_after: int = 0
     visual_warmup: int = 32
 
     type_name: ClassVar[str] = "SMOLORA"
@@ -75,10 +72,6 @@ class SMoLoraConfig(ExpertConfig):
         if min(self.bank_sizes.values()) < 1:
             raise UserError(
                 "every bank needs an expert", where="SMoLoraConfig", fix="Raise num_experts_*, or set banks"
-            )
-        if self.instruction_settles_after < 0 or self.visual_warmup < 0:
-            raise UserError(
-                "instruction_settles_after and visual_warmup must not be negative", where="SMoLoraConfig", fix="Use 0"
             )
         if self.router == "prototype" and "visual" in self.bank_sizes and self.visual_dim is None:
             raise UserError(

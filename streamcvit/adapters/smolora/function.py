@@ -38,18 +38,14 @@ class Route(NamedTuple):
     score_owner: torch.Tensor | None
 
     @classmethod
-    def of(cls, index: torch.Tensor, experts: int, dtype: torch.dtype, settled: torch.Tensor | None = None) -> Route:
-        """Forms of `index` [B, k] into `experts` experts at inputs of `dtype`; those `settled`, [E], learn nothing."""
+    def of(cls, index: torch.Tensor, experts: int, dtype: torch.dtype) -> Route:
+        """The forms of `index` [B, k] into `experts` experts, for inputs of `dtype`."""
         k = index.shape[1]
         columns = torch.arange(0, k * experts, experts, device=index.device)
         flat, score = index.reshape(-1), (index + columns).view(-1)
         if not torch.is_grad_enabled():
             return cls(index, flat, score, None, None)
-        owner, score_owner = owners(flat, experts, dtype), owners(score, k * experts, dtype)
-        if settled is not None:
-            owner = owner.masked_fill(settled.unsqueeze(1), 0)
-            score_owner = score_owner.masked_fill(settled.repeat(k).unsqueeze(1), 0)
-        return cls(index, flat, score, owner, score_owner)
+        return cls(index, flat, score, owners(flat, experts, dtype), owners(score, k * experts, dtype))
 
 
 class RoutedExperts(torch.autograd.Function):

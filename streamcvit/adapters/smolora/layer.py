@@ -87,14 +87,14 @@ class SMoLoraLayer(ExpertLayer):
         call.routes[key] = index
         return self._forms(name, index, x), weight
 
-    def _forms(self, name: str, index: torch.Tensor, x: torch.Tensor, settled: torch.Tensor | None = None) -> Route:
-        return Route.of(index, self.smolora_A[name].shape[0], x.dtype, settled)
+    def _forms(self, name: str, index: torch.Tensor, x: torch.Tensor) -> Route:
+        return Route.of(index, self.smolora_A[name].shape[0], x.dtype)
 
     def _shared(self, name: str, call: RoutingCall, index: torch.Tensor, x: torch.Tensor) -> Route:
         # The route that all layers share is brought into form by the first of them.
         key = (name, x.shape[0], x.dtype, torch.is_grad_enabled())
         if key not in call.forms:
-            call.forms[key] = self._forms(name, expand(index, x.shape[0]), x, call.settled.get(name))
+            call.forms[key] = self._forms(name, expand(index, x.shape[0]), x)
         return call.forms[key]
 
     def _decide(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -58,15 +58,6 @@ class SMoLoraModel(ExpertTuner):
             config: Any = self.peft_config[name]
             if config.router == "prototype":
                 call.shared[name] = self.decide(name, call.inputs, call.learning)
-                if config.instruction_settles_after and call.learning and config.banks != "visual":
-                    call.settled[name] = self._settled(name)
-
-    def _settled(self, name: str) -> torch.Tensor:
-        """[E] bool: instruction experts that have learned from as many samples as they are to."""
-        config: Any = self.peft_config[name]
-        counts: Any = self.prototypes("instruction")[name].counts  # type: ignore[union-attr]
-        place = self.banks(config)["instruction"]
-        return torch.cat((counts.new_zeros(place.first, dtype=torch.bool), counts >= config.instruction_settles_after))
 
     def decide(self, name: str, inputs: RoutingInputs, learning: bool) -> torch.Tensor:
         """Routes [B, banks] of adapter `name`, as indices into the stacked experts."""
