@@ -74,6 +74,9 @@ class Writer:
         found = commit.newest_resumable(run / "commits")
         assert found is not None
         assert len(found[2]) == damaged, found[2]
+        there = commit.list_commits(run / "commits")
+        for path in there[: len(there) - damaged]:
+            commit.read_state(path)  # older ones are whole too, also in the midst of being pruned
         number = found[1]["step"]
         assert found[1]["files"] == self.files[number - 1]
         return number
