@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from models import TINY, tiny_llama
 from peft import PeftConfig, get_peft_model
 
 from streamcvit.adapters import MoELoraConfig, RoutingInputs, SMoLoraConfig, StrLoraConfig, after_step, routing_kwargs
+from tests.models import TINY, tiny_llama
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LANGUAGE_MODEL = r"(model\.)?(language_model\.)?layers\..*_proj"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from adapter_models import METHODS, adapted, batch, close, row
 from functorch.compile import make_boxed_func
-from models import TINY, tiny_llama
 from torch._dynamo.backends.common import aot_autograd
 
 from streamcvit.adapters import after_step, decide_routes, routing_kwargs, tuner_of
+from tests.models import TINY, tiny_llama
 
 SOME = r"(model\.)?(language_model\.)?layers\..*(q|down)_proj"
 

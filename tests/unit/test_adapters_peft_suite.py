@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from adapter_models import METHODS, adapted, batch, close, forward, learned, prompt, row
-from models import tiny_llama
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 
 from streamcvit.adapters import expert_usage, routing_kwargs, tuner_of
 from streamcvit.errors import UserError
+from tests.models import tiny_llama
 
 ROWS = [row("llama", seed, text=5 + seed) for seed in range(2)]
 
