@@ -73,7 +73,9 @@ def adapters(shape: Shape) -> dict[str, Any]:
     """Adapters with the same active rank 2 r per token, each under the name it is printed by."""
     r = shape.r
     where: dict[str, Any] = {"target_modules": r".*_proj", "init_weights": False}
+    # The learned fusion, the dearer of the two.
     smolora: dict[str, Any] = {"r": r, "instruction_dim": DIM, "visual_dim": DIM, "visual_warmup": 0, **where}
+    smolora["fusion"] = "learned"
     strlora: dict[str, Any] = {"r": r, "num_experts": 8, "instruction_dim": DIM, "attention_dim": 64, **where}
     return {
         "lora": LoraConfig(r=2 * r, lora_alpha=4 * r, target_modules=where["target_modules"]),
