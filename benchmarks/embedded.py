@@ -49,8 +49,9 @@ VARIANTS |= {
     f"{name}/own": VARIANTS[name] | {"conventions": "own"}
     for name in ("lora", "joint", "smolora", "smolora-instruction-only", "smolora-visual-only")
 }
-ABLATIONS = tuple(name for name in VARIANTS if name.startswith("smolora-") and "instruction-only" not in name)
-"""Variants of `smolora` that are compared at its own chosen rate; the instruction bank alone is tuned like a method."""
+TUNED = ("smolora-instruction-only", "smolora-instruction-only/own", "smolora-stock-adamw")
+ABLATIONS = tuple(name for name in VARIANTS if name.startswith("smolora-") and name not in TUNED)
+"""Variants of `smolora` that are compared at its own chosen rate; those in `TUNED` are tuned like methods."""
 
 
 class Bench:
