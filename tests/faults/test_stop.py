@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from chaos import differences
 from running import METHODS, ROOT, SMALL, Run, boundaries, command, environment, streamcvit
-from test_kill import same_as
+from test_kill import ALL
 
 from streamcvit.learning import commit, read_ledger
 
@@ -77,7 +78,7 @@ def test_sigterm_stops_a_local_run_which_goes_on_to_the_same_result(local_run: R
 
     done = streamcvit("run", config, "--resume", "--local", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    same_as(local_run.folder, folder)
+    assert differences(local_run.folder, folder, ALL) == []
 
 
 def test_sigint_stops_a_run_on_ray_which_goes_on_with_other_numbers_of_actors_to_the_same_result(
@@ -89,7 +90,7 @@ def test_sigint_stops_a_run_on_ray_which_goes_on_with_other_numbers_of_actors_to
     counts = ["--set", "cluster.ingest_actors=1", "--set", "cluster.evaluators=2"]
     done = streamcvit("run", config, "--resume", *counts, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    same_as(local_run.folder, tmp_path / "runs/small")
+    assert differences(local_run.folder, tmp_path / "runs/small", ALL) == []
 
 
 def test_a_disk_that_fills_up_stops_the_run_in_one_line_and_it_goes_on_when_there_is_room(
