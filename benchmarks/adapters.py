@@ -260,6 +260,8 @@ def measure(options: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
         for name, subject in subjects.items()
     }
     if options.compile:
+        # All models share the code that is compiled, each in modes with and without gradients.
+        torch._dynamo.config.recompile_limit = 16 * len(subjects)
         for subject in subjects.values():
             subject.model.get_base_model().compile()
     timers = {name: (s.step if options.step else s.train, s.decoder()) for name, s in subjects.items()}
