@@ -165,9 +165,10 @@ class Fire:
         wrong: list[str] = []
         try:
             for number, (victim, moment) in enumerate(zip(self.victims, self.moments, strict=True)):
-                if victim == "again" and self.hits:
-                    self.until(lambda: False, self.rng.uniform(0.3, 3.0))
-                    victim = self.hits[-1].victim if self.hits[-1].victim in KINDS else "learner"
+                if victim == "again":
+                    pause, last = self.rng.uniform(0.3, 3.0), self.hits[-1].victim if self.hits else ""
+                    victim = last if last in KINDS else "learner"
+                    self.until(lambda: False, pause)
                 else:
                     self.until(lambda m=moment: self.learned() >= m)  # type: ignore[misc]
                 if self.over():
