@@ -3,12 +3,12 @@
     python benchmarks/adapters.py [--shape llama-7b-quarter] [--rounds 30] [--seconds 300] [--markdown] [--json FILE]
     python benchmarks/adapters.py --shape llama-7b-layer --device cuda --dtype bfloat16 [--step] [--compile]
 
-Times forward and backward (with --step a whole training step: forward, backward, clipping, fused AdamW, and what the
-adapter does after it) and a decode step (one token a sample, no gradient). Every round times every adapter, in an order
-drawn anew, so that drift of the machine falls on all. A ratio is the median over rounds of an adapter's time over that
-round's LoRA time, in brackets its first and third quartile. "saved" is what autograd keeps for backward, "ops" the
-tensor operations launched by forward and backward. On a CPU, time is that of the processor, so that waiting for other
-programs does not count, and freed memory is kept, so that page faults do not.
+Times forward and backward (with --step a whole training step: forward, backward, clipping, the learner's AdamW, and
+what the adapter does after it) and a decode step (one token a sample, no gradient). Every round times every adapter, in
+an order drawn anew, so that drift of the machine falls on all. A ratio is the median over rounds of an adapter's time
+over that round's LoRA time, in brackets its first and third quartile. "saved" is what autograd keeps for backward,
+"ops" the tensor operations launched by forward and backward. On a CPU, time is that of the processor, so that waiting
+for other programs does not count, and freed memory is kept, so that page faults do not.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ from streamcvit.adapters import (
     after_step,
     auxiliary_loss,
     decide_routes,
+    expert_parameters,
     routing_kwargs,
     tuner_of,
 )
+from streamcvit.learning.optim import ExpertAdamW
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Subject:
         )
         self.routing = routing.to(weight.device)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
+        self.optimizer = ExpertAdamW(self.trained, expert_parameters(self.model), lr=1e-6)
         self.model(inputs_embeds=self.x, **routing_kwargs(self.model, self.routing))
 
     def output(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
