@@ -77,6 +77,8 @@ def slope(chunks: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     names = np.unique(bins)
     x = np.array([chunks[bins == b].mean() for b in names]) / 100
     y = np.array([values[bins == b].mean() for b in names])
+    if np.ptp(y) == 0:
+        return 0.0, 0.0
     fit = stats.linregress(x, y)
     return float(fit.slope), float(fit.stderr * stats.t.ppf(0.975, len(names) - 2))
 
@@ -103,7 +105,9 @@ def run(
         scored = [place.joinpath("soak", method, "predictions") for method in methods]
         done = sum(len(os.listdir(folder)) for folder in scored if folder.is_dir())
         with contextlib.suppress(psutil.Error):
-            looks.append((done, look(driver)))
+            found = look(driver)
+            if found["driver"]["descriptors"]:  # else it is ending
+                looks.append((done, found))
         if not parts or done >= parts[-1][0] + BIN:
             parts.append((done, sizes(place / "soak")))
         time.sleep(1.0)

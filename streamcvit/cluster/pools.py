@@ -114,7 +114,9 @@ class RayPool:
         )
 
         def start(name: str, cls: type, arguments: Callable[[int], tuple[Any, ...]], **options: Any) -> Post:
-            options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {PULSE: 1}}
+            # Ray's head would keep a record of every call, the questions for a pulse included.
+            options |= {"enable_task_events": False, "concurrency_groups": {PULSE: 1}}
+            options |= {"max_restarts": 0, "max_task_retries": 0}
             actor = ray.remote(**options)(cls)
             return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
 
