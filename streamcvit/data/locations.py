@@ -172,8 +172,11 @@ class ByteSource:
     def _system(self) -> tuple[Any, str]:
         import fsspec
 
-        options = _http_options() if self.location.startswith("http") else {}
-        return fsspec.core.url_to_fs(self.location, **options)
+        options = _OPTIONS.get(self.location.partition(":")[0], dict)()
+        system, path = fsspec.core.url_to_fs(self.location, **options)
+        if hasattr(system, "retries"):
+            system.retries = 1  # of s3fs; it would try again within each of our attempts
+        return system, path
 
     def _again(self, attempt: Callable[[], T]) -> T:
         for wait in (*WAITS, None):
@@ -255,3 +258,14 @@ def _http_options() -> dict[str, Any]:
         "client_kwargs": {"timeout": timeout, "auto_decompress": False, "response_class": Bounded},
         "headers": {"Accept-Encoding": "identity"},
     }
+
+
+def _s3_options() -> dict[str, Any]:
+    waits = {"connect_timeout": _CONNECT, "read_timeout": _PAUSE, "retries": {"total_max_attempts": 1}}
+    return {"config_kwargs": waits}
+
+
+_OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "http": _http_options, "https": _http_options, "s3": _s3_options,
+}  # fmt: skip
+"""What a protocol's client is told, so that an attempt ends in time and trying again is left to us."""

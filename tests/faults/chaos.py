@@ -109,7 +109,9 @@ class Fire:
             )
 
     def processes(self) -> list[psutil.Process]:
-        roots = [self.driver, *(self.cluster.nodes.values() if self.cluster else [])]
+        roots = [self.driver]
+        if self.cluster:  # the monitor is beside the driver, on the head
+            roots += [self.cluster.head, *self.cluster.nodes.values()]
         return [process for root in roots for process in tree(root)]
 
     def actors(self, kind: str) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from running import ROOT, SMALL, command, environment, streamcvit
-from webserver import serving
+from webserver import serving, storing
 
 from streamcvit.data.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
@@ -95,14 +95,15 @@ def test_every_sample_of_a_damaged_stream_is_learned_or_quarantined_with_its_rea
     assert counted == Counter(expected.values())
 
 
-def test_a_stream_behind_http_is_learned_as_a_local_one_and_resumed_after_an_outage(
-    stream: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_a_remote_stream_is_learned_as_a_local_one_and_resumed_after_an_outage(
+    stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     local = tmp_path / "local"
     local.mkdir()
     done = streamcvit(*words(str(stream)), cwd=local)
     assert done.returncode == 0, done.stdout + done.stderr
-    with serving(stream) as site:
+    with serving(stream) if kind == "http" else storing(stream, monkeypatch) as site:
         site.faults.extend(["503", "cut", "wrong"])
         process = subprocess.Popen(
             command(*words(site.url)),
@@ -118,7 +119,8 @@ def test_a_stream_behind_http_is_learned_as_a_local_one_and_resumed_after_an_out
         site.always = "503"
         said = process.communicate(timeout=300)[1]
         assert process.returncode == 2, said
-        assert f"error: {site.url}/shard-000000.tar: cannot be read: " in said and "503" in said
+        assert f"error: {site.url}/shard-000000.tar: cannot be read: " in said
+        assert ("503" if kind == "http" else "Service Unavailable") in said
         site.always = ""
         done = streamcvit("run", str(folder.parent / "config.yaml"), "--resume", "--local", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr

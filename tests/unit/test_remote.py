@@ -1,4 +1,4 @@
-"""Shards behind HTTP: only the needed ranges come, faults of the way are tried again, wrong bytes never pass."""
+"""Shards behind HTTP and on S3: only needed ranges come, faults of the way are tried again, wrong bytes never pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from streams import TASKS, stream_samples, test_sets
-from webserver import serving
+from webserver import serving, storing
 
 from streamcvit.data import locations
 from streamcvit.data.index import StreamIndex, index_shards
@@ -25,11 +25,12 @@ def written(tmp_path_factory):
     return write_stream(folder / "s", stream_samples(), TASKS, test_sets(), seed=0, samples_per_shard=15)
 
 
-@pytest.fixture
-def site(written, monkeypatch):
+@pytest.fixture(params=["http", "s3"])
+def site(request, written, monkeypatch):
     monkeypatch.setattr(locations, "WAITS", (0.01, 0.01, 0.01))
     locations._http_options.cache_clear()
-    with serving(Path(written.folder)) as site:
+    folder = Path(written.folder)
+    with serving(folder) if request.param == "http" else storing(folder, monkeypatch) as site:
         yield site
     locations._http_options.cache_clear()
 
@@ -70,8 +71,8 @@ def test_what_goes_wrong_on_the_way_is_tried_again(site, fault):
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("503", "503"),
-        ("reset", "disconnected|reset"),
+        ("503", "503|Service Unavailable"),
+        ("reset", "disconnected|reset|was closed"),
         ("cut", "not completed|payload"),
         ("short", "bytes came instead of"),
         ("wrong", "not those that were indexed"),
@@ -100,6 +101,7 @@ def test_a_server_that_falls_silent_is_given_up(site, monkeypatch):
         reader.read([5])
 
 
+@pytest.mark.parametrize("site", ["http"], indirect=True)
 def test_an_answer_without_end_is_cut_off(site, monkeypatch):
     monkeypatch.setattr(locations, "MAX_RESPONSE", 4096)
     site.always = "whole"
@@ -114,6 +116,7 @@ def index_of(site, monkeypatch):
         return StreamIndex.open(site.url)
 
 
+@pytest.mark.parametrize("site", ["http"], indirect=True)
 def test_answers_are_never_unpacked(site):
     site.always = "packed"
     assert ShardReader(StreamIndex.open(site.url)).read([2]) == [ROWS[2]]
@@ -140,6 +143,7 @@ def test_an_index_is_copied_and_its_shards_stay_where_they_are(site, tmp_path, w
         StreamIndex.open(site.url).copy_to(other.folder)
 
 
+@pytest.mark.parametrize("site", ["http"], indirect=True)
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../other/shard.tar", "http://127.0.0.1:1/x.tar", "file:///etc/passwd"]
 )
@@ -156,10 +160,20 @@ def test_damage_on_the_web_is_found_by_verify(site, written):
     at = int(written.column("image_offset")[16])
     path = site.folder / "shard-000001.tar"
     good = path.read_bytes()
-    path.write_bytes(good[: at + 5] + bytes([good[at + 5] ^ 1]) + good[at + 6 :])
     try:
+        site.replace(path.name, good[: at + 5] + bytes([good[at + 5] ^ 1]) + good[at + 6 :])
         report = verify(site.url)
     finally:
         path.write_bytes(good)
     assert report.unreadable == 1
     assert {fault.reason for fault in report.problems} == {"checksum", "fetch"}
+
+
+def test_a_store_that_does_not_let_us_in_is_named(written, monkeypatch):
+    monkeypatch.setattr(locations, "WAITS", (0.01,))
+    with storing(Path(written.folder), monkeypatch) as site:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", "/nonexistent")
+        with pytest.raises(UserError, match="s3://bucket/stream/index.parquet: .*credentials"):
+            StreamIndex.open(site.url)
