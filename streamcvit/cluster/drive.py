@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.cluster.folder import ZERO, RunFolder
+from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.cluster.pools import Pool
+from streamcvit.cluster.scores import ZERO
 from streamcvit.cluster.workers import boundary_reports
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
@@ -161,10 +162,8 @@ class Driver:
         boundary.discard(job.task)
         if boundary:
             return
-        summary = folder.write_scores()
-        row = folder.points[job.chunk]
-        points = {task: float(np.mean(row[task])) for task in folder.seen(job.chunk)}
-        self.view.scores(job.method, job.chunk, points, summary["forgetting"])
+        summary = folder.write_scores(always=False)
+        self.view.scores(job.method, job.chunk, folder.scores.means(job.chunk), summary["forgetting"])
         self._finish_if_done(folder)
         self.pool.folder_changed(str(folder.path))
 

@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import subprocess
-from collections import Counter, defaultdict
+import time
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -23,36 +24,13 @@ import pyarrow.parquet as pq
 from streamcvit import __version__
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
+from streamcvit.cluster.scores import ZERO, Scores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import bootstrap_mean
-from streamcvit.evaluation.matrix import summarise
 from streamcvit.learning.durable import fsync_folder, write_json, write_text
 
 MISSING = "not installed"
-
-ZERO = -1
-"""The chunk number of an evaluation before any learning."""
-
-SCORES = pa.schema(
-    [
-        ("version", pa.int64()),
-        ("digest", pa.string()),
-        ("chunk", pa.int32()),
-        ("task", pa.string()),
-        ("kind", pa.string()),
-        ("metric", pa.string()),
-        ("family", pa.string()),
-        ("score", pa.float64()),
-        ("following", pa.float64()),
-        ("n", pa.int64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("seconds", pa.float64()),
-        ("disagreements", pa.int64()),
-    ]
-)
 
 
 def now() -> str:
@@ -130,10 +108,9 @@ class RunFolder:
         self.tasks = list(index.tasks)
         self.test_sizes = Counter(index.eval_index().task_of.tolist())
         self.counts = counts
-        self.rows: list[dict[str, Any]] = []
-        self.points: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
-        self.follows: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
-        self.digests: dict[tuple[int, str], str] = {}  # of the weights that gave a boundary's predictions
+        self.scores = Scores(index, len(counts))
+        self.summary: dict[str, Any] = {}
+        self._wrote, self._took = 0.0, 0.0  # when the summary was written, and in how many seconds
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "run.json").exists():
             write_text(self.path / "config.yaml", config.dump())
@@ -201,11 +178,12 @@ class RunFolder:
     def missing(self, report: ChunkReport | None) -> list[Job]:
         """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet, for its weights."""
         if report is None:
-            return [Job(self.method, ZERO, task, 0, "", "") for task in self.tasks if task not in self.points[ZERO]]
+            open_ = [task for task in self.tasks if (ZERO, task) not in self.scores.digests]
+            return [Job(self.method, ZERO, task, 0, "", "") for task in open_]
         return [
             Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
             for task in self.seen(report.chunk)
-            if self.digests.get((report.chunk, task)) != report.digest
+            if self.scores.digests.get((report.chunk, task)) != report.digest
         ]
 
     def event(self, name: str, **values: Any) -> None:
@@ -260,7 +238,7 @@ class RunFolder:
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{job.task}.parquet"
-        if self.digests.get((job.chunk, job.task)) == job.digest:
+        if self.scores.digests.get((job.chunk, job.task)) == job.digest:
             return  # asked twice, answered twice: the first answer stands
         draft = path.with_name(f".{path.name}")
         with open(draft, "wb") as file:
@@ -269,80 +247,35 @@ class RunFolder:
             os.fsync(file.fileno())
         os.replace(draft, path)
         fsync_folder(folder)
-        self._take(table)
+        self.scores.take(table)
         if missing := self.test_sizes[job.task] - len(found.points):
             self.event("test_unreadable", chunk=job.chunk, task=job.task, samples=missing)
 
-    def write_scores(self) -> dict[str, Any]:
-        """Derive scores.parquet and summary.json from the predictions; returns the summary."""
-        order = {task: number for number, task in enumerate(self.tasks)}
-        rows = sorted(self.rows, key=lambda row: (row["chunk"], order[row["task"]], row["family"]))
+    def write_scores(self, always: bool = True) -> dict[str, Any]:
+        """Derive scores.parquet and summary.json from the predictions; returns the summary.
+
+        Unless `always`, one that takes more than a second, as that of a very long stream, stays as it is until ten
+        times as long has gone by.
+        """
+        began = time.monotonic()
+        if not always and self._took > 1 and began - self._wrote < 10 * self._took:
+            return self.summary
         draft = self.path / ".scores.parquet"
         with open(draft, "wb") as file:
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), file, compression="zstd")
+            pq.write_table(self.scores.table(), file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, self.path / "scores.parquet")
-        summary = self._summary()
-        write_json(self.path / "summary.json", summary)
-        return summary
-
-    def _summary(self) -> dict[str, Any]:
-        only_zero = self.n_chunks == 0
-        chunks = [ZERO] if only_zero else sorted(c for c in self.points if c >= 0)
-        counts = np.ones((1, len(self.tasks)), int) if only_zero else self.counts[: max(chunks, default=-1) + 1]
-
-        def stack(found: dict[int, dict[str, np.ndarray]], task: str) -> np.ndarray:
-            length = max((len(found[c][task]) for c in found if task in found[c]), default=0)
-            empty = np.full(length, np.nan)
-            span = [ZERO] if only_zero else range(len(counts))
-            return np.stack([found[c].get(task, empty) if c in found else empty for c in span])
-
-        return summarise(
-            {task: stack(self.points, task) for task in self.tasks},
-            {task: stack(self.follows, task) for task in self.tasks},
-            counts,
-            in_average=[task for task, spec in self.index.tasks.items() if spec.in_average],
-            draws=self.config.evaluation.draws,
-            seed=self.config.seed,
-            zero_shot=None if only_zero else (dict(self.points[ZERO]) or None),
-        ).to_json()
-
-    def _take(self, table: pa.Table) -> None:
-        meta = json.loads(table.schema.metadata[b"streamcvit"])
-        chunk, task = meta["chunk"], meta["task"]
-        points = table["score"].to_numpy()
-        follows = table["follows"].to_numpy(zero_copy_only=False).astype(float)
-        published = table["score_strcvit"]
-        families = {"strict": (meta["metric"], points)}
-        if meta["published"]:
-            families["strcvit"] = (meta["published"], published.to_numpy())
-        differ = int(np.sum(np.abs(points - published.to_numpy()) > 1e-9)) if meta["published"] else 0
-        if (chunk, task) in self.digests:  # of weights that no longer end this chunk
-            self.rows = [row for row in self.rows if (row["chunk"], row["task"]) != (chunk, task)]
-        self.digests[chunk, task] = meta["digest"]
-        self.points[chunk][task], self.follows[chunk][task] = points, follows
-        for family, (metric, values) in families.items():
-            low, high = bootstrap_mean(values)
-            self.rows.append(
-                {
-                    **{key: meta[key] for key in ("version", "digest", "chunk", "task", "seconds")},
-                    "kind": "zero" if chunk == ZERO else "boundary",
-                    "metric": metric,
-                    "family": family,
-                    "score": float(np.mean(values)),
-                    "following": float(np.mean(follows)),
-                    "n": len(values),
-                    "low": low,
-                    "high": high,
-                    "disagreements": differ,
-                }
-            )
+        self.summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
+        write_json(self.path / "summary.json", self.summary)
+        self._wrote = time.monotonic()
+        self._took = self._wrote - began
+        return self.summary
 
     def _read_predictions(self) -> None:
         for path in sorted((self.path / "predictions").glob("*/[!.]*.parquet")):
             try:
-                self._take(pq.read_table(path))
+                self.scores.take(pq.read_table(path))
             except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
                 # It is asked for again, and replaced.
                 self.event("damaged", what=f"{path.relative_to(self.path)}: {' '.join(str(error).split())[:200]}")

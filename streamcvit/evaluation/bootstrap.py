@@ -8,13 +8,14 @@ are: its document frequencies are not estimated anew in a draw.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 DRAWS, LEVEL = 1000, 0.95
-# Draws are counted in blocks, so that a large test set does not need draws x samples numbers at once.
-_BLOCK = 4_000_000
+BLOCK = 1_000_000
+"""Numbers held at once. Draws come in blocks, so that neither a large test set nor a long stream needs them all."""
 
 
 class Estimate(NamedTuple):
@@ -29,35 +30,51 @@ class Estimate(NamedTuple):
         return {key: None if np.isnan(number) else float(number) for key, number in self._asdict().items()}
 
 
-def resampled_means(points: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Row means of the points as they are and in every draw.
+class Resampler:
+    """Row means of points, as they are and in draw after draw.
 
     Args:
         points: float [rows, n]; nan where a sample has none in that row. A draw takes the same samples in every row.
-        draws: how often to resample.
-        rng: source of the draws.
+        rng: source of the draws; how many are asked for at once does not change them.
 
-    Returns:
-        float64 [1 + draws, rows]; the first is the plain mean. Nan where a row has no points (or a draw met none).
+    Attributes:
+        plain: float64 [rows], the means as they are; nan where a row has no points.
     """
-    rows, n = points.shape
-    present = np.isfinite(points)
-    filled = np.where(present, points, 0.0).T.astype(np.float64)
-    # Whole rows are present or absent as a rule; then the number of points in a draw is known without counting.
-    holes = not bool(np.all(present.any(axis=1) == present.all(axis=1)))
-    means = np.full((1 + draws, rows), np.nan)
-    if n == 0:
-        return means
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means[0] = filled.sum(axis=0) / present.sum(axis=1)
-        block = max(1, _BLOCK // n)
-        for start in range(0, draws, block):
-            size = min(block, draws - start)
-            picked = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-            weights = np.bincount(picked.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
-            counts = weights @ present.T.astype(np.float64) if holes else n * present.all(axis=1)
-            means[1 + start : 1 + start + size] = weights @ filled / counts
-    return means
+
+    def __init__(self, points: np.ndarray, rng: np.random.Generator) -> None:
+        self.rng, self.n = rng, points.shape[1]
+        present = np.isfinite(points)
+        self._filled = np.where(present, points, 0.0).T.astype(np.float64)
+        whole = present.all(axis=1)
+        # Whole rows are present or absent as a rule; then the number of points in a draw is known without counting.
+        self._holes = None if np.array_equal(present.any(axis=1), whole) else present.T.astype(np.float64)
+        self._full = self.n * whole
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self.plain = self._filled.sum(axis=0) / present.sum(axis=1)
+
+    def draw(self, size: int) -> np.ndarray:
+        """The next draws' means, float64 [size, rows]; nan where a draw met no point of a row."""
+        n = self.n
+        if n == 0:
+            return np.full((size, len(self.plain)), np.nan)
+        picked = self.rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        weights = np.bincount(picked.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return weights @ self._filled / (self._full if self._holes is None else weights @ self._holes)
+
+
+def blocks(draws: int, numbers: int) -> Iterator[int]:
+    """Sizes of the blocks in which draws come that need so many numbers each."""
+    size = max(1, BLOCK // max(1, numbers))
+    while draws > 0:
+        yield min(size, draws)
+        draws -= size
+
+
+def resampled_means(points: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Row means of the points as they are and in every draw (`Resampler`), float64 [1 + draws, rows]."""
+    source = Resampler(points, rng)
+    return np.concatenate([source.plain[None], *(source.draw(size) for size in blocks(draws, source.n))])
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, bootstrap_mean, estimate, resampled_means
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, Resampler, blocks, bootstrap_mean, estimate
 
 __all__ = ["METRICS", "Estimate", "Plan", "Summary", "bootstrap_mean", "compare", "metrics", "summarise"]
 
@@ -197,14 +197,24 @@ def metrics(
     return {name: values[name] for name in METRICS}
 
 
-def _rows(by_task: Mapping[str, Any], draws: int, seed: int, dims: int) -> np.ndarray:
-    """Resampled means of every task, [1 + draws, T, tasks]; task number k draws from its own stream of `seed`."""
-    columns = []
-    for number, points in enumerate(by_task.values()):
-        rows = np.asarray(points, dtype=np.float64)
-        rng = np.random.default_rng((seed, number))
-        columns.append(resampled_means(rows if dims == 2 else rows[None, :], draws, rng))
-    return np.stack(columns, axis=-1)
+class _Draws:
+    """Resampled means of every task, float64 [size, T, tasks] a time; task k draws from its own stream of `seed`.
+
+    Two of the same seed, tasks and sizes draw the same samples.
+    """
+
+    def __init__(self, by_task: Mapping[str, Any], seed: int) -> None:
+        self.tasks = [
+            Resampler(np.atleast_2d(np.asarray(points)), np.random.default_rng((seed, number)))
+            for number, points in enumerate(by_task.values())
+        ]
+        self.plain = np.stack([task.plain for task in self.tasks], axis=-1)
+        self.numbers = max(self.plain.size, *(task.n for task in self.tasks))
+
+    def draw(self, size: int) -> np.ndarray:
+        """The means as measured, then the next `size` draws, [1 + size, T, tasks]."""
+        drawn = np.stack([task.draw(size) for task in self.tasks], axis=-1)
+        return np.concatenate([self.plain[None], drawn])
 
 
 def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Collection[str]) -> None:
@@ -252,22 +262,34 @@ def summarise(
     _check(scores, trained, in_average)
     tasks, plan = list(scores), Plan(trained)
     counted = np.array([task in in_average for task in tasks])
-    drawn = _rows(scores, draws, seed, dims=2)
-    rates = None
+    drawn = _Draws(scores, seed)
+    rates, before = None, None
     if following is not None:
         absent = np.full((len(trained), 1), np.nan)
-        rates = 100.0 * _rows({task: following.get(task, absent) for task in tasks}, draws, seed, dims=2)
-    before = None
+        rates = _Draws({task: following.get(task, absent) for task in tasks}, seed)
     if zero_shot is not None:
-        none = np.full(1, np.nan)
-        before = _rows({task: zero_shot.get(task, none) for task in tasks}, draws, seed, dims=1)[..., 0, :]
-    values = metrics(drawn, plan, counted, rates, before)
-    by_chunk = average_by_chunk(drawn, plan, counted)
-    lost = forgetting_by_chunk(drawn[0], plan, best_earlier(drawn[0], plan))["best"][-1]
+        before = _Draws({task: zero_shot.get(task, np.full(1, np.nan)) for task in tasks}, seed)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*METRICS, "by_chunk")}
+    for size in (0, *blocks(draws, drawn.numbers)):
+        block = drawn.draw(size)
+        values = metrics(
+            block,
+            plan,
+            counted,
+            None if rates is None else 100.0 * rates.draw(size),
+            None if before is None else before.draw(size)[:, 0],
+        )
+        values["by_chunk"] = average_by_chunk(block, plan, counted)
+        for name, value in values.items():
+            parts[name].append(value[1:] if size else value)
+    values = {name: np.concatenate(part) for name, part in parts.items()}
+    by_chunk = values.pop("by_chunk")
+    matrix = drawn.plain
+    lost = forgetting_by_chunk(matrix, plan, best_earlier(matrix, plan))["best"][-1]
     found = {name: estimate(value) for name, value in values.items()}
     return Summary(
         tasks=tasks,
-        matrix=drawn[0],
+        matrix=matrix,
         ap_by_chunk=[estimate(by_chunk[:, chunk]) for chunk in range(len(trained))],
         seen=[[task for task, here in zip(tasks, row, strict=True) if here] for row in plan.seen],
         metrics={name: value for name, value in found.items() if name != "fwt" or not np.isnan(value.value)},
@@ -305,4 +327,6 @@ def compare(
             fix="Compare runs that were evaluated on the same tasks and samples",
         )
     gaps = {task: np.asarray(one[task], dtype=np.float64) - np.asarray(other[task], dtype=np.float64) for task in tasks}
-    return estimate(_rows(gaps, draws, seed, dims=1)[:, 0, :].mean(axis=-1))
+    drawn = _Draws(gaps, seed)
+    parts = [drawn.draw(size)[1 if size else 0 :, 0] for size in (0, *blocks(draws, drawn.numbers))]
+    return estimate(np.concatenate(parts).mean(axis=-1))

@@ -88,8 +88,18 @@ def test_a_row_that_lacks_some_samples_is_the_mean_of_the_others():
 def test_large_test_sets_are_drawn_in_blocks(monkeypatch):
     points = np.random.default_rng(0).random((2, 50))
     whole = resampled_means(points, 40, np.random.default_rng(5))
-    monkeypatch.setattr("streamcvit.evaluation.bootstrap._BLOCK", 350)
+    monkeypatch.setattr("streamcvit.evaluation.bootstrap.BLOCK", 350)
     assert resampled_means(points, 40, np.random.default_rng(5)) == pytest.approx(whole)
+
+
+def test_a_long_stream_is_summarised_in_blocks_and_that_changes_nothing(run, monkeypatch):
+    before = {task: points[0] for task, points in run.items()}
+    whole = summarise(run, run, PLAN, {"a"}, draws=50, zero_shot=before)
+    monkeypatch.setattr("streamcvit.evaluation.bootstrap.BLOCK", 7 * 80)
+    parts = summarise(run, run, PLAN, {"a"}, draws=50, zero_shot=before)
+    for name, found in whole.metrics.items():
+        assert parts.metrics[name] == pytest.approx(found, nan_ok=True), name
+    assert np.array(parts.ap_by_chunk) == pytest.approx(np.array(whole.ap_by_chunk))
 
 
 def test_two_runs_are_compared_sample_by_sample(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream
 from streamcvit.errors import UserError
 
+NAMES = {task: [one.sample_id for one in samples] for task, samples in test_sets().items()}
 COUNTS = np.array([[10, 0], [10, 0], [5, 5], [5, 5]])
 
 
@@ -37,7 +39,7 @@ def report(chunk: int, digest: str = "") -> ChunkReport:
 def answer(job: Job, text: str = "red", digest: str | None = None) -> TaskScores:
     points = np.array([100.0, 0.0, 100.0])
     return TaskScores(
-        job, job.digest if digest is None else digest, ["a", "b", "c"], [text] * 3, ["red"] * 3, points, None,
+        job, job.digest if digest is None else digest, NAMES[job.task], [text] * 3, ["red"] * 3, points, None,
         np.ones(3, bool), 0.5,
     )  # fmt: skip
 
@@ -120,3 +122,29 @@ def test_a_chunk_is_noted_once_and_a_line_cut_by_a_kill_is_written_anew(tmp_path
         folder.chunk_done(report(1))
     events = [json.loads(line) for line in path.read_text().splitlines()]
     assert [event["chunk"] for event in events] == [0, 1]
+
+
+def test_a_sample_that_could_not_be_read_at_one_boundary_is_left_out_of_that_alone(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    folder = opened(tmp_path, index)
+    folder.add(answer(folder.missing(report(0))[0]))
+    (job,) = folder.missing(report(1))
+    whole = answer(job)
+    lost = {"sample_ids": whole.sample_ids[:2], "predictions": ["red"] * 2, "references": ["red"] * 2}
+    folder.add(dataclasses.replace(whole, points=whole.points[:2], follows=whole.follows[:2], **lost))
+    assert folder.write_scores()["matrix"] == [[pytest.approx(200 / 3), None], [50.0, None]]
+    assert opened(tmp_path, index).write_scores() == folder.summary
+
+
+def test_a_summary_that_takes_long_is_not_written_all_the_time_and_yet_in_the_end(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    folder = opened(tmp_path, index)
+    folder.add(answer(folder.missing(report(0))[0]))
+    assert len(folder.write_scores(always=False)["matrix"]) == 1
+    folder.add(answer(folder.missing(report(1))[0]))
+    folder._took = 60.0
+    assert len(folder.write_scores(always=False)["matrix"]) == 1
+    assert len(folder.write_scores()["matrix"]) == 2
+    assert len(pq.read_table(folder.path / "scores.parquet")) == 2
