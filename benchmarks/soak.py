@@ -4,8 +4,9 @@
 
 Memory is USS (what a process would give back), for the object store the pages that Ray's arena has touched. The first
 quarter of the chunks is warm-up; over the rest a line is fitted to the means of ten-chunk bins, and its slope is given
-per 100 chunks with a 95 % interval. What follows the last chunk (the report is written once) is no part of it, but of the
-peak. Writes benchmarks/results/soak.json.
+per 100 chunks with a 95 % interval: chunks learned for learner and ingest, which may be ahead, else chunks scored. What
+follows the last of them (the report is written once) is no part of it, but of the peak. Writes
+benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "soak.json"
 MIB = 2**20
 BIN = 10  # chunks a bin
+SAMPLES = 32  # a chunk
+LEARNING = ("LearnerActor", "IngestActor")
 FLAT = 1.0  # MiB a 100 chunks: less is no leak worth the name
 
 
@@ -86,29 +89,31 @@ def slope(chunks: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 def run(
     chunks: int, methods: list[str], place: Path
-) -> tuple[list[tuple[int, dict]], list[tuple[int, Counter]], float]:
-    """Run the stream; returns looks and folder sizes with the chunks learned by then, and seconds."""
+) -> tuple[list[tuple[int, int, dict]], list[tuple[int, Counter]], float]:
+    """Run the stream; returns looks with the chunks scored and learned by then, folder sizes, and seconds."""
     words = [sys.executable, "-m", "streamcvit", "run", str(ROOT / "pipelines" / "embedded.yaml"), "--name", "soak"]
     for method in methods:
         words += ["--method", method]
     for setting in (
         f"out={place}", "stream.scenario.preset=generate", f"stream.scenario.chunks={chunks}",
-        "stream.scenario.samples_per_chunk=16", "stream.test_samples=4", "evaluation.draws=100",
+        f"stream.scenario.samples_per_chunk={SAMPLES}", "stream.test_samples=4", "evaluation.draws=100",
     ):  # fmt: skip
         words += ["--set", setting]
     began = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
     driver = psutil.Process(process.pid)
-    looks: list[tuple[int, dict]] = []
+    looks: list[tuple[int, int, dict]] = []
     parts: list[tuple[int, Counter]] = []
     while process.poll() is None:
         scored = [place.joinpath("soak", method, "predictions") for method in methods]
         done = sum(len(os.listdir(folder)) for folder in scored if folder.is_dir())
+        told = [place.joinpath("soak", method, "events.jsonl") for method in methods]
+        learned = sum(path.read_text().count('"event": "chunk"') for path in told if path.exists())
         with contextlib.suppress(psutil.Error):
             found = look(driver)
             if found["driver"]["descriptors"]:  # else it is ending
-                looks.append((done, found))
+                looks.append((done, learned, found))
         if not parts or done >= parts[-1][0] + BIN:
             parts.append((done, sizes(place / "soak")))
         time.sleep(1.0)
@@ -118,12 +123,13 @@ def run(
     return looks, parts, time.monotonic() - began
 
 
-def table(looks: list[tuple[int, dict]], total: int) -> list[dict[str, Any]]:
+def table(looks: list[tuple[int, int, dict]], total: int) -> list[dict[str, Any]]:
     """A row a role: slopes after warm-up, and CPU seconds a chunk in the second and the last quarter."""
     rows = []
-    names = Counter(name for _, found in looks for name in found)
+    names = Counter(name for *_, found in looks for name in found)
     for name, seen in names.most_common():
-        kept = [(done, found[name]) for done, found in looks if name in found and total // 4 <= done < total]
+        steps = [(learned if name in LEARNING else done, found.get(name)) for done, learned, found in looks]
+        kept = [(done, row) for done, row in steps if row and total // 4 <= done < total]
         if name == "IDLE" or seen < len(looks) / 2 or len({done // BIN for done, _ in kept}) < 4:
             continue
         chunks = np.array([done for done, _ in kept], float)
@@ -131,7 +137,7 @@ def table(looks: list[tuple[int, dict]], total: int) -> list[dict[str, Any]]:
         for what in ("uss", "descriptors"):
             values = np.array([found.get(what, 0.0) for _, found in kept])
             row[what], (row[f"{what}_slope"], row[f"{what}_half"]) = float(values[-1]), slope(chunks, values)
-        row["uss_peak"] = max(found[name]["uss"] for _, found in looks if name in found)
+        row["uss_peak"] = max(row["uss"] for _, row in steps if row)
         cpu = np.array([found.get("cpu", 0.0) for _, found in kept])
         marks = [float(np.interp(total * q, chunks, cpu)) for q in (0.25, 0.5, 0.75, 1.0)]
         row["cpu_second_quarter"] = (marks[1] - marks[0]) / (total / 4)
@@ -161,7 +167,8 @@ def main() -> int:
     )
     for row in rows:
         print(
-            f"{row['process']:22} {row['uss']:8.0f} {row['uss_peak']:6.0f} {row['uss_slope']:+9.2f} +- {row['uss_half']:5.2f} "
+            f"{row['process']:22} {row['uss']:8.0f} {row['uss_peak']:6.0f} "
+            f"{row['uss_slope']:+9.2f} +- {row['uss_half']:5.2f} "
             f"{row['descriptors']:6.0f} {row['descriptors_slope']:+8.2f} +- {row['descriptors_half']:4.2f} "
             f"{row['cpu_second_quarter']:18.3f} {row['cpu_last_quarter']:10.3f}{'' if row['flat'] else '  GROWS'}"
         )

@@ -24,6 +24,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import Schedule
+from streamcvit.learning.epochs import Turn
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
 
@@ -143,16 +144,15 @@ class RemoteFeed:
 class LearnerActor(Actor):
     """The one writer of commits: learns chunks in order and publishes a snapshot of each boundary."""
 
-    def __init__(self, config: RunConfig, stream: str) -> None:
+    def __init__(self, config: RunConfig, stream: str, turn: Turn) -> None:
         super().__init__(config)
-        self.stream = stream
+        self.stream, self.turn = stream, turn
 
     @cached_property
     def worker(self) -> LearnerWorker:
         feed = RemoteFeed(self.config, self.stream, self.move)
-        worker = LearnerWorker(
-            self.config, self.stream, feed, self._tell, stop=lambda: ray.get_runtime_context().is_canceled()
-        )
+        canceled = ray.get_runtime_context().is_canceled
+        worker = LearnerWorker(self.config, self.stream, feed, self._tell, canceled, self.turn)
         count_forwards(worker.base.model, self.move)
         return worker
 

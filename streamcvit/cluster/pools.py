@@ -52,9 +52,10 @@ class LocalPool:
     learn_ahead = 1
     url = ""
 
-    def __init__(self, config: RunConfig, stream: str, stop: Stop, progress: Any = lambda _: None) -> None:
+    def __init__(self, config: RunConfig, stream: str, start: int, stop: Stop, progress: Any = lambda _: None) -> None:
         self.signals = stop
-        self.learner = LearnerWorker(config, stream, local_feed(config, stream), progress, lambda: stop.requested)
+        feed = local_feed(config, stream)
+        self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0))
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
 
@@ -88,6 +89,7 @@ class RayPool:
         ray: the connected module.
         config: the run.
         stream: folder of shards and index, as every node sees it.
+        start: which start of the run this is, from 1.
         token: what a reader of the metrics must show; empty: nothing.
 
     Raises:
@@ -96,7 +98,7 @@ class RayPool:
 
     learn_ahead = 2  # the learner finds its next chunk waiting: it never waits for the driver
 
-    def __init__(self, ray: Any, config: RunConfig, stream: str, token: str = "") -> None:
+    def __init__(self, ray: Any, config: RunConfig, stream: str, start: int, token: str = "") -> None:
         from streamcvit.cluster import actors
         from streamcvit.cluster.actor import PULSE
         from streamcvit.cluster.monitor import MONITOR, MonitorActor
@@ -113,27 +115,29 @@ class RayPool:
             ray.get_runtime_context().get_node_id(), soft=True
         )
 
-        def start(name: str, cls: type, arguments: Callable[[int], tuple[Any, ...]], **options: Any) -> Post:
+        def post(name: str, cls: type, arguments: Callable[[int], tuple[Any, ...]], **options: Any) -> Post:
             # Ray's head would keep a record of every call, the questions for a pulse included.
             options |= {"enable_task_events": False, "concurrency_groups": {PULSE: 1}}
             options |= {"max_restarts": 0, "max_task_retries": 0}
             actor = ray.remote(**options)(cls)
             return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
 
-        self.monitor = start(
+        self.monitor = post(
             MONITOR,
             MonitorActor,
             lambda lives: (self.port, token, lives > 0, labels),
             num_cpus=0,
             scheduling_strategy=here,
         )
-        self.learner = start("learner", actors.LearnerActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
+        self.learner = post(
+            "learner", actors.LearnerActor, lambda lives: (stream, (start, lives)), num_cpus=1, num_gpus=gpus
+        )
         ingest = [
-            start(actors.ingest_name(i), actors.IngestActor, lambda _: (stream,), num_cpus=0.5)
+            post(actors.ingest_name(i), actors.IngestActor, lambda _: (stream,), num_cpus=0.5)
             for i in range(config.cluster.ingest_actors)
         ]
         self.workers = [
-            start(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
+            post(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
             for i in range(self.evaluators)
         ]
         posts = [self.monitor, self.learner, *ingest, *self.workers]

@@ -19,6 +19,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
+from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, weight_files, weights_digest
 from streamcvit.monitoring.report import write_report
 from streamcvit.monitoring.terminal import LiveView
@@ -112,11 +113,14 @@ def _finished(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView, stop: Stop) -> Iterator[Pool]:
+    start = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
     if local:
-        yield LocalPool(config, stream, stop, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second))
+        yield LocalPool(
+            config, stream, start, stop, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second)
+        )
         return
     with metrics_token(config.monitor) as (token, path), session(config, size) as ray:
         stop.arm()  # Ray's core took SIGTERM
         if path:
             view.message(f"the metrics want the token in {path}")
-        yield RayPool(ray, config, stream, token)
+        yield RayPool(ray, config, stream, start, token)

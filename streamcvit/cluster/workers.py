@@ -27,6 +27,7 @@ from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evalua
 from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
+from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
@@ -100,6 +101,7 @@ class LearnerWorker:
         feed: gives batches.
         progress: told where the learner is, a few times a second.
         stop: asked after every batch; once it is true the learner commits and raises `Stopped`.
+        turn: among the run's learners, where there may be others.
     """
 
     def __init__(
@@ -109,9 +111,11 @@ class LearnerWorker:
         feed: Feed,
         progress: Callable[[Progress], None] = lambda _: None,
         stop: Callable[[], bool] = lambda: False,
+        turn: Turn | None = None,
     ) -> None:
         settle(config)
-        self.config, self.feed, self.progress, self.stop = config, feed, progress, stop
+        self.config, self.feed, self.progress, self.stop, self.turn = config, feed, progress, stop, turn
+        self.fenced: Fenced | None = None
         self.index = StreamIndex.open(stream)
         self.base = load_model(config)
         self.encoder = load_encoder(config, self.base)
@@ -127,12 +131,14 @@ class LearnerWorker:
 
         Raises:
             Stopped: the run is to stop; what was learned is committed.
-            Fenced: a newer learner took over this method's run.
+            Fenced: a newer learner took over this method's run, now or at any earlier call.
             UserError: the disk is full; the last commit is whole.
         """
         idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
         if self.stop():
             raise Stopped
+        if self.fenced is not None:  # calls that still wait for a replaced learner must not make it the newest again
+            raise self.fenced
         report = None
         try:
             with room(self.config.folder(method)):
@@ -143,8 +149,10 @@ class LearnerWorker:
                     missing = self.schedule.chunk_of(self.learner.cursor)
                     report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
                     idle = 0.0
-        except BaseException:
+        except BaseException as error:
             self.method = ""  # whatever comes next begins from the newest commit
+            if isinstance(error, Fenced):
+                self.fenced = error
             raise
         self._last_end = time.perf_counter()
         return replace(report or self._committed(chunk), epoch=self.epoch.number, damaged=self.damaged)
@@ -173,7 +181,7 @@ class LearnerWorker:
             max_grad_norm=config.learner.max_grad_norm,
             seed=config.seed,
         )
-        self.epoch, found = commits.take_over(self.folder / "commits")
+        self.epoch, found = commits.take_over(self.folder / "commits", self.turn)
         self.damaged = tuple(found[2]) if found else ()
         self.part: dict[str, Any] = {}  # what a former life noted of the chunk it stopped in
         if found is not None:

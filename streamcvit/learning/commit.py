@@ -17,7 +17,7 @@ from typing import Any
 
 from streamcvit.errors import UserError
 from streamcvit.learning.durable import fsync_folder, write_json
-from streamcvit.learning.epochs import Epoch, history, name_of, parse_name
+from streamcvit.learning.epochs import Epoch, Turn, history, name_of, parse_name
 
 RESUME = "resume"  # subfolder with what only a restart needs: pruned from old commits, so that the adapter stays
 DRAFT, ASIDE, DOOMED = ".tmp-", ".aside-", f".{RESUME}"
@@ -133,17 +133,21 @@ def newest_resumable(commits: Path) -> tuple[Path, dict[str, Any], list[str]] | 
     return None
 
 
-def take_over(commits: Path) -> tuple[Epoch, tuple[Path, dict[str, Any], list[str]] | None]:
+def take_over(commits: Path, turn: Turn | None = None) -> tuple[Epoch, tuple[Path, dict[str, Any], list[str]] | None]:
     """Become the one writer of a run: take the next epoch, find what to go on from, set aside what does not count.
+
+    Args:
+        commits: folder of all commits.
+        turn: the learner's, where somebody starts learners in turn.
 
     Returns:
         (the epoch, what `newest_resumable` gives).
 
     Raises:
         UserError: as `newest_resumable`.
-        Fenced: someone else took over meanwhile.
+        Fenced: someone else took over meanwhile, or this learner's turn is over.
     """
-    epoch = Epoch.take(commits.parent)
+    epoch = Epoch.take(commits.parent, turn)
     found = newest_resumable(commits)
     epoch.begin(parse_name(found[0].name) if found else None)
     sweep(commits, epoch)

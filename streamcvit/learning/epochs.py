@@ -13,6 +13,9 @@ stands where work is *read*:
 So what an old learner writes in the moment between its check and its rename is there, but never counts: the newer
 epoch's base was noted before, or the base is that very commit. (Kafka's replicas agree on their log by the same rule:
 KIP-101.) The checks only stop an old learner early.
+
+A learner that was given up for dead must not become the newest either, or the run would lose its rightful one. Whoever
+starts learners gives each its turn, and an epoch is refused to a turn that is over.
 """
 
 from __future__ import annotations
@@ -33,12 +36,16 @@ FOLDER = "epochs"
 _NAME = re.compile(r"(\d{8})(?:-(\d+))?")
 
 
+Turn = tuple[int, int]
+"""Which start of the run, and which life of its learner; the larger is the later."""
+
+
 class Fenced(UserError):
     """A newer learner has taken over; this one must write nothing more."""
 
     def __init__(self, where: str, own: int, newest: int) -> None:
         super().__init__(
-            f"a newer learner took over this run (epoch {newest}; this one's is {own})",
+            f"a newer learner took over this run (epoch {newest}; this one's is {own or 'none'})",
             where=where,
             fix="Nothing is lost: the newer one goes on; this one stops",
         )
@@ -103,6 +110,14 @@ def history(run: Path) -> History:
     return History(None)
 
 
+def last_turn(run: Path) -> Turn:
+    """The turn of the newest epoch that was taken in turn; (0, 0) where there is none."""
+    for epoch in range(newest_epoch(run), 0, -1):
+        if turn := _read(run, epoch).get("turn"):
+            return turn[0], turn[1]
+    return 0, 0
+
+
 def _path(run: Path, epoch: int) -> Path:
     return run / FOLDER / f"{epoch:08d}.json"
 
@@ -128,26 +143,37 @@ class Epoch:
     Args:
         run: folder of one method's run.
         number: the epoch; 0 stands for no epoch and is never checked.
+        turn: of the learner that took it.
     """
 
-    def __init__(self, run: Path, number: int) -> None:
-        self.run, self.number = run, number
+    def __init__(self, run: Path, number: int, turn: Turn | None = None) -> None:
+        self.run, self.number, self.turn = run, number, turn
 
     @classmethod
-    def take(cls, run: Path) -> Epoch:
-        """Take the next epoch: from now on every older learner's `check` fails."""
+    def take(cls, run: Path, turn: Turn | None = None) -> Epoch:
+        """Take the next epoch: from now on every older learner's `check` fails.
+
+        Args:
+            run: folder of one method's run.
+            turn: the learner's; None for one that nobody started in turn (a notebook).
+
+        Raises:
+            Fenced: a learner of a later turn was here.
+        """
         (run / FOLDER).mkdir(parents=True, exist_ok=True)
         while True:
             number = newest_epoch(run) + 1
+            if turn is not None and turn < last_turn(run):
+                raise Fenced(str(run), 0, number - 1)
             try:
                 with open(_path(run, number), "x", encoding="utf-8") as file:
-                    json.dump(_owner(), file)
+                    json.dump(_owner(turn), file)
                     file.flush()
                     os.fsync(file.fileno())
             except FileExistsError:
                 continue
             fsync_folder(run / FOLDER)
-            return cls(run, number)
+            return cls(run, number, turn)
 
     def begin(self, base: tuple[int, int] | None) -> None:
         """Note the commit that this epoch goes on from, as (step, epoch); None: from the start.
@@ -156,7 +182,7 @@ class Epoch:
             Fenced: someone took a newer epoch meanwhile.
         """
         self.check()
-        write_json(_path(self.run, self.number), {**_owner(), "base": base})
+        write_json(_path(self.run, self.number), {**_owner(self.turn), "base": base})
         self.check()
 
     def check(self) -> None:
@@ -169,6 +195,6 @@ class Epoch:
             raise Fenced(str(self.run), self.number, newest)
 
 
-def _owner() -> dict[str, Any]:
+def _owner(turn: Turn | None) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": platform.node(), "time": now}
+    return {"pid": os.getpid(), "host": platform.node(), "time": now, "turn": turn}

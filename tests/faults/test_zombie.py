@@ -19,6 +19,7 @@ from streamcvit.cluster.workers import LearnerWorker, local_feed
 from streamcvit.config import RunConfig, builtin, load_config
 from streamcvit.errors import UserError
 from streamcvit.learning import commit, read_ledger
+from streamcvit.learning.epochs import Fenced, last_turn
 
 CHUNKS, PER_CHUNK = 3, 24
 
@@ -39,10 +40,15 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> LearnerWorker:
 
 
 def learn(worker: LearnerWorker, config: RunConfig) -> None:
-    """What a learner actor is asked to do."""
-    worker.config = config
+    """What a learner actor is asked to do: the calls that wait come, whatever became of those before."""
+    worker.config, fenced = config, None
     for chunk in range(CHUNKS):
-        worker.learn_chunk("replay", chunk)
+        try:
+            worker.learn_chunk("replay", chunk)
+        except Fenced as error:
+            fenced = error
+    if fenced is not None:
+        raise fenced
 
 
 def renamed(worker: LearnerWorker, name: str) -> RunConfig:
@@ -80,6 +86,28 @@ def test_a_learner_stopped_replaced_and_continued_can_write_nothing(worker: Lear
     assert content(run) == newer
     assert boundaries(run) == boundaries(undisturbed(worker))
     assert read_ledger(run / "ledger")["position"].to_pylist() == list(range(CHUNKS * PER_CHUNK))
+
+
+def test_a_learner_that_was_replaced_before_it_began_cannot_become_the_newest(worker: LearnerWorker) -> None:
+    config = renamed(worker, "late")
+    run = config.folder("replay")
+
+    def in_turn(start: int, life: int, chunks: int) -> int:
+        def work() -> None:
+            worker.turn, worker.config = (start, life), config
+            worker.learn_chunk("replay", chunks - 1)
+
+        return wait(fork(work))
+
+    assert in_turn(1, 1, chunks=1) == 0
+    there = content(run)
+    assert in_turn(1, 0, chunks=2) == FENCED
+    assert content(run) == there
+    assert in_turn(2, 0, chunks=2) == 0  # the run was started again
+    there = content(run)
+    assert in_turn(1, 2, chunks=3) == FENCED
+    assert content(run) == there
+    assert last_turn(run) == (2, 0)
 
 
 def test_a_full_disk_is_named_the_last_commit_stays_and_the_run_goes_on_when_there_is_room(
