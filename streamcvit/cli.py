@@ -277,11 +277,21 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        # A path that cannot be made, read or written; what has a better word for it said so before.
+        if os.environ.get("STREAMCVIT_DEBUG") or not (error.strerror and error.filename):
+            raise
+        said = UserError(error.strerror, where=str(error.filename), fix=_LOOK)
+        err.print(f"[red]error:[/red] {_plain(said)}", soft_wrap=True)
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if os.environ.get("STREAMCVIT_DEBUG"):
             raise
         err.print(f"[red]error:[/red] the package {error.name} is missing. Run `make setup`, or pip install it.")
         sys.exit(2)
+
+
+_LOOK = "Check the path, its permissions and the room on its disk"
 
 
 def _plain(error: UserError) -> str:

@@ -234,7 +234,7 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot be read ({error})", where=str(path), fix="Check the path and its rights") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
             raise UserError(
                 f"is not valid YAML ({_one_line(error)})", where=str(path), fix="Mend the line it names"
             ) from None
@@ -262,7 +262,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
         raise UserError(f"--set {setting!r} is not of the form key.path=value", fix="For example --set learner.lr=1e-3")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {key}: bad value ({_one_line(error)})", fix="Quote the value as in YAML") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
@@ -279,7 +279,8 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
             raise UserError(f"--set {'.'.join(parts)}: {part} is a value, not a section", fix="Shorten the key")
     node[parts[-1]] = value
     if parts == ["learner", "lr"]:
-        for method in tree.get("methods", {}).values():
+        methods = tree.get("methods")
+        for method in methods.values() if isinstance(methods, dict) else ():
             if isinstance(method, dict):
                 method.pop("lr", None)
 

@@ -55,7 +55,18 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    names = ("torch", "transformers", "peft", "ray", "webdataset", "pyarrow", "numpy", "tokenizers", "safetensors")
+    names = (
+        "torch",
+        "transformers",
+        "peft",
+        "ray",
+        "webdataset",
+        "pyarrow",
+        "numpy",
+        "tokenizers",
+        "safetensors",
+        "pillow",
+    )
     found = {"streamcvit": __version__, "python": platform.python_version()}
     for name in names:
         try:
@@ -80,6 +91,23 @@ def code_version() -> str:
     return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a method's run folder.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.keys() >= {"finished", "versions", "base_digest", "index_digest"}:
+            return record
+        reason = "keys are missing"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise UserError(f"cannot be read ({reason})", where=str(path), fix="Restore it from a copy") from None
+
+
 def _git_commit() -> str:
     try:
         root = Path(__file__).resolve().parent
@@ -97,7 +125,7 @@ class RunFolder:
         method: a key of `config.methods`.
         index: the stream.
         counts: [T, tasks] samples of each task in each chunk, as this method reads the stream.
-        base_digest: of the base model's weights.
+        base_digest: of the base model (`model_digest`).
     """
 
     def __init__(
@@ -150,11 +178,11 @@ class RunFolder:
 
     def finished(self) -> bool:
         """Whether the run is complete."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))["finished"] is not None
+        return read_run(self.path)["finished"] is not None
 
     def finish(self) -> None:
         """Note that everything is learned and scored."""
-        record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        record = read_run(self.path)
         write_json(self.path / "run.json", {**record, "finished": now()})
         self.event("finished")
 
@@ -164,7 +192,7 @@ class RunFolder:
             return
         for key, (before, after) in changes.items():
             self.event("changed", key=key, before=before, after=after)
-        record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        record = read_run(self.path)
         now_is = {
             "versions": versions(),
             "code": code_version(),

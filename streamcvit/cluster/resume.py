@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from streamcvit.cluster.folder import MISSING, code_version, versions
+from streamcvit.cluster.folder import MISSING, code_version, read_run, versions
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 
 MAY_CHANGE = ("out", "cluster", "monitor")
 """Sections that a resumed run may change: they do not touch what is learned or scored."""
-DEPENDS = ("torch", "transformers", "peft", "numpy", "tokenizers")
+DEPENDS = ("torch", "transformers", "peft", "numpy", "tokenizers", "pillow")
 """Packages whose versions results depend on."""
 ABSENT = "absent"
 
@@ -49,10 +49,9 @@ def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:
     found = _differences(before, after)
     now = versions()
     for method in config.methods:
-        path = config.folder(method) / "run.json"
-        if not path.exists():
+        if not (config.folder(method) / "run.json").exists():
             continue
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_run(config.folder(method))
         if record["finished"]:
             continue
         was: dict[str, str] = record["versions"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.drive import Driver, task_counts
-from streamcvit.cluster.folder import RunFolder
+from streamcvit.cluster.folder import RunFolder, read_run
 from streamcvit.cluster.guard import Stop, alone
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
 from streamcvit.cluster.resume import Changes, changes, check_folder, refuse
@@ -20,7 +19,7 @@ from streamcvit.data.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
-from streamcvit.models.base import fetch, weight_files, weights_digest
+from streamcvit.models.base import fetch, model_digest, weight_files
 from streamcvit.monitoring.report import write_report
 from streamcvit.monitoring.terminal import LiveView
 
@@ -65,7 +64,7 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
     index = _stream(config, folder / "stream", resume)
     changed: Changes = {}
     if resume:
-        changed = changes(config, weights_digest(weights), index.digest)
+        changed = changes(config, model_digest(weights), index.digest)
         refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
@@ -107,8 +106,7 @@ def _how_to_go_on(config: RunConfig, local: bool) -> str:
 
 
 def _finished(folder: Path) -> bool:
-    record = folder / "run.json"
-    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["finished"] is not None
+    return (folder / "run.json").exists() and read_run(folder)["finished"] is not None
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from streamcvit.models.collate import Collator
 from streamcvit.models.processor import load_processor, loading_error, resolve
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # what a model consists of
 _GIB = 1024**3
 
 
@@ -70,14 +71,14 @@ class Base:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weight files (names and bytes); of the state dict where the model came from no folder."""
-        return weights_digest(str(self.source))
+        """`model_digest`; SHA-256 of the state dict where the model came from no folder."""
+        return model_digest(str(self.source))
 
 
-def weights_digest(folder: str) -> str:
-    """SHA-256 of a model folder's weight files, names and bytes: which base model this is."""
+def model_digest(folder: str) -> str:
+    """SHA-256 of a model folder's files, names and bytes: which weights, configuration, processor and chat template."""
     digest = hashlib.sha256()
-    for file in weight_files(folder):
+    for file in sorted({file for pattern in _FILES for file in Path(folder).glob(pattern)}):
         digest.update(file.name.encode() + b"\0")
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
@@ -158,7 +159,7 @@ def fetch(name_or_path: str | Path) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(source, allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"])
+        return snapshot_download(source, allow_patterns=_FILES)
     except Exception as error:  # the hub client raises its own, httpx's and OS errors; to the user they are one
         raise loading_error(source, "files", error) from error
 

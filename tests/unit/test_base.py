@@ -59,7 +59,7 @@ def test_dtype_can_be_asked_for(folder):
         load_base(folder, device="cpu", dtype="int4")
 
 
-def test_digest_follows_the_weights_and_not_the_place(folder, tmp_path):
+def test_digest_follows_weights_and_processor_and_not_the_place(folder, tmp_path):
     again = save(tiny_llava(), tmp_path / "elsewhere")
     digest = load_base(folder).digest
     assert digest == load_base(again).digest
@@ -67,6 +67,11 @@ def test_digest_follows_the_weights_and_not_the_place(folder, tmp_path):
     weights[min(weights)] += 1
     save_file(weights, again / "model.safetensors", metadata={"format": "pt"})
     assert digest != load_base(again).digest
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    path.write_text(json.dumps(settings))
+    assert digest != load_base(folder).digest
     assert len(Base(*tiny_llava()).digest) == 64
 
 

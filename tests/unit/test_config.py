@@ -64,3 +64,11 @@ def test_bad_yaml_names_the_line(tmp_path: Path) -> None:
     path.write_text("learner: {lr: [}\n")
     with pytest.raises(UserError, match="line 1"):
         load_config(path)
+
+
+@pytest.mark.parametrize("methods", ["", "[lora]", "lora"])
+def test_a_rate_beside_methods_that_are_none_is_a_mistake_in_one_line(tmp_path: Path, methods: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"name: c\nmethods: {methods}\n")
+    with pytest.raises(UserError, match="methods"):
+        load_config(path, ["learner.lr=0.1"])

@@ -114,6 +114,13 @@ def test_a_name_allows_its_section_and_nothing_that_only_begins_like_it(started:
         refuse({"learner.lr": ("1", "2")}, ["learner.l", "lr"], started.folder())
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_run_whose_record_is_damaged_is_refused_in_one_line(started: RunConfig, text: str) -> None:
+    (started.folder("lora") / "run.json").write_text(text)
+    with pytest.raises(UserError, match="run.json: cannot be read"):
+        changes(started, "b" * 64, "i" * 64)
+
+
 def test_a_run_whose_config_is_lost_is_refused_in_one_line(started: RunConfig) -> None:
     (started.folder() / "config.yaml").write_text("")
     with pytest.raises(UserError, match="config.yaml: cannot be read"):
