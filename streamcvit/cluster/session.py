@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ import psutil
 
 from streamcvit.config import MonitorConfig, RunConfig
 from streamcvit.errors import UserError
+from streamcvit.monitoring.exporter import is_loopback
 
 ACTOR_MIB = 450  # a process with torch, transformers and peft, before its model (measured: 330-400 MiB USS)
 STORE_MIB = 256  # object store of a private Ray: look-ahead batches and a few snapshots
@@ -59,7 +59,7 @@ def metrics_token(config: MonitorConfig) -> Iterator[tuple[str, str]]:
             reason = "is open to every user of this machine" if token else "is empty"
             raise UserError(reason, where=str(path), fix=f"Put a long random token in it, and chmod 600 {path}")
         yield token, str(path)
-    elif _loopback(config.host):
+    elif is_loopback(config.host):
         yield "", ""
     else:
         with tempfile.NamedTemporaryFile("w", prefix="streamcvit-token-", encoding="ascii") as file:  # mode 0600
@@ -67,13 +67,6 @@ def metrics_token(config: MonitorConfig) -> Iterator[tuple[str, str]]:
             file.write(token)
             file.flush()
             yield token, file.name
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextlib.contextmanager
@@ -145,13 +138,18 @@ def _private_folder() -> Iterator[Path]:
     """A folder of this process alone; those that killed processes left behind are removed on the way."""
     root, prefix = Path(tempfile.gettempdir()), "scv-"  # short: Ray's sockets lie below, their paths end at 107 bytes
     for lock in root.glob(f"{prefix}*/lock"):
-        with contextlib.suppress(OSError), open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
-            shutil.rmtree(lock.parent)
+        with (
+            contextlib.suppress(OSError),
+            open(os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file,
+        ):
+            if os.fstat(file.fileno()).st_uid == os.getuid():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+                shutil.rmtree(lock.parent)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
-        with open(folder / "lock", "wb") as file:
+        with open(folder / ".lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / ".lock").rename(folder / "lock")  # locked before anybody can find it
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

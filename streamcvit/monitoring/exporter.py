@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import hmac
+import ipaddress
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -69,11 +70,14 @@ def serve(
         port: where to listen; 0 takes any free port.
         host: address to listen at; the default is reachable from this machine only.
         page: gives the HTML shown at `/` (called for each visit); without it `/` names the metrics' address.
-        token: what a reader must show, as a bearer token or (a browser) as the password of any name; empty: nothing.
+        token: what a reader must show, as a bearer token or (a browser) as the password of any name; empty: nothing,
+            and only the loopback interface is listened at.
 
     Raises:
-        UserError: the port is taken or may not be used.
+        UserError: the port is taken or may not be used, or other machines would get in without a token.
     """
+    if not (token or is_loopback(host)):
+        raise UserError("other machines reach this address: a token is needed", where=host, fix="Give one")
     registry = CollectorRegistry()
     registry.register(store)
     metrics = make_wsgi_app(registry)
@@ -83,6 +87,10 @@ def serve(
             headers = [("Content-Type", "text/plain; charset=utf-8"), ("WWW-Authenticate", 'Basic realm="streamcvit"')]
             start_response("401 Unauthorized", [*headers, ("WWW-Authenticate", "Bearer")])
             return [b"A token is needed; the run printed where it is.\n"]
+        if not (token or is_loopback(_host(environ.get("HTTP_HOST", host)))):
+            # A page from elsewhere whose name was made to point here; a browser must not read this for it.
+            start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"Ask for this machine by a loopback name, or give the run a monitor.token_file.\n"]
         path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
             return metrics(environ, start_response)
@@ -106,6 +114,19 @@ def serve(
             f"cannot listen here ({error.strerror})", where=f"{host}:{port}", fix="Give another port"
         ) from None
     return Server(server, host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is that of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without its port."""
+    return header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
 
 
 def _shown(header: str, token: str) -> bool:

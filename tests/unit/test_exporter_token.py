@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,6 +50,25 @@ def test_nothing_is_shown_without_the_token(server: Server, path: str, header: s
 @pytest.mark.parametrize("header", ["Bearer s3cret", "bearer s3cret", basic("s3cret")])
 def test_the_token_opens_metrics_and_page(server: Server, header: str) -> None:
     assert ask(server, "/metrics", header) == ask(server, "/", header) == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_nothing_is_served_to_other_machines_without_a_token(host: str) -> None:
+    with pytest.raises(UserError, match=f"{host}: .*a token is needed"):
+        serve(MetricStore(), host=host)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("127.0.0.1", 200), ("localhost", 200), ("[::1]", 200), ("evil.example", 403), ("192.0.2.1", 403), ("", 403)],
+)
+@pytest.mark.parametrize("path", ["/metrics", "/"])
+def test_a_page_from_elsewhere_cannot_read_it_by_a_name_that_points_here(path: str, name: str, status: int) -> None:
+    with serve(MetricStore()) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", path, headers={"Host": f"{name}:{server.port}"})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
