@@ -1,16 +1,17 @@
 """Kill anything at any moment, and show that a run leaves behind what an undisturbed one leaves.
 
-    python tests/faults/chaos.py --kills 50 --seed 7 [--nodes 2] [--local-reference]
+    python tests/faults/chaos.py --kills 50 --seed 7 [--nodes 0] [--local-reference]
 
 The embedded scenario is run once undisturbed (with --local-reference without Ray) and once under fire: kill -9 of
-ingest, learner, evaluator, monitor, the driver (then --resume), a whole Ray node (with --nodes), the learner while a
-commit is being written, anything once more while it comes back; and SIGSTOP, which only heartbeats find. The seed
-draws who is hit and after which learned batch. Exit code 1 where anything differs in the end.
+ingest, learner, evaluator, monitor, the driver (then --resume), a whole Ray node (without --nodes the learner instead),
+the learner while a commit is being written, anything once more while it comes back; and SIGSTOP, which only heartbeats
+find. The seed draws who is hit and after which learned batch. Exit code 1 where anything differs in the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -38,6 +39,7 @@ from streamcvit.learning import commit, read_ledger
 DECK = ("learner", "commit", "ingest", "evaluator", "stop", "again", "learner", "monitor", "driver", "node")
 """What ten kills consist of; each ten is shuffled."""
 KINDS = {"learner": "LearnerActor", "ingest": "IngestActor", "evaluator": "EvaluatorActor", "monitor": "MonitorActor"}
+CUT_OFF = "the learner's node, cut off"
 PATIENCE = 600.0  # seconds: until a victim is there, or the run goes on
 SETTINGS = [
     "learner.commit_every=1",  # so that recovery is seen batch by batch, and a commit is often under way
@@ -48,11 +50,12 @@ SETTINGS = [
 
 @dataclass
 class Hit:
-    """One kill: who, when, and when the learner had learned its next batch."""
+    """One kill: who, when, whether a commit was being written, and seconds until the next batch was committed."""
 
     victim: str
     at: float
     learner: bool
+    inside: bool = False
     recovered: float | None = None
 
 
@@ -198,12 +201,14 @@ class Fire:
             time.sleep(1.0)
             self.driver = self._start("--resume")
             return None
-        if victim in ("node", "the learner's node"):
+        if victim in ("node", "the learner's node", CUT_OFF):
             assert self.cluster is not None
             self.until(lambda: self.actors("learner"))
             nodes = list(self.cluster.nodes)
             homes = [node for node in nodes if self._on(node, "learner")]
             node = self.rng.choice(nodes if victim == "node" or not homes else homes)
+            if victim == CUT_OFF:
+                return self._cut_off(number, node)
             self.cluster.kill(node)
             self._note(number, f"node {node}" + (" (with the learner)" if node in homes else ""), learner=node in homes)
             self.cluster.add(node, wait=False)
@@ -222,23 +227,36 @@ class Fire:
                 break
             except psutil.NoSuchProcess:  # it fell to something else in this moment
                 time.sleep(0.1)
-        inside = ", in a commit" if kind == "learner" and self.drafts() else ""
-        self._note(number, f"{kind}, stopped" if victim == "stop" else kind, learner=kind == "learner", moment=inside)
+        inside = kind == "learner" and bool(self.drafts())
+        self._note(number, f"{kind}, stopped" if victim == "stop" else kind, learner=kind == "learner", inside=inside)
         if victim == "stop":
             self.stopped.append(target)
         return None
+
+    def _cut_off(self, number: int, node: int) -> str | None:
+        """Stop all of a node, and let it go on when its learner's successor has learned."""
+        assert self.cluster is not None
+        there = tree(self.cluster.nodes[node])
+        for process in there:
+            process.send_signal(signal.SIGSTOP)
+        self._note(number, f"node {node}, cut off", learner=True)
+        replaced = self.until(lambda: self.learned() > self.at_hit)
+        for process in reversed(there):  # the learner first, before its node hears that it was given up
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+        return None if replaced or self.over() else "nobody took a cut off learner's place"
 
     def _on(self, node: int, kind: str) -> bool:
         assert self.cluster is not None
         return bool({p.pid for p in self.actors(kind)} & {p.pid for p in tree(self.cluster.nodes[node])})
 
-    def _note(self, number: int, victim: str, learner: bool, moment: str = "") -> None:
+    def _note(self, number: int, victim: str, learner: bool, inside: bool = False) -> None:
         now = time.monotonic()
         recovering = any(hit.learner and hit.recovered is None for hit in self.hits)
         if learner:
             self.at_hit = self.learned()
-        self.hits.append(Hit(victim, now, learner))
-        moment = f"after step {self.learned()}{moment}" + (", while recovering" if recovering else "")
+        self.hits.append(Hit(victim, now, learner, inside))
+        moment = f"after step {self.learned()}" + ", in a commit" * inside + ", while recovering" * recovering
         print(f"{now - self.began:7.1f} s  kill {number + 1:2d}: {victim} {moment}", flush=True)
 
 
@@ -297,7 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--nodes", type=int, default=0, help="Ray nodes on this machine; 0: a private Ray")
+    parser.add_argument("--nodes", type=int, default=2, help="Ray nodes on this machine; 0: a private Ray")
     parser.add_argument("--local-reference", action="store_true", help="the undisturbed run goes without Ray")
     parser.add_argument("--methods", default="smolora,replay,joint")
     parser.add_argument("--chunks", type=int, default=15)
@@ -327,6 +345,10 @@ def main() -> int:
             middle, most = statistics.median(times), max(times)
             print(f"kill of {name} to the next committed batch: median {middle:.1f} s, max {most:.1f} s, {len(times)}")
     print("replaced:", ", ".join(f"{a} {c} {n}x" for (a, c), n in sorted(restarts(place / "fire").items())))
+    inside = sum(hit.inside for hit in fire.hits)
+    print(f"{inside} kills while a commit was being written")
+    if "commit" in fire.victims and not inside:
+        wrong.append("no kill hit a commit")
     for line in wrong:
         print("WRONG:", line)
     print(f"{'DIFFERENT' if wrong else 'EQUAL'} after {len(fire.hits)} kills, seed {args.seed}: {place}")

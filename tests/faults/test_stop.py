@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 from chaos import differences
 from running import METHODS, ROOT, SMALL, Run, boundaries, command, environment, streamcvit
+from streams import TASKS, stream_samples, test_sets
 from test_kill import ALL
 
+from streamcvit.data.index import INDEX_NAME
+from streamcvit.data.shards import write_stream
 from streamcvit.learning import commit, read_ledger
+from streamcvit.models.base import fetch
 
 pytestmark = pytest.mark.xdist_group("whole-run")
 
@@ -51,6 +55,44 @@ def check_stopped(cwd: Path, done: subprocess.CompletedProcess, number: signal.S
     rows = read_ledger(folder / "ledger")["position"].to_pylist()
     assert rows == list(range(found[1]["cursor"] if found else 0))
     assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+
+
+@pytest.mark.parametrize(("number", "where"), [(signal.SIGINT, ["--local"]), (signal.SIGTERM, [])])
+def test_a_signal_in_the_middle_of_a_chunk_stops_there_and_changed_sources_are_named(
+    tmp_path: Path, number: signal.Signals, where: list[str]
+) -> None:
+    base, package = tmp_path / "base", tmp_path / "edited"
+    shutil.copytree(fetch("embedded"), base)
+    sizes = ("scenario.chunks=2", "scenario.samples_per_chunk=1500", "test_samples=2")
+    words = ["run", EMBEDDED, "--name", "r", "--method", "lora", *where, "--set", f"model.name_or_path={base}"]
+    for setting in (*(f"stream.{size}" for size in sizes), "learner.commit_every=40"):
+        words += ["--set", setting]
+    process = subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    folder = tmp_path / "runs/r/lora"
+    while not list((folder / "commits").glob("00000040-*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=180) == 128 + number
+    found = commit.newest_resumable(folder / "commits")
+    assert found is not None and 40 < found[1]["step"] < 80 and not found[1]["boundary"]
+
+    settings = json.loads((base / "processor_config.json").read_text())
+    settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    (base / "processor_config.json").write_text(json.dumps(settings))
+    other = write_stream(tmp_path / "other", stream_samples(), TASKS, test_sets(), 0)
+    shutil.copyfile(Path(other.folder, INDEX_NAME), folder.parent / "stream" / INDEX_NAME)
+    shutil.copytree(ROOT / "streamcvit", package / "streamcvit")
+    with open(package / "streamcvit/errors.py", "a") as file:
+        file.write("\n")
+    before = (folder / "events.jsonl").read_bytes()
+    refused = subprocess.run(
+        command("run", str(folder.parent / "config.yaml"), "--resume", *where),
+        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(package)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
+    for key in ("code: ", "model: ", "index: ", "--allow-change code", "--allow-change model", "--allow-change index"):
+        assert key in refused.stderr
+    assert (folder / "events.jsonl").read_bytes() == before
 
 
 def test_sigterm_stops_a_local_run_which_goes_on_to_the_same_result(local_run: Run, tmp_path: Path) -> None:
@@ -93,8 +135,9 @@ def test_sigint_stops_a_run_on_ray_which_goes_on_with_other_numbers_of_actors_to
     assert differences(local_run.folder, tmp_path / "runs/small", ALL) == []
 
 
+@pytest.mark.parametrize("where", [["--local"], []], ids=["local", "ray"])
 def test_a_disk_that_fills_up_stops_the_run_in_one_line_and_it_goes_on_when_there_is_room(
-    local_run: Run, tmp_path: Path
+    local_run: Run, tmp_path: Path, where: list[str]
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -102,7 +145,7 @@ def test_a_disk_that_fills_up_stops_the_run_in_one_line_and_it_goes_on_when_ther
     if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("making a small disk needs the right to mount one")
     try:
-        words = ["run", EMBEDDED, "--name", "small", "--local", "--method", "lora", *SMALL]
+        words = ["run", EMBEDDED, "--name", "small", *where, "--method", "lora", *SMALL]
         done = streamcvit(*words, cwd=disk)
         assert done.returncode == 2, done.stdout + done.stderr
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -110,10 +153,11 @@ def test_a_disk_that_fills_up_stops_the_run_in_one_line_and_it_goes_on_when_ther
         folder = disk / "runs/small/lora"
         found = commit.newest_resumable(folder / "commits")
         assert found is not None and found[2] == []
-        again = streamcvit("run", str(disk / "runs/small/config.yaml"), "--resume", "--local", cwd=disk)
+        resume = ["run", str(disk / "runs/small/config.yaml"), "--resume", *where]
+        again = streamcvit(*resume, cwd=disk)
         assert again.returncode == 2 and "the disk is full" in again.stderr, again.stderr
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        done = streamcvit("run", str(disk / "runs/small/config.yaml"), "--resume", "--local", cwd=disk)
+        done = streamcvit(*resume, cwd=disk)
         assert done.returncode == 0, done.stdout + done.stderr
         assert boundaries(folder) == boundaries(local_run.folder / "lora")
         assert [path for path in folder.rglob(".*") if path.is_file()] == []

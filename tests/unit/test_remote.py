@@ -53,6 +53,17 @@ def test_only_the_ranges_that_are_needed_come_and_neighbours_come_at_once(site, 
     assert sum(stop - start for _, start, stop in shards_asked(site)) < 8192
 
 
+@pytest.mark.parametrize("site", ["http"], indirect=True)
+def test_the_pauses_between_attempts_grow(site, monkeypatch):
+    reader, slept = ShardReader(StreamIndex.open(site.url)), []
+    monkeypatch.setattr(locations, "WAITS", (0.1, 0.5, 2.0, 5.0))
+    monkeypatch.setattr(locations.time, "sleep", slept.append)
+    site.always = "503"
+    with pytest.raises(UserError, match="503"):
+        reader.read([3])
+    assert slept == [0.1, 0.5, 2.0, 5.0]
+
+
 def test_an_index_on_the_web_is_the_index(site, written):
     remote = StreamIndex.open(site.url)
     assert remote.digest == written.digest
