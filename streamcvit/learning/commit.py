@@ -141,7 +141,7 @@ def newest_resumable(commits: Path) -> tuple[Path, dict[str, Any], list[str]] | 
         raise UserError(
             f"none of {len(there)} commits can be resumed ({damaged[0] if damaged else 'no resume files'})",
             where=str(commits),
-            fix="Restore one from a copy, or start another run",
+            fix="Restore what is damaged from a copy, or start another run",
         )
     return None
 
