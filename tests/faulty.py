@@ -96,8 +96,9 @@ class Writer:
 
 
 def leftovers(run: Path) -> list[str]:
-    """Hidden files and folders."""
-    return [str(path.relative_to(run)) for path in run.rglob(".*")]
+    """Hidden files and folders, but for the ledger's parts that are kept aside."""
+    found = [str(path.relative_to(run)) for path in run.rglob(".*")]
+    return [name for name in found if not name.startswith("ledger/.aside-")]
 
 
 def copy(source: Path, target: Path) -> Path:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from streamcvit.cluster.boundaries import boundary_reports
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.cluster.pools import Pool
 from streamcvit.cluster.scores import ZERO
-from streamcvit.cluster.workers import boundary_reports
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import Stopped
@@ -63,7 +63,8 @@ class Driver:
         """Until all is done.
 
         Raises:
-            UserError: an actor is lost for good, or a shard stays unreadable; the run can be resumed.
+            UserError: an actor is lost for good, a shard stays unreadable, or a method that is learned and scored has a
+                damaged ledger; the run can be resumed.
             Stopped: someone asked for it; what was learned is committed.
         """
         try:
@@ -127,6 +128,8 @@ class Driver:
             last = newest[1]["step"] if newest else 0
             done = {c: r for c, r in boundary_reports(folder.path, name).items() if r.version <= last}
             for report in done.values():
+                for what in report.damaged:
+                    self.view.message(f"{name}: {what}")
                 folder.chunk_done(report)
                 self._queue(folder, report.chunk, folder.missing(report))
             if folder.n_chunks == 0 or self.config.evaluation.zero_shot:
@@ -175,6 +178,7 @@ class Driver:
         scored = {chunk for (name, chunk), tasks in self.open.items() if name == folder.method and not tasks}
         if wanted <= scored and not folder.finished():
             folder.write_scores()
+            folder.check_ledger()
             folder.finish()
 
     def _watch(self) -> None:

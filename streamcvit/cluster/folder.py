@@ -18,17 +18,20 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamcvit import __version__
 from streamcvit.adapters.instruction import encoder_identity
+from streamcvit.cluster.boundaries import read_events
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
+from streamcvit.cluster.predictions import read_predictions, write_predictions
 from streamcvit.cluster.scores import ZERO, Scores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
-from streamcvit.learning.durable import fsync_folder, write_json, write_text
+from streamcvit.learning import commit as commits
+from streamcvit.learning.durable import write_json, write_text
+from streamcvit.learning.ledger import check_coverage
 
 MISSING = "not installed"
 
@@ -137,6 +140,7 @@ class RunFolder:
         self.test_sizes = Counter(index.eval_index().task_of.tolist())
         self.counts = counts
         self.scores = Scores(index, len(counts))
+        self.quarantined: dict[int, list[int]] = {}  # by chunk
         self.summary: dict[str, Any] = {}
         self._wrote, self._took = 0.0, 0.0  # when the summary was written, and in how many seconds
         self.path.mkdir(parents=True, exist_ok=True)
@@ -179,6 +183,20 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run is complete."""
         return read_run(self.path)["finished"] is not None
+
+    def check_ledger(self) -> None:
+        """The newest commit is whole, and every position of the stream stands once in its ledger or is quarantined.
+
+        Raises:
+            UserError: names what is damaged or missing.
+        """
+        if self.n_chunks == 0:
+            return
+        newest = commits.newest_resumable(self.path / "commits")
+        for what in newest[2] if newest else ():
+            raise UserError(what, fix="Continue with --resume: what came after it is learned again")
+        quarantined = {position for positions in self.quarantined.values() for position in positions}
+        check_coverage(self.path / "ledger", int(self.counts.sum()), quarantined)
 
     def finish(self) -> None:
         """Note that everything is learned and scored."""
@@ -225,6 +243,7 @@ class RunFolder:
 
     def chunk_done(self, report: ChunkReport) -> None:
         """Note a learned chunk, what of it was quarantined, and damage that its learner found."""
+        self.quarantined[report.chunk] = [bad["position"] for bad in report.quarantined]
         for what in report.damaged:
             self.event("damaged", what=what)
         for bad in report.quarantined:
@@ -252,30 +271,18 @@ class RunFolder:
             "metric": spec.scorer,
             "published": spec.strcvit,
         }
-        table = pa.table(
-            {
-                "sample_id": found.sample_ids,
-                "prediction": found.predictions,
-                "reference": found.references,
-                "score": found.points,
-                "score_strcvit": found.published if found.published is not None else [None] * len(found.points),
-                "follows": found.follows,
-            },
-            schema=PREDICTIONS,
-        ).replace_schema_metadata({"streamcvit": json.dumps(meta)})
+        columns = {
+            "sample_id": found.sample_ids,
+            "prediction": found.predictions,
+            "reference": found.references,
+            "score": found.points,
+            "score_strcvit": found.published if found.published is not None else [None] * len(found.points),
+            "follows": found.follows,
+        }
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{job.task}.parquet"
         if self.scores.digests.get((job.chunk, job.task)) == job.digest:
             return  # asked twice, answered twice: the first answer stands
-        draft = path.with_name(f".{path.name}")
-        with open(draft, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        fsync_folder(folder)
-        self.scores.take(table)
+        self.scores.take(write_predictions(folder / f"{job.task}.parquet", columns, meta))
         if missing := self.test_sizes[job.task] - len(found.points):
             self.event("test_unreadable", chunk=job.chunk, task=job.task, samples=missing)
 
@@ -303,8 +310,8 @@ class RunFolder:
     def _read_predictions(self) -> None:
         for path in sorted((self.path / "predictions").glob("*/[!.]*.parquet")):
             try:
-                self.scores.take(pq.read_table(path))
-            except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+                self.scores.take(read_predictions(path))
+            except (KeyError, TypeError, ValueError) as error:  # damaged, or not of this run
                 # It is asked for again, and replaced.
                 self.event("damaged", what=f"{path.relative_to(self.path)}: {' '.join(str(error).split())[:200]}")
 
@@ -315,26 +322,8 @@ class RunFolder:
         data = path.read_bytes()
         if whole := data.rfind(b"\n") + 1 - len(data):  # a line cut short by a kill: what follows starts a new one
             os.truncate(path, len(data) + whole)
-        events = []
-        for line in data[: data.rfind(b"\n") + 1].splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:  # named by `RunRecord.problems`
-                continue
-        return events
+        return read_events(path)
 
     @staticmethod
     def _key(event: dict[str, Any]) -> tuple:
         return tuple(event.get(key) for key in ("event", "chunk", "position", "digest", "what"))
-
-
-PREDICTIONS = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("prediction", pa.string()),
-        ("reference", pa.string()),
-        ("score", pa.float64()),
-        ("score_strcvit", pa.float64()),
-        ("follows", pa.bool_()),
-    ]
-)

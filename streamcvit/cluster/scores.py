@@ -63,7 +63,10 @@ class Scores:
         self._new: list[dict[str, Any]] = []
 
     def take(self, table: pa.Table) -> None:
-        """Add a task's predictions at a boundary (`PREDICTIONS`), in place of those that other weights gave there.
+        """Add a task's predictions at a boundary, in place of those that other weights gave there.
+
+        Args:
+            table: as `streamcvit.cluster.predictions` gives it.
 
         Raises:
             ValueError, KeyError: the table is not of this run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from streamcvit.adapters import InstructionEncoder, expert_usage, tuner_of
 from streamcvit.adapters.build import attach
+from streamcvit.cluster.boundaries import boundary_report
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
@@ -132,7 +132,7 @@ class LearnerWorker:
         Raises:
             Stopped: the run is to stop; what was learned is committed.
             Fenced: a newer learner took over this method's run, now or at any earlier call.
-            UserError: the disk is full; the last commit is whole.
+            UserError: the disk is full (the last commit is whole); the chunk's commit is damaged.
         """
         idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
         if self.stop():
@@ -155,7 +155,8 @@ class LearnerWorker:
                 self.fenced = error
             raise
         self._last_end = time.perf_counter()
-        return replace(report or self._committed(chunk), epoch=self.epoch.number, damaged=self.damaged)
+        found = report or boundary_report(self.folder, self.method, chunk)
+        return replace(found, epoch=self.epoch.number, damaged=self.damaged + found.damaged)
 
     def _begin(self, method: str) -> None:
         """Set up a method's learner, from its newest commit where there is one."""
@@ -243,7 +244,7 @@ class LearnerWorker:
         learned = time.perf_counter()
         info = note()
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = commits.read_note(folder)
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": _size(folder)}
         return ChunkReport(self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined)
 
@@ -254,25 +255,6 @@ class LearnerWorker:
         )
         commits.prune(self.folder / "commits", self.config.learner.keep_commits, self.epoch)
         return folder
-
-    def _committed(self, chunk: int) -> ChunkReport:
-        """The report of a chunk that a former life of this worker has committed."""
-        return boundary_reports(self.folder, self.method)[chunk]
-
-
-def boundary_reports(folder: Path, method: str) -> dict[int, ChunkReport]:
-    """Reports of all chunk boundaries that a run folder holds commits of, those that cannot be read left out."""
-    reports = {}
-    for commit in commits.list_commits(folder / "commits"):
-        try:
-            state = json.loads((commit / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if state.get("boundary"):
-            reports[state["chunk"]] = ChunkReport(
-                method, state["chunk"], str(commit), state["step"], state["digest"], state["info"], state["quarantined"]
-            )
-    return reports
 
 
 def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
@@ -379,7 +361,7 @@ class EvaluatorWorker:
                     fix="Resume the run; if it stays, the commit is damaged",
                 )
             if self.model is not None and routes(self.model):
-                state = json.loads((Path(job.commit) / "state.json").read_text(encoding="utf-8"))
+                state = commits.read_note(Path(job.commit))
                 if state["encoder"] != self.encoder.identity:
                     raise UserError(
                         "the instruction encoder here is another one than the learner's",

@@ -2,13 +2,13 @@
 
 A commit is written into a hidden sibling, every file and folder is fsynced, and one rename puts it in place. Its name
 is its step and the epoch of its writer (see `streamcvit.learning.epochs`). `state.json` holds the SHA-256 of every
-other file. Tensors are safetensors and the rest is JSON; nothing is pickled.
+other file, of the ledger's last part (see `streamcvit.learning.ledger`) and of itself. Tensors are safetensors and the
+rest is JSON; nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.errors import UserError
-from streamcvit.learning.durable import fsync_folder, write_json
-from streamcvit.learning.epochs import Epoch, Turn, history, name_of, parse_name
+from streamcvit.learning.durable import fsync_folder, read_sealed, write_sealed
+from streamcvit.learning.epochs import Epoch, Turn, epochs_in, history, name_of, parse_name
+from streamcvit.learning.ledger import ASIDE, check_parts
 
 RESUME = "resume"  # subfolder with what only a restart needs: pruned from old commits, so that the adapter stays
-DRAFT, ASIDE, DOOMED = ".tmp-", ".aside-", f".{RESUME}"
+DRAFT, DOOMED = ".tmp-", f".{RESUME}"
+_RESTORE = "Restore it from a copy"
 
 
 def _sha256(path: Path) -> str:
@@ -37,7 +39,7 @@ def write_commit(
         commits: folder of all commits; created if absent.
         step: optimizer steps.
         fill: writes the commit's files into the folder it is given.
-        state: JSON values of `state.json`; the files' checksums are added under `files`.
+        state: JSON values of `state.json`, looked at after `fill`; the files' checksums are added under `files`.
         epoch: the writer's; None for a writer that no other can follow (a notebook).
 
     Returns:
@@ -61,7 +63,7 @@ def write_commit(
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         names = {str(path.relative_to(draft)): _sha256(path) for path in files}
-        write_json(draft / "state.json", {**state, "step": step, "epoch": epoch.number, "files": names})
+        write_sealed(draft / "state.json", {**state, "step": step, "epoch": epoch.number, "files": names})
         for folder in sorted({path.parent for path in files}, reverse=True):
             fsync_folder(folder)
         epoch.check()
@@ -81,32 +83,40 @@ def read_state(commit: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    try:
-        state = json.loads((commit / "state.json").read_text(encoding="utf-8"))
-        names = state["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"damaged commit ({error})", where=str(commit), fix="An older one is used") from None
+    state = read_note(commit)
     pruned = not (commit / RESUME).is_dir()
-    for name, expected in names.items():
+    for name, expected in state["files"].items():
         if pruned and name.startswith(f"{RESUME}/"):
             continue
         path = commit / name
         if not path.is_file() or _sha256(path) != expected:
-            raise UserError("checksum differs or file missing", where=str(path), fix="An older commit is used")
+            raise UserError("checksum differs or file missing", where=str(path), fix=_RESTORE)
     return state
+
+
+def read_note(commit: Path) -> dict[str, Any]:
+    """`state.json` alone: the commit's other files are not looked at.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return read_sealed(commit / "state.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"damaged commit ({error})", where=str(commit), fix=_RESTORE) from None
 
 
 def list_commits(commits: Path) -> list[Path]:
     """All commits that count, oldest first."""
     if not commits.is_dir():
         return []
-    counts = history(commits.parent)
     found = [(place, path) for path in commits.iterdir() if (place := parse_name(path.name)) and path.is_dir()]
+    counts = history(commits.parent, {epoch for (_, epoch), _ in found})
     return [path for place, path in sorted(found) if counts.holds(*place)]
 
 
 def newest_resumable(commits: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest whole commit that still has its resume files.
+    """The newest whole commit that still has its resume files, with the ledger up to it.
 
     Returns:
         (folder, state, one line for each newer commit that was passed over because it is damaged), or None where
@@ -121,14 +131,17 @@ def newest_resumable(commits: Path) -> tuple[Path, dict[str, Any], list[str]] | 
         if not (commit / RESUME).is_dir():
             continue
         try:
-            return commit, read_state(commit), damaged
+            state = read_state(commit)
+            if "ledger" in state:
+                check_parts(commits.parent / "ledger", state["step"], state["ledger"])
+            return commit, state, [f"{what}; an older commit is used" for what in damaged]
         except UserError as error:
-            damaged.append(str(error))
+            damaged.append(f"{error.where}: {error.what}")
     if there:  # never start again from nothing over what was learned
         raise UserError(
             f"none of {len(there)} commits can be resumed ({damaged[0] if damaged else 'no resume files'})",
             where=str(commits),
-            fix="Restore one from a copy, or start another run",
+            fix="Restore what is damaged from a copy, or start another run",
         )
     return None
 
@@ -144,9 +157,10 @@ def take_over(commits: Path, turn: Turn | None = None) -> tuple[Epoch, tuple[Pat
         (the epoch, what `newest_resumable` gives).
 
     Raises:
-        UserError: as `newest_resumable`.
+        UserError: as `newest_resumable`; an epoch's record is lost. Nothing is touched.
         Fenced: someone else took over meanwhile, or this learner's turn is over.
     """
+    history(commits.parent, epochs_in(commits) | epochs_in(commits.parent / "ledger"))
     epoch = Epoch.take(commits.parent, turn)
     found = newest_resumable(commits)
     epoch.begin(parse_name(found[0].name) if found else None)
@@ -161,8 +175,9 @@ def sweep(commits: Path, epoch: Epoch) -> None:
     """
     if not commits.is_dir():
         return
-    counts = history(commits.parent)
-    for path in list(commits.iterdir()):
+    there = list(commits.iterdir())
+    counts = history(commits.parent, epochs_in(commits))
+    for path in there:
         place = parse_name(path.name.removeprefix(DRAFT))
         if place is None or place[1] > epoch.number:
             continue
@@ -204,6 +219,6 @@ def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
 
 def _inside_a_chunk(commit: Path) -> bool:
     try:
-        return json.loads((commit / "state.json").read_text(encoding="utf-8")).get("boundary") is False
-    except (OSError, ValueError):
+        return read_note(commit).get("boundary") is False
+    except UserError:
         return False

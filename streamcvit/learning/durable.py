@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -44,6 +45,30 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically and durably."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True))
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 of a JSON value, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file as `write_json` does, with its content's checksum in it (`sha256`)."""
+    value = json.loads(json.dumps(value))  # as a reader will have it
+    write_json(path, {**value, "sha256": checksum(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not what was written.
+    """
+    value = json.loads(path.read_bytes())
+    if not isinstance(value, dict) or value.pop("sha256", None) != checksum(value):
+        raise ValueError("its checksum differs")
+    return value
 
 
 @contextlib.contextmanager

@@ -16,21 +16,26 @@ KIP-101.) The checks only stop an old learner early.
 
 A learner that was given up for dead must not become the newest either, or the run would lose its rightful one. Whoever
 starts learners gives each its turn, and an epoch is refused to a turn that is over.
+
+A path with a hole would cut off what was learned before it. So an epoch that another one goes on from, or that work
+shows of, must have its base noted, under a checksum: else nothing is decided, and nobody may write.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streamcvit.errors import UserError
-from streamcvit.learning.durable import fsync_folder, write_json
+from streamcvit.learning.durable import fsync_folder, read_sealed, write_sealed
 
 FOLDER = "epochs"
 _NAME = re.compile(r"(\d{8})(?:-(\d+))?")
@@ -95,17 +100,40 @@ def newest_epoch(run: Path) -> int:
     return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
 
 
-def history(run: Path) -> History:
-    """What counts in a run folder: the path of bases from the newest epoch that has one."""
-    for newest in range(newest_epoch(run), 0, -1):
+def epochs_in(folder: Path) -> set[int]:
+    """Epochs that commits or ledger parts in a folder are of; 0 is none."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return set()
+    return {place[1] for name in names if (place := parse_name(name.removesuffix(".parquet")))} - {0}
+
+
+def history(run: Path, seen: Collection[int] = ()) -> History:
+    """What counts in a run folder: the path of bases from the newest epoch that has one.
+
+    Args:
+        run: folder of one method's run.
+        seen: epochs of work that the caller has found there, before it asks.
+
+    Raises:
+        UserError: the record of an epoch on the path, or of a newer one that was seen at work, is lost.
+    """
+    for newest in range(max(newest_epoch(run), *seen, 0), 0, -1):
         record = _read(run, newest)
-        if "base" not in record:  # taken, and not begun: nothing is written under it
-            continue
+        if record is None:
+            if newest in seen:  # its base was noted before it wrote anything
+                raise _lost(run, newest)
+            continue  # taken, and not begun
         limits: dict[int, int | None] = {newest: None}
-        while record.get("base") is not None:
-            step, epoch = record["base"]
+        base = record["base"]
+        while base is not None:
+            step, epoch = base
             limits[epoch] = step
-            record = _read(run, epoch) if epoch else {}
+            record = _read(run, epoch) if epoch else {"base": None}
+            if record is None:
+                raise _lost(run, epoch)
+            base = record["base"]
         return History(limits)
     return History(None)
 
@@ -113,8 +141,9 @@ def history(run: Path) -> History:
 def last_turn(run: Path) -> Turn:
     """The turn of the newest epoch that was taken in turn; (0, 0) where there is none."""
     for epoch in range(newest_epoch(run), 0, -1):
-        if turn := _read(run, epoch).get("turn"):
-            return turn[0], turn[1]
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of one that had not begun: any bytes
+            start, life = json.loads(_path(run, epoch).read_text(encoding="utf-8"))["turn"]
+            return int(start), int(life)
     return 0, 0
 
 
@@ -122,19 +151,20 @@ def _path(run: Path, epoch: int) -> Path:
     return run / FOLDER / f"{epoch:08d}.json"
 
 
-def _read(run: Path, epoch: int) -> dict[str, Any]:
-    path = _path(run, epoch)
+def _read(run: Path, epoch: int) -> dict[str, Any] | None:
+    """An epoch's record once it has begun; None before that, when its taker was killed, or where it is lost."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if text else {}  # empty: its taker was killed before the first byte
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"damaged ({error})",
-            where=str(path),
-            fix=f"Remove it if no commit's name ends in -{epoch}; else restore it",
-        ) from None
+        return read_sealed(_path(run, epoch))
+    except (OSError, ValueError):
+        return None
+
+
+def _lost(run: Path, epoch: int) -> UserError:
+    return UserError(
+        "missing or damaged; without it nobody can tell which commits count, and nothing was touched",
+        where=str(_path(run, epoch)),
+        fix="Restore it from a copy, or start another run",
+    )
 
 
 class Epoch:
@@ -182,7 +212,7 @@ class Epoch:
             Fenced: someone took a newer epoch meanwhile.
         """
         self.check()
-        write_json(_path(self.run, self.number), {**_owner(self.turn), "base": base})
+        write_sealed(_path(self.run, self.number), {**_owner(self.turn), "base": base})
         self.check()
 
     def check(self) -> None:

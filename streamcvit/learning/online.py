@@ -195,13 +195,14 @@ class OnlineLearner:
         return self._snapshot
 
     def commit(
-        self, folder: Path, before: Callable[[], object] | None = None, epoch: Epoch | None = None, **state: Any
+        self, folder: Path, before: Callable[[], Any] | None = None, epoch: Epoch | None = None, **state: Any
     ) -> Path:
         """Write everything that makes the next step the same to the bit.
 
         Args:
             folder: `commits/` of a run folder.
-            before: called once the files are prepared and before the commit shows (the ledger's flush).
+            before: called once the files are prepared and before the commit shows: the ledger's flush, whose result
+                the commit notes.
             epoch: the right to write this run; None where no other learner can follow this one (a notebook).
             state: further JSON values for `state.json`.
 
@@ -224,7 +225,7 @@ class OnlineLearner:
             save_file(tensors, draft / commits.RESUME / "state.safetensors")
             (draft / commits.RESUME / "state.json").write_text(json.dumps(values), encoding="utf-8")
             if before is not None:
-                before()
+                state["ledger"] = before()
 
         state |= {"version": self.step, "cursor": self.cursor, "chunk": self.chunk, "digest": snapshot.digest}
         state["encoder"] = self._encoder_identity()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from streams import TASKS, stream_samples, test_sets
 from test_run_folder import COUNTS, answer, report
@@ -21,9 +22,12 @@ from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.cluster.supervise import Restart
 from streamcvit.config import RunConfig
+from streamcvit.data.sample import Sample
 from streamcvit.data.shards import write_stream
-from streamcvit.errors import Stopped
-from streamcvit.learning import commit
+from streamcvit.errors import Stopped, UserError
+from streamcvit.learning import Ledger, commit
+from streamcvit.learning.epochs import Epoch
+from streamcvit.models.batch import Batch
 from streamcvit.monitoring.terminal import LiveView
 
 
@@ -32,6 +36,9 @@ class Actors:
     """A pool whose learner was replaced: its first answer for chunk 1 still comes from the older one."""
 
     epoch: int
+    run: Path
+    quarantined: tuple[int, ...] = ()
+    spoils: Path | None = None
     stop_after: int = 10**6
     evaluators: int = 1
     learn_ahead: int = 1
@@ -47,10 +54,15 @@ class Actors:
         self.asked.append(chunk)
         stale = chunk == 1 and self.asked.count(1) == 1
         found = replace(report(chunk, "stale" if stale else ""), epoch=self.epoch - stale)
-        return self._answer(found)
+        if not stale:
+            learn(self.run, chunk, Epoch(self.run, self.epoch))
+        bad = [{"position": place} for place in self.quarantined if place // 10 == chunk]
+        return self._answer(replace(found, quarantined=bad))
 
     def evaluate(self, job: Job) -> Hashable:
         self.scored.append(job)
+        if self.spoils and job.chunk == 3:
+            self.spoils.write_bytes(self.spoils.read_bytes()[:-20])
         return self._answer(answer(job))
 
     def _answer(self, value: ChunkReport | TaskScores) -> int:
@@ -75,6 +87,18 @@ class Actors:
         pass
 
 
+def learn(run: Path, chunk: int, epoch: Epoch) -> None:
+    """Chunk `chunk` in the ledger, but for position 7, and committed."""
+    ledger, step = Ledger(run / "ledger", epoch), report(chunk).version
+    places = tuple(place for place in range(10 * chunk, 10 * chunk + 10) if place != 7)
+    samples = tuple(Sample(f"s{place}", "colour", "q", "i", ("a",), b"") for place in places)
+    batch = Batch(places[0], places[-1] + 1, chunk, places, samples, None)
+    ledger.add(batch, step, torch.zeros(len(places)), torch.zeros(len(places), dtype=torch.bool))
+    state = {"boundary": True, "ledger": ledger.flush(step), "info": {"samples": 10}, "quarantined": []}
+    state |= {"chunk": chunk, "digest": report(chunk).digest}
+    commit.write_commit(run / "commits", step, lambda draft: (draft / commit.RESUME).mkdir(), state, epoch)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     index = write_stream(tmp_path / "stream", stream_samples(), TASKS, test_sets(), 0)
@@ -95,7 +119,7 @@ def driven(folder: RunFolder, pool: Actors) -> Driver:
 def test_a_report_of_an_older_learner_is_refused_noted_and_asked_for_again(folder: RunFolder) -> None:
     for _ in range(2):
         epoch, _ = commit.take_over(folder.path / "commits")
-    pool = Actors(epoch.number)
+    pool = Actors(epoch.number, folder.path, quarantined=(7,))
     driven(folder, pool).run()
     assert pool.asked == [0, 1, 1, 2, 3]
     (fenced,) = events(folder, "fenced")
@@ -107,8 +131,31 @@ def test_a_report_of_an_older_learner_is_refused_noted_and_asked_for_again(folde
     assert folder.finished()
 
 
+def test_a_run_whose_ledger_lacks_a_position_is_not_marked_finished(folder: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"ledger: lacks 1 positions of the stream's 40, the first is 7"):
+        driven(folder, Actors(0, folder.path)).run()
+    assert not folder.finished()
+
+
+def test_a_run_whose_ledger_is_damaged_is_not_marked_finished(folder: RunFolder) -> None:
+    pool = Actors(0, folder.path, (7,), spoils=folder.path / "ledger" / "00000020.parquet")
+    with pytest.raises(UserError, match=r"00000020\.parquet: damaged.*an older commit is used.*--resume"):
+        driven(folder, pool).run()
+    assert not folder.finished()
+
+
+def test_a_damaged_commit_of_an_older_boundary_does_not_stop_a_run_that_knows_it(folder: RunFolder) -> None:
+    with pytest.raises(Stopped):
+        driven(folder, Actors(0, folder.path, (7,), stop_after=3)).run()
+    (folder.path / "commits" / "00000005" / "state.json").write_text("")
+    again = Actors(0, folder.path, (7,))
+    driven(folder, again).run()
+    assert 0 not in again.asked and folder.finished()
+    assert "00000005: damaged commit" in events(folder, "damaged")[0]["what"]
+
+
 def test_a_stop_is_passed_on_to_the_learner_and_noted(folder: RunFolder) -> None:
-    pool = Actors(0, stop_after=2)
+    pool = Actors(0, folder.path, stop_after=2)
     with pytest.raises(Stopped):
         driven(folder, pool).run()
     assert pool.stopped and not folder.finished()
@@ -116,7 +163,7 @@ def test_a_stop_is_passed_on_to_the_learner_and_noted(folder: RunFolder) -> None
 
 
 def test_every_restart_is_noted_with_its_cause(folder: RunFolder) -> None:
-    driven(folder, Actors(0)).run()
+    driven(folder, Actors(0, folder.path, (7,))).run()
     found = events(folder, "restart")
     assert found and {(event["actor"], event["cause"], event["detail"]) for event in found} == {
         ("ingest-0", "silent", "no pulse")

@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from streams import TASKS, stream_samples, test_sets
 
+from streamcvit.cluster.boundaries import boundary_report, boundary_reports
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
+from streamcvit.cluster.predictions import read_predictions
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream
 from streamcvit.errors import UserError
+from streamcvit.learning import commit
 
 NAMES = {task: [one.sample_id for one in samples] for task, samples in test_sets().items()}
 COUNTS = np.array([[10, 0], [10, 0], [5, 5], [5, 5]])
@@ -108,6 +111,48 @@ def test_a_damaged_prediction_file_is_named_and_asked_for_again(tmp_path: Path, 
     assert "colour.parquet" in (folder.path / "events.jsonl").read_text()
     folder.add(answer(job))
     assert opened(tmp_path, index).missing(report(0)) == []
+
+
+def test_no_bit_of_a_prediction_file_can_flip_and_be_read_as_other_predictions(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    folder = opened(tmp_path, index)
+    folder.add(answer(folder.missing(report(0))[0]))
+    (path,) = folder.path.glob("predictions/*/*.parquet")
+    whole, table, found = path.read_bytes(), read_predictions(path), 0
+    bits = range(0, 8 * len(whole), 13)
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert read_predictions(path).equals(table)
+        except ValueError:
+            found += 1
+    assert found > len(bits) // 2
+
+
+def test_a_commit_whose_state_json_is_damaged_is_told_of_by_the_events(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    bad = {"position": 3, "sample_id": "s3", "reason": "image", "detail": "cut short"}
+    reports = [dataclasses.replace(report(chunk), quarantined=[bad] if chunk == 1 else []) for chunk in range(3)]
+    for one in reports:
+        state = {"boundary": True, "chunk": one.chunk, "digest": one.digest, "info": one.info}
+        commit.write_commit(
+            folder.path / "commits", one.version, lambda _: None, {**state, "quarantined": one.quarantined}
+        )
+    for one in reports[:2]:
+        folder.chunk_done(one)
+    told = boundary_reports(folder.path, "lora")
+    (folder.path / "commits" / "00000010" / "state.json").write_text("{")
+    again = boundary_reports(folder.path, "lora")
+    assert list(again) == [0, 1, 2]
+    assert "00000010: damaged commit" in again[1].damaged[0]
+    assert {chunk: dataclasses.replace(one, damaged=()) for chunk, one in again.items()} == told
+    (folder.path / "commits" / "00000015" / "state.json").unlink()  # killed before it was noted
+    assert list(boundary_reports(folder.path, "lora")) == [0, 1]
+    with pytest.raises(UserError, match=r"00000010, .*00000015: the commit that ends chunk 2 is damaged or lost"):
+        boundary_report(folder.path, "lora", 2)
 
 
 def test_a_chunk_is_noted_once_and_a_line_cut_by_a_kill_is_written_anew(tmp_path: Path, index: StreamIndex) -> None:
