@@ -8,6 +8,7 @@ rest is JSON; nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -185,7 +186,8 @@ def sweep(commits: Path, epoch: Epoch) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif not counts.holds(*place):
             epoch.check()
-            os.rename(path, path.with_name(f"{ASIDE}{path.name}"))
+            with contextlib.suppress(FileNotFoundError):  # another learner that begins did the same
+                os.rename(path, path.with_name(f"{ASIDE}{path.name}"))
 
 
 def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
