@@ -18,6 +18,9 @@ from streamcvit.data.sample import Sample
 BAD_SHARE = 0.05
 """More bad rows than this share of a file stop the import: it is more likely the wrong format than bad data."""
 
+SPARE = " " * 1000
+"""Behind a row's id when the row is judged: room for its task in front, or a number behind."""
+
 IMAGE_ROOT_MARK = "<STRCVIT_IMAGE_ROOT>"
 
 _PICTURE_MARK = re.compile(r"<image>|<img>[^<]*</img>|<ImageHere>")
@@ -59,6 +62,20 @@ class Record:
         if self.prompt is None:
             return self.question, self.instruction
         return split_prompt(self.prompt, instructions)
+
+    def sample(
+        self, sample_id: str, task: str, image: bytes = b"", image_ext: str = "png", instructions: Sequence[str] = ()
+    ) -> Sample:
+        """The row as a sample, which can be written and read again.
+
+        Raises:
+            ValueError: it cannot: as one of our records the row would be nested too deep, or too long.
+        """
+        sample = Sample(
+            sample_id, task, *self.parts(instructions), self.answers, image=image, image_ext=image_ext, meta=self.meta
+        )
+        sample.readable_bytes()
+        return sample
 
 
 def split_prompt(prompt: str, instructions: Sequence[str] = ()) -> tuple[str, str]:

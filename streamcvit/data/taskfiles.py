@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from streamcvit.data import strictjson
-from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow, Record
+from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, BadRow, Record
 from streamcvit.data.images import sniff
 from streamcvit.data.locations import NotRegular, open_regular
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
@@ -201,7 +201,8 @@ def _resolve(record: Record, name: str, task: str, images: Path, instructions: S
         raise BadRow("image", f"the picture {record.image!r:.200} is neither PNG, JPEG nor WebP")
     if size > MAX_MEMBER:
         raise BadRow("image", f"the picture {record.image!r:.200} has {size} bytes; at most {MAX_MEMBER} are allowed")
-    return Row(name, task, *record.parts(instructions), record.answers, str(picture), ext, record.meta)
+    row = record.sample(f"{name}{SPARE}", task, instructions=instructions)
+    return Row(name, task, row.question, row.instruction, row.answers, str(picture), ext, row.meta)
 
 
 def load_tasks(
