@@ -9,6 +9,7 @@ instruction. So `Sample.prompt` is the published prompt, whichever way it was cu
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,23 @@ class Record:
         )
         sample.readable_bytes()
         return sample
+
+
+class Ids:
+    """Gives every id once: one that comes again becomes `id#2`, `id#3` ..., whichever of these is still free."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._count: Counter[str] = Counter()
+
+    def take(self, name: str) -> str:
+        """`name`, or the next free one after it."""
+        free = name
+        while free in self._taken:
+            self._count[name] += 1
+            free = f"{name}#{self._count[name] + 1}"
+        self._taken.add(free)
+        return free
 
 
 def split_prompt(prompt: str, instructions: Sequence[str] = ()) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamcvit.data import locations, strictjson
-from streamcvit.data.formats import BAD_SHARE, FORMATS
+from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids
 from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_task, read_parquet
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import TaskSpec
@@ -377,7 +377,7 @@ def _scan_foreign(named: Sequence[tuple[str, str]], format: str, task: str, keep
             where=fatal.shard,
             fix="Fetch the shard again, or ask for the whole samples only (keep_whole)",
         )
-    scan.columns["sample_id"] = _numbered(scan.columns["sample_id"])
+    scan.columns["sample_id"] = list(map(Ids().take, scan.columns["sample_id"]))  # those of others need not be unique
     lost = [fault for fault in scan.faults if fault.reason in _LOSSES]
     if len(lost) > BAD_SHARE * (len(scan) + len(lost)):
         raise UserError(
@@ -386,16 +386,6 @@ def _scan_foreign(named: Sequence[tuple[str, str]], format: str, task: str, keep
             fix=f"Check the format, or mend the shards; at most {BAD_SHARE:.0%} may be bad",
         )
     return scan
-
-
-def _numbered(ids: Sequence[str]) -> list[str]:
-    """Ids of others need not be unique: one that comes again becomes `id#2`, `id#3` ..."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in ids:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
 
 
 def fault_line(fault: Fault) -> str:
