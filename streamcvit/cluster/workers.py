@@ -139,8 +139,7 @@ class LearnerWorker:
                 if method != self.method:
                     self._begin(method)
                 self.epoch.check()
-                while self.learner.cursor < self.schedule.bounds(chunk)[1]:
-                    missing = self.schedule.chunk_of(self.learner.cursor)
+                while (missing := self._next_chunk()) <= chunk:
                     report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
                     idle = 0.0
         except BaseException:
@@ -183,6 +182,12 @@ class LearnerWorker:
         self.ledger.rewind(self.learner.step)
         self.method, self.step_seconds = method, BucketCounts()
 
+    def _next_chunk(self) -> int:
+        """The first chunk whose end is not committed: the one that the learner is in, or the one after it."""
+        chunk = self.learner.chunk
+        inside = chunk >= 0 and self.learner.cursor < self.schedule.bounds(chunk)[1]
+        return chunk if inside else chunk + 1
+
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""
         learner, began = self.learner, time.perf_counter()
@@ -208,6 +213,8 @@ class LearnerWorker:
             }
             return _joined(part["info"], now) if part.get("info") else now
 
+        if first == stop:
+            learner.learn(Batch(first, stop, chunk, (), (), None))  # an empty chunk has a version of its own too
         while learner.cursor < stop:
             asked = time.perf_counter()
             batch = next(batches)

@@ -304,7 +304,7 @@ def index_shards(
         test_shards: the same for the test sets.
         format: a name in `FORMATS`: how to read the `.json` members.
         task: the task of samples whose record names none.
-        samples_per_chunk: length of a chunk; without it each shard is one chunk.
+        samples_per_chunk: length of a chunk; without it each shard is one chunk, an empty one if it has no samples.
         keep_whole: of a damaged shard index the samples before the damage, instead of refusing it.
 
     Raises:
@@ -321,7 +321,8 @@ def index_shards(
         evaluation = build_index(f"{folder}/{EVAL_FOLDER}", scan, np.full(len(scan), -1), tasks, format=format)
     scan = _scan_foreign(named, format, task, keep_whole)
     places = np.arange(len(scan)) // samples_per_chunk if samples_per_chunk else np.array(scan.columns["shard"])
-    index = build_index(folder, scan, places, tasks, format=format, evaluation=evaluation)
+    n_chunks = None if samples_per_chunk else len(named)
+    index = build_index(folder, scan, places, tasks, n_chunks=n_chunks, format=format, evaluation=evaluation)
     if evaluation:
         _link(evaluation.folder, test_links)
         evaluation.save()
