@@ -83,6 +83,8 @@ def _check_rules(index: StreamIndex) -> None:
                     where=index.folder,
                     fix="Write the stream again with a rule of this release",
                 )
+    if untested := sorted(set(index.task_of) - set(index.eval_index().task_of)):
+        raise UserError(f"task {untested[0]!r} has no test set", where=index.folder, fix="Add test samples of it")
 
 
 def _embedded_plan(config: RunConfig) -> Plan:

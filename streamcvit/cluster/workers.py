@@ -305,6 +305,9 @@ class EvaluatorWorker:
     Args:
         config: the run.
         stream: folder of shards and index (test sets included).
+
+    Raises:
+        UserError: a test set of which nothing can be read.
     """
 
     def __init__(self, config: RunConfig, stream: str) -> None:
@@ -313,16 +316,25 @@ class EvaluatorWorker:
         self.base = load_model(config)
         self.encoder = load_encoder(config, self.base)
         index = StreamIndex.open(stream).eval_index()
-        reader = ShardReader(index)
-        self.samples: dict[str, list[Sample]] = {
-            task: [s for s in reader.read(np.flatnonzero(index.task_of == task).tolist()) if isinstance(s, Sample)]
-            for task in index.tasks
-        }
+        samples: dict[str, list[Sample]] = {}
+        self.unreadable: dict[str, dict[str, str]] = {}
+        with ShardReader(index) as reader:
+            for task in index.tasks:
+                rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
+                samples[task] = [row for row in rows if isinstance(row, Sample)]
+                bad = {row.sample_id: f"{row.reason}: {row.detail}" for row in rows if isinstance(row, Quarantined)}
+                if rows and not samples[task]:
+                    raise UserError(
+                        f"not one of {len(rows)} test samples of task {task!r} can be read; the first: {bad[min(bad)]}",
+                        where=index.folder,
+                        fix="Restore the shards from a copy",
+                    )
+                self.unreadable[task] = bad
         self.tasks = index.tasks
         self.evaluator = Evaluator(
             self.base,
             index.tasks,
-            self.samples,
+            samples,
             batch_size=config.evaluation.batch_size,
             instruction_encoder=self.encoder,
         )
@@ -337,12 +349,12 @@ class EvaluatorWorker:
             snapshot: its weights; None reads them from the job's commit.
 
         Raises:
-            UserError: the weights that arrived are not the snapshot's.
+            UserError: the weights that arrived are not the snapshot's, or no test sample of the task can be used.
         """
         began = time.perf_counter()
         digest = self._hold(job, snapshot)
         found = self.evaluator.evaluate(self.model if self.model is not None else self.base.model, job.task)
-        samples, spec = self.samples[job.task], self.tasks[job.task]
+        samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
         return TaskScores(
             job,
             digest,
@@ -353,6 +365,7 @@ class EvaluatorWorker:
             STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,
+            self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
         )
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:

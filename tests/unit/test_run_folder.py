@@ -138,6 +138,16 @@ def test_a_sample_that_could_not_be_read_at_one_boundary_is_left_out_of_that_alo
     assert opened(tmp_path, index).write_scores() == folder.summary
 
 
+def test_what_is_left_out_of_a_task_is_noted_once_and_again_where_it_is_more(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    for chunk, left_out in enumerate([{"x": "length: long"}] * 3 + [{"x": "length: long", "y": "checksum: other"}]):
+        folder = opened(tmp_path, index)
+        folder.add(dataclasses.replace(answer(folder.missing(report(chunk))[0]), left_out=left_out))
+    events = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
+    assert [(event["task"], list(event["left_out"])) for event in events] == [("colour", ["x"]), ("colour", ["x", "y"])]
+
+
 def test_scores_before_any_learning_have_a_summary_before_the_first_chunk_is_scored(
     tmp_path: Path, index: StreamIndex
 ) -> None:

@@ -1,8 +1,9 @@
-"""Chunks in which nothing can be learned: they are boundaries like the others, with the weights of the one before."""
+"""Chunks in which nothing can be learned, and test samples that cannot be used: a run goes on with the rest."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from streamcvit.errors import UserError
 from streamcvit.learning import commit, read_ledger
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.monitoring.tables import happenings
 
 TASKS = dict(list(embedded.TASKS.items())[:2])
 CHUNKS = (1, 3, 4, 5)  # 0 and 2 are empty
@@ -98,3 +100,37 @@ def test_a_stream_without_any_sample_is_refused_before_anything_is_learned(tmp_p
     zero = config(tmp_path, tmp_path / "data", "zero-shot")
     execute(zero, local=True)
     assert RunRecord.load(zero.folder("zero-shot")).finished
+
+
+def test_test_samples_that_cannot_be_used_are_left_out_named_once_and_the_rest_is_scored(tmp_path: Path) -> None:
+    first, second = TASKS
+    tests = {task: embedded.test_samples(task, 4) for task in TASKS}
+    long = tests[first][2] = replace(tests[first][2], question="word " * 250_000)
+    rows = [(number // 8, one) for number, one in enumerate(embedded.train_samples(first, 16, seed=1))]
+    rows += [(2, one) for one in embedded.train_samples(second, 8, seed=1)]
+    index = write_stream(tmp_path / "data", rows, TASKS, tests, 0).eval_index()
+    damaged = int(np.flatnonzero(index.task_of == first)[0])
+    with open(index.shards[0], "r+b") as shard:
+        shard.seek(int(index.column("json_offset")[damaged]) + 5)
+        shard.write(b"\xff")
+    run = config(tmp_path, tmp_path / "data", "lora")
+    execute(run, local=True)
+    record = RunRecord.load(run.folder("lora"))
+    assert record.finished and not np.isnan(record.matrix()[2]).any()
+    assert {(row["task"], row["n"]) for row in record.scores if row["family"] == "strict"} == {(first, 2), (second, 4)}
+    (event,) = record.events_of("test_unreadable")
+    assert event["task"] == first and set(event["left_out"]) == {long.sample_id, tests[first][0].sample_id}
+    assert event["left_out"][long.sample_id].startswith("length: ")
+    assert event["left_out"][tests[first][0].sample_id].startswith("checksum: ")
+    (shown,) = [line for line in happenings(record)["lines"] if line["event"] == "test_unreadable"]
+    assert f"{long.sample_id}: length: " in shown["detail"]
+    assert long.sample_id in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_a_test_set_of_which_nothing_can_be_read_is_said_before_anything_is_learned(tmp_path: Path) -> None:
+    index = write(tmp_path / "data").eval_index()
+    shard = Path(index.shards[0])
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(UserError, match=f"not one of 4 test samples of task '{next(iter(TASKS))}' can be read"):
+        execute(config(tmp_path, tmp_path / "data", "lora"), local=True)
+    assert not (tmp_path / "r" / "config.yaml").exists()
