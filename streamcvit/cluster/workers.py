@@ -23,7 +23,7 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.errors import Stopped, UserError
-from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator
+from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
 from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
@@ -307,7 +307,7 @@ class EvaluatorWorker:
         stream: folder of shards and index (test sets included).
 
     Raises:
-        UserError: a test set of which nothing can be read.
+        UserError: a test set of which nothing can be read, or a sample of one without what its task's rules need.
     """
 
     def __init__(self, config: RunConfig, stream: str) -> None:
@@ -321,7 +321,8 @@ class EvaluatorWorker:
         with ShardReader(index) as reader:
             for task in index.tasks:
                 rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
-                samples[task] = [row for row in rows if isinstance(row, Sample)]
+                good = (row for row in rows if isinstance(row, Sample))
+                samples[task] = list(check_test_set(index.tasks[task], good))
                 bad = {row.sample_id: f"{row.reason}: {row.detail}" for row in rows if isinstance(row, Quarantined)}
                 if rows and not samples[task]:
                     raise UserError(

@@ -110,6 +110,16 @@ def test_an_unknown_scorer_is_named_before_anything_runs(pipeline: Path) -> None
     assert "stream.tasks.cats.scorer" in line and "nonsense" in line and "exact" in line
 
 
+def test_a_test_sample_without_what_its_scorer_needs_is_named_before_anything_is_written(pipeline: Path) -> None:
+    row = {"question_id": 1, "image": "a.png", "text": "What?\nOne word.", "answer": "cat", "choices": 5}
+    (pipeline.parent / "test.json").write_text(json.dumps([row]))
+    for words in (["run", "p.yaml", "--local"], ["shard", "p.yaml", "out"]):
+        settings = ["--set", "stream.tasks.cats.scorer=choice", "--set", "stream.scenario.recurrence_gap=0"]
+        line = one_line_error(pipeline.parent, *words, *settings)
+        assert 'sample 1: meta "choices" is 5. Give meta "choices" as a list of texts' in line
+    assert not (pipeline.parent / "out").exists() and not (pipeline.parent / "runs" / "p" / "config.yaml").exists()
+
+
 def test_a_busy_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -134,3 +134,15 @@ def test_a_test_set_of_which_nothing_can_be_read_is_said_before_anything_is_lear
     with pytest.raises(UserError, match=f"not one of 4 test samples of task '{next(iter(TASKS))}' can be read"):
         execute(config(tmp_path, tmp_path / "data", "lora"), local=True)
     assert not (tmp_path / "r" / "config.yaml").exists()
+
+
+def test_shards_whose_test_samples_lack_what_a_scorer_needs_are_refused_before_anything_is_learned(
+    tmp_path: Path,
+) -> None:
+    task, spec = next(iter(TASKS.items()))
+    rows = [(0, one) for one in embedded.train_samples(task, 8, seed=1)]
+    tests = {task: [replace(one, meta={"choices": 5}) for one in embedded.test_samples(task, 4)]}
+    write_stream(tmp_path / "data", rows, {task: replace(spec, scorer="choice")}, tests, 0)
+    with pytest.raises(UserError, match='meta "choices" is 5.*a list of texts'):
+        execute(config(tmp_path, tmp_path / "data", "lora"), local=True)
+    assert not (tmp_path / "r" / "config.yaml").exists()
