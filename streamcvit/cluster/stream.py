@@ -34,10 +34,22 @@ def plan_of(config: RunConfig) -> Plan:
 def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
     """Write a config's stream into `folder`, whole or not at all; a folder that holds it already is kept.
 
+    Args:
+        config: whose stream.
+        folder: where to; what rows could not be read is listed beside it (`unreadable_rows`).
+
     Raises:
         UserError: missing or unreadable data, a task without test set, a test sample without what its task's rules
-            need, a plan that asks for more than there is.
+            need, a plan that asks for more than there is, a folder that cannot be written, a full disk.
     """
+    try:
+        return _prepare(config, folder)
+    except OSError as fault:
+        where, fix = str(fault.filename or folder), "Choose another folder, or make room; nothing was written"
+        raise UserError(f"cannot be read or written ({fault.strerror or fault})", where=where, fix=fix) from None
+
+
+def _prepare(config: RunConfig, folder: Path) -> StreamIndex:
     stream = config.stream
     if stream.source == "shards":
         index = StreamIndex.open(stream.data)

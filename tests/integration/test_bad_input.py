@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, SMALL, environment, streamcvit
+from running import ROOT, SMALL, command, environment, streamcvit
 
 EMBEDDED = str(ROOT / "pipelines" / "embedded.yaml")
 
@@ -44,6 +44,25 @@ def one_line_error(cwd: Path, *words: str) -> str:
 def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
     assert said in one_line_error(tmp_path, *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["shard", EMBEDDED, "afile/s"], ["run", EMBEDDED, "--local", "--set", "out=afile/r"]]
+)
+def test_a_folder_below_a_file_is_named(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "afile").touch()
+    assert "afile" in one_line_error(tmp_path, *words, *SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+@pytest.mark.parametrize("words", [["shard", EMBEDDED, "s"], ["run", EMBEDDED, "--local"]])
+def test_a_stream_that_finds_no_room_is_one_line_and_leaves_nothing(tmp_path: Path, words: list[str]) -> None:
+    with_a_limit = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh", *command(*words, *SMALL)]
+    done = subprocess.run(with_a_limit, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "too large" in line
+    assert list(tmp_path.rglob("*.tar")) == [] and not (tmp_path / "s").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
