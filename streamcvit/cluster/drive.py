@@ -16,7 +16,7 @@ from streamcvit.cluster.pools import Pool
 from streamcvit.cluster.scores import ZERO
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
-from streamcvit.errors import Stopped
+from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import newest_epoch
@@ -31,6 +31,10 @@ def task_counts(config: RunConfig, index: StreamIndex, method: str) -> np.ndarra
     tasks = list(index.tasks)
     if settings.adapter == "none":
         return np.zeros((0, len(tasks)), int)
+    if not len(index):
+        raise UserError(
+            "the stream has no samples to learn", where=f"methods.{method}", fix="Give it some, or run zero-shot alone"
+        )
     schedule = Schedule.of(index, config.learner.batch_size, settings.order, config.seed)
     counts = np.zeros((schedule.n_chunks, len(tasks)), int)
     chunk_of = np.searchsorted(schedule.stops, np.arange(len(schedule)), side="right")

@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -137,7 +136,6 @@ class RunFolder:
         self.config, self.method, self.index = config, method, index
         self.path = config.folder(method)
         self.tasks = list(index.tasks)
-        self.test_sizes = Counter(index.eval_index().task_of.tolist())
         self.counts = counts
         self.scores = Scores(index, len(counts))
         self.quarantined: dict[int, list[int]] = {}  # by chunk
@@ -233,9 +231,9 @@ class RunFolder:
         ]
 
     def event(self, name: str, **values: Any) -> None:
-        """Append to events.jsonl; what a replayed step says again is written once."""
+        """Append to events.jsonl; what a replayed step, or every boundary, says again is written once."""
         event = {"time": now(), "event": name, **values}
-        if name in ("chunk", "quarantine", "damaged") and self._key(event) in self.events:
+        if name in ("chunk", "quarantine", "damaged", "test_unreadable") and self._key(event) in self.events:
             return
         self.events.add(self._key(event))
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
@@ -283,8 +281,8 @@ class RunFolder:
         if self.scores.digests.get((job.chunk, job.task)) == job.digest:
             return  # asked twice, answered twice: the first answer stands
         self.scores.take(write_predictions(folder / f"{job.task}.parquet", columns, meta))
-        if missing := self.test_sizes[job.task] - len(found.points):
-            self.event("test_unreadable", chunk=job.chunk, task=job.task, samples=missing)
+        if found.left_out:
+            self.event("test_unreadable", task=job.task, left_out=dict(found.left_out))
 
     def write_scores(self, always: bool = True) -> dict[str, Any]:
         """Derive scores.parquet and summary.json from the predictions; returns the summary.
@@ -326,4 +324,6 @@ class RunFolder:
 
     @staticmethod
     def _key(event: dict[str, Any]) -> tuple:
-        return tuple(event.get(key) for key in ("event", "chunk", "position", "digest", "what"))
+        return tuple(
+            str(event.get(key)) for key in ("event", "chunk", "position", "digest", "what", "task", "left_out")
+        )

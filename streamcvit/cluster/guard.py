@@ -26,10 +26,14 @@ def alone(folder: Path) -> Iterator[None]:
     A folder that comes about only for the lock, and stays otherwise empty, goes again.
 
     Raises:
-        UserError: another process runs in this folder.
+        UserError: another process runs in this folder, or it cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        fix = "Choose another --name or --set out=..."
+        raise UserError(f"the folder cannot be made ({fault.strerror})", where=str(folder), fix=fix) from None
     path = folder / LOCK
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

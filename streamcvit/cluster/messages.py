@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,7 @@ class TaskScores:
         published: [n] float64 of the published scorer, or None where the task names none.
         follows: [n] bool, instruction following.
         seconds: generation and scoring.
+        left_out: test samples that cannot be used, sample id -> why.
     """
 
     job: Job
@@ -80,6 +82,7 @@ class TaskScores:
     published: np.ndarray | None
     follows: np.ndarray
     seconds: float
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Scores:
         return self._table
 
     def summary(self, counts: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
-        """The content of `summary.json`, up to the last chunk that has scores.
+        """The content of `summary.json`, up to the last chunk that has scores, the first one at least.
 
         Args:
             counts: [T, tasks] samples of each task in each chunk.
@@ -137,7 +137,7 @@ class Scores:
         if only_zero := self.n_chunks == 0:
             rows, counts = slice(0, 1), np.ones((1, len(self.tasks)), int)
         else:
-            last = max((chunk for chunk, _ in self.digests), default=ZERO)
+            last = max([0, *(chunk for chunk, _ in self.digests)])
             rows, counts = slice(1, 2 + last), counts[: 1 + last]
 
         def scored(held: dict[str, np.ndarray], task: str) -> np.ndarray:

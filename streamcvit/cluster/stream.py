@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from streamcvit.data import embedded
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
-from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
 from streamcvit.data.shards import write_stream
 from streamcvit.data.taskfiles import TaskData, load_tasks
 from streamcvit.errors import UserError
-from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
+from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
 
 DEFAULT_PER_CHUNK = 480
 
@@ -34,9 +34,22 @@ def plan_of(config: RunConfig) -> Plan:
 def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
     """Write a config's stream into `folder`, whole or not at all; a folder that holds it already is kept.
 
+    Args:
+        config: whose stream.
+        folder: where to; what rows could not be read is listed beside it (`unreadable_rows`).
+
     Raises:
-        UserError: missing or unreadable data, a task without test set, a plan that asks for more than there is.
+        UserError: missing or unreadable data, a task without test set, a test sample without what its task's rules
+            need, a plan that asks for more than there is, a folder that cannot be written, a full disk.
     """
+    try:
+        return _prepare(config, folder)
+    except OSError as fault:
+        where, fix = str(fault.filename or folder), "Choose another folder, or make room; nothing was written"
+        raise UserError(f"cannot be read or written ({fault.strerror or fault})", where=where, fix=fix) from None
+
+
+def _prepare(config: RunConfig, folder: Path) -> StreamIndex:
     stream = config.stream
     if stream.source == "shards":
         index = StreamIndex.open(stream.data)
@@ -50,23 +63,27 @@ def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.symlink_to(target, target_is_directory=True)
         return index
+    bad: list[Quarantined] = []
     if stream.source == "embedded":
         plan = _embedded_plan(config)
         n = stream.test_samples or 100
         tasks: dict[str, TaskSpec] = embedded.TASKS
         how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
         samples = embedded.stream(plan.counts, config.seed, **how)
-        test = {task: embedded.test_samples(task, n, **how) for task in tasks}
+        test: dict[str, Iterable[Sample]] = {task: embedded.test_samples(task, n, **how) for task in tasks}
     else:
         data = _load(config)
         plan = _fit(config, {name: len(task.train) for name, task in data.items()})
-        _note_unreadable(data, folder)
         tasks = {name: task.spec for name, task in data.items()}
+        bad = [row for task in data.values() for row in task.quarantined]
         samples = _samples(data, plan, config.seed)
-        test = {name: list(task.test[: stream.test_samples or None]) for name, task in data.items()}
-    return write_stream(
+        test = {name: task.test[: stream.test_samples or None] for name, task in data.items()}
+    test = {task: check_test_set(tasks[task], samples) for task, samples in test.items()}
+    index = write_stream(
         folder, samples, tasks, test, config.seed, plan=plan, samples_per_shard=stream.samples_per_shard
     )
+    _note_unreadable(bad, folder)
+    return index
 
 
 def _check_rules(index: StreamIndex) -> None:
@@ -83,6 +100,8 @@ def _check_rules(index: StreamIndex) -> None:
                     where=index.folder,
                     fix="Write the stream again with a rule of this release",
                 )
+    if untested := sorted(set(index.task_of) - set(index.eval_index().task_of)):
+        raise UserError(f"task {untested[0]!r} has no test set", where=index.folder, fix="Add test samples of it")
 
 
 def _embedded_plan(config: RunConfig) -> Plan:
@@ -136,10 +155,8 @@ def unreadable_rows(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.quarantined.jsonl")
 
 
-def _note_unreadable(data: dict[str, TaskData], folder: Path) -> None:
-    rows = [bad for task in data.values() for bad in task.quarantined]
+def _note_unreadable(rows: list[Quarantined], folder: Path) -> None:
     if rows:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"sample_id": b.sample_id, "reason": b.reason, "detail": b.detail}) for b in rows]
         unreadable_rows(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -23,7 +23,7 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.errors import Stopped, UserError
-from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator
+from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
 from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
@@ -145,8 +145,7 @@ class LearnerWorker:
                 if method != self.method:
                     self._begin(method)
                 self.epoch.check()
-                while self.learner.cursor < self.schedule.bounds(chunk)[1]:
-                    missing = self.schedule.chunk_of(self.learner.cursor)
+                while (missing := self._next_chunk()) <= chunk:
                     report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
                     idle = 0.0
         except BaseException as error:
@@ -192,6 +191,12 @@ class LearnerWorker:
         self.ledger.rewind(self.learner.step)
         self.method, self.step_seconds = method, BucketCounts()
 
+    def _next_chunk(self) -> int:
+        """The first chunk whose end is not committed: the one that the learner is in, or the one after it."""
+        chunk = self.learner.chunk
+        inside = chunk >= 0 and self.learner.cursor < self.schedule.bounds(chunk)[1]
+        return chunk if inside else chunk + 1
+
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""
         learner, began = self.learner, time.perf_counter()
@@ -217,6 +222,8 @@ class LearnerWorker:
             }
             return _joined(part["info"], now) if part.get("info") else now
 
+        if first == stop:
+            learner.learn(Batch(first, stop, chunk, (), (), None))  # an empty chunk has a version of its own too
         while learner.cursor < stop:
             asked = time.perf_counter()
             batch = next(batches)
@@ -288,6 +295,9 @@ class EvaluatorWorker:
     Args:
         config: the run.
         stream: folder of shards and index (test sets included).
+
+    Raises:
+        UserError: a test set of which nothing can be read, or a sample of one without what its task's rules need.
     """
 
     def __init__(self, config: RunConfig, stream: str) -> None:
@@ -296,16 +306,26 @@ class EvaluatorWorker:
         self.base = load_model(config)
         self.encoder = load_encoder(config, self.base)
         index = StreamIndex.open(stream).eval_index()
-        reader = ShardReader(index)
-        self.samples: dict[str, list[Sample]] = {
-            task: [s for s in reader.read(np.flatnonzero(index.task_of == task).tolist()) if isinstance(s, Sample)]
-            for task in index.tasks
-        }
+        samples: dict[str, list[Sample]] = {}
+        self.unreadable: dict[str, dict[str, str]] = {}
+        with ShardReader(index) as reader:
+            for task in index.tasks:
+                rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
+                good = (row for row in rows if isinstance(row, Sample))
+                samples[task] = list(check_test_set(index.tasks[task], good))
+                bad = {row.sample_id: f"{row.reason}: {row.detail}" for row in rows if isinstance(row, Quarantined)}
+                if rows and not samples[task]:
+                    raise UserError(
+                        f"not one of {len(rows)} test samples of task {task!r} can be read; the first: {bad[min(bad)]}",
+                        where=index.folder,
+                        fix="Restore the shards from a copy",
+                    )
+                self.unreadable[task] = bad
         self.tasks = index.tasks
         self.evaluator = Evaluator(
             self.base,
             index.tasks,
-            self.samples,
+            samples,
             batch_size=config.evaluation.batch_size,
             instruction_encoder=self.encoder,
         )
@@ -320,12 +340,12 @@ class EvaluatorWorker:
             snapshot: its weights; None reads them from the job's commit.
 
         Raises:
-            UserError: the weights that arrived are not the snapshot's.
+            UserError: the weights that arrived are not the snapshot's, or no test sample of the task can be used.
         """
         began = time.perf_counter()
         digest = self._hold(job, snapshot)
         found = self.evaluator.evaluate(self.model if self.model is not None else self.base.model, job.task)
-        samples, spec = self.samples[job.task], self.tasks[job.task]
+        samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
         return TaskScores(
             job,
             digest,
@@ -336,6 +356,7 @@ class EvaluatorWorker:
             STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,
+            self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
         )
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:

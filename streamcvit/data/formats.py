@@ -9,6 +9,7 @@ instruction. So `Sample.prompt` is the published prompt, whichever way it was cu
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from streamcvit.data.sample import Sample
 
 BAD_SHARE = 0.05
 """More bad rows than this share of a file stop the import: it is more likely the wrong format than bad data."""
+
+SPARE = " " * 1000
+"""Behind a row's id when the row is judged: room for its task in front, or a number behind."""
 
 IMAGE_ROOT_MARK = "<STRCVIT_IMAGE_ROOT>"
 
@@ -59,6 +63,37 @@ class Record:
         if self.prompt is None:
             return self.question, self.instruction
         return split_prompt(self.prompt, instructions)
+
+    def sample(
+        self, sample_id: str, task: str, image: bytes = b"", image_ext: str = "png", instructions: Sequence[str] = ()
+    ) -> Sample:
+        """The row as a sample, which can be written and read again.
+
+        Raises:
+            ValueError: it cannot: as one of our records the row would be nested too deep, or too long.
+        """
+        sample = Sample(
+            sample_id, task, *self.parts(instructions), self.answers, image=image, image_ext=image_ext, meta=self.meta
+        )
+        sample.readable_bytes()
+        return sample
+
+
+class Ids:
+    """Gives every id once: one that comes again becomes `id#2`, `id#3` ..., whichever of these is still free."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._count: Counter[str] = Counter()
+
+    def take(self, name: str) -> str:
+        """`name`, or the next free one after it."""
+        free = name
+        while free in self._taken:
+            self._count[name] += 1
+            free = f"{name}#{self._count[name] + 1}"
+        self._taken.add(free)
+        return free
 
 
 def split_prompt(prompt: str, instructions: Sequence[str] = ()) -> tuple[str, str]:

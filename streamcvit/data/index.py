@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamcvit.data import locations, strictjson
-from streamcvit.data.formats import BAD_SHARE, FORMATS
+from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids
 from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_task, read_parquet
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import TaskSpec
@@ -304,7 +304,7 @@ def index_shards(
         test_shards: the same for the test sets.
         format: a name in `FORMATS`: how to read the `.json` members.
         task: the task of samples whose record names none.
-        samples_per_chunk: length of a chunk; without it each shard is one chunk.
+        samples_per_chunk: length of a chunk; without it each shard is one chunk, an empty one if it has no samples.
         keep_whole: of a damaged shard index the samples before the damage, instead of refusing it.
 
     Raises:
@@ -321,7 +321,8 @@ def index_shards(
         evaluation = build_index(f"{folder}/{EVAL_FOLDER}", scan, np.full(len(scan), -1), tasks, format=format)
     scan = _scan_foreign(named, format, task, keep_whole)
     places = np.arange(len(scan)) // samples_per_chunk if samples_per_chunk else np.array(scan.columns["shard"])
-    index = build_index(folder, scan, places, tasks, format=format, evaluation=evaluation)
+    n_chunks = None if samples_per_chunk else len(named)
+    index = build_index(folder, scan, places, tasks, n_chunks=n_chunks, format=format, evaluation=evaluation)
     if evaluation:
         _link(evaluation.folder, test_links)
         evaluation.save()
@@ -377,7 +378,7 @@ def _scan_foreign(named: Sequence[tuple[str, str]], format: str, task: str, keep
             where=fatal.shard,
             fix="Fetch the shard again, or ask for the whole samples only (keep_whole)",
         )
-    scan.columns["sample_id"] = _numbered(scan.columns["sample_id"])
+    scan.columns["sample_id"] = list(map(Ids().take, scan.columns["sample_id"]))  # those of others need not be unique
     lost = [fault for fault in scan.faults if fault.reason in _LOSSES]
     if len(lost) > BAD_SHARE * (len(scan) + len(lost)):
         raise UserError(
@@ -386,16 +387,6 @@ def _scan_foreign(named: Sequence[tuple[str, str]], format: str, task: str, keep
             fix=f"Check the format, or mend the shards; at most {BAD_SHARE:.0%} may be bad",
         )
     return scan
-
-
-def _numbered(ids: Sequence[str]) -> list[str]:
-    """Ids of others need not be unique: one that comes again becomes `id#2`, `id#3` ..."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in ids:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
 
 
 def fault_line(fault: Fault) -> str:

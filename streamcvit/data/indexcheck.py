@@ -22,7 +22,10 @@ MAX_INDEX = 1 << 30
 MAX_TOKENS = 4096
 """The longest answer a task may ask for."""
 
-_TASK_NAME = re.compile(r"\w[^/\\\x00-\x1f\x7f]{0,127}")
+MAX_NAME = 128
+"""Bytes of a task's name: a file system takes 255, and what is written beside a file gets a longer name."""
+
+_TASK_NAME = re.compile(r"\w[^/\\\x00-\x1f\x7f]*")
 DAMAGE = (
     pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
 )  # fmt: skip
@@ -69,6 +72,8 @@ def check_task(spec: TaskSpec) -> None:
     """ValueError where a task cannot be used: its name becomes a file's in a run folder, its rules are looked up."""
     if not (isinstance(spec.name, str) and _TASK_NAME.fullmatch(spec.name)):
         raise ValueError(f"{spec.name!r:.80} is no name of a task")
+    if (size := len(spec.name.encode())) > MAX_NAME:
+        raise ValueError(f"the task name {spec.name!r:.80} takes {size} bytes; at most {MAX_NAME} are allowed")
     if not all(isinstance(rule, str) for rule in (spec.scorer, spec.follow, spec.strcvit)):
         raise ValueError(f"task {spec.name!r}: scorer, follow and strcvit are names")
     if type(spec.max_new_tokens) is not int or not 1 <= spec.max_new_tokens <= MAX_TOKENS:

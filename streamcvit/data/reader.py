@@ -6,7 +6,7 @@ import functools
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ class ShardReader:
     def __init__(self, index: StreamIndex, max_pixels: int = MAX_PIXELS, decode: bool = False) -> None:
         self.index, self.max_pixels, self.decode = index, max_pixels, decode
         self._shards = index.shards
-        self._parse = FORMATS[index.meta["format"]] if index.meta["format"] != "streamcvit" else None
+        self._parse, self._own = FORMATS[index.meta["format"]], index.meta["format"] == "streamcvit"
         self._extensions = index.table["image_ext"].to_pylist()
         self._image_faults = index.table["image_fault"].to_pylist()
         names = ("shard", "json_offset", "json_size", "image_offset", "image_size", "json_crc32", "image_crc32")
@@ -173,15 +173,10 @@ class ShardReader:
 
     def _read_text(self, text: bytes, position: int, image: bytes, ext: str) -> Sample:
         sample_id, task = str(self.index.sample_id_of[position]), str(self.index.task_of[position])
-        if self._parse is None:
-            sample = Sample.from_bytes(text, image, ext)
-            if sample.task != task:
-                raise BadRow(
-                    "json", f"the record is of task {sample.task!r:.80}, its place in the index of {task!r:.80}"
-                )
-            return sample if sample.sample_id == sample_id else replace(sample, sample_id=sample_id)
         record = self._parse(strictjson.loads(text))
-        return Sample(sample_id, task, *record.parts(), record.answers, image, ext, record.meta)
+        if self._own and record.task != task:
+            raise BadRow("json", f"the record is of task {record.task!r:.80}, its place in the index of {task!r:.80}")
+        return record.sample(sample_id, task, image, ext)
 
     def _source(self, shard: int) -> ByteSource:
         with self._lock:

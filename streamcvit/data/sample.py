@@ -56,6 +56,16 @@ class Sample:
         }
         return json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
 
+    def readable_bytes(self) -> bytes:
+        """`text_bytes` that `from_bytes` reads again: within the limits of `strictjson` on depth and length.
+
+        Raises:
+            ValueError: it does not; the message says why.
+        """
+        text = self.text_bytes()
+        self.from_bytes(text, b"", self.image_ext)
+        return text
+
     @classmethod
     def from_bytes(cls, text: bytes, image: bytes, image_ext: str) -> Sample:
         """Inverse of `text_bytes`.

@@ -130,9 +130,12 @@ def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: i
                 stream = open_shard.enter_context((folder / names[-1]).open("wb"))
                 open_shard.callback(_flush, stream)
                 writer = open_shard.enter_context(wds.TarWriter(stream, encoder=False, mtime=0))
-            text = sample.text_bytes()
-            if max(len(text), len(sample.image)) > MAX_MEMBER:
-                raise UserError(f"sample {sample.sample_id!r} is larger than {MAX_MEMBER} bytes")
+            if len(sample.image) > MAX_MEMBER:
+                raise UserError(f"sample {sample.sample_id!r:.200} is larger than {MAX_MEMBER} bytes")
+            try:
+                text = sample.readable_bytes()
+            except ValueError as fault:
+                raise UserError(f"sample {sample.sample_id!r:.200} could not be read again: {fault}") from None
             assert writer is not None
             writer.write({"__key__": f"{position:09d}", "json": text, sample.image_ext: sample.image})
             chunks.append(chunk)

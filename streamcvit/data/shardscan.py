@@ -82,6 +82,7 @@ def _add_row(scan: ShardScan, group: Group, name: str, format: str, task: str) -
     assert image is not None
     try:
         row = FORMATS[format](strictjson.loads(text.data))
+        row.sample(row.sample_id or group.key, row.task or task)
     except (ValueError, BadRow) as wrong:
         return Fault(name, text.offset, "json", f"key {group.key!r:.200}: {wrong}")
     if not (row.task or task):

@@ -8,11 +8,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from streamcvit.data import strictjson
-from streamcvit.data.formats import BAD_SHARE, FORMATS, BadRow, Record
+from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, BadRow, Ids, Record
 from streamcvit.data.images import sniff
 from streamcvit.data.locations import NotRegular, open_regular
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
@@ -137,7 +138,7 @@ def read_rows(
         raise UserError(f"unknown format {format!r}", where=task, fix=f"Choose one of {', '.join(FORMATS)}")
     path = Path(path)
     seen: dict[str, Row] = {}
-    count: Counter[str] = Counter()
+    ids = Ids()
     for number, raw in enumerate(_rows_of(path)):
         name = f"{task}/{path.stem}/{number:06d}"
         try:
@@ -146,14 +147,10 @@ def read_rows(
             record = FORMATS[format](raw)
             name = record.sample_id or name
             row = _resolve(record, name, task, Path(images), instructions)
-            if name in seen:
-                if seen[name] == row:
-                    raise BadRow("duplicate", f"the same as an earlier row with the id {name!r}")
-                count[name] += 1
-                row = replace(row, sample_id=f"{name}#{count[name] + 1}")
-            else:
-                seen[name] = row
-            yield row
+            if seen.get(name) == row:
+                raise BadRow("duplicate", f"the same as an earlier row with the id {name!r}")
+            seen.setdefault(name, row)
+            yield replace(row, sample_id=ids.take(name))
         except BadRow as fault:
             yield Quarantined(-1, name, fault.reason, f"{path}: row {number}: {fault}")
         except ValueError as fault:
@@ -201,7 +198,8 @@ def _resolve(record: Record, name: str, task: str, images: Path, instructions: S
         raise BadRow("image", f"the picture {record.image!r:.200} is neither PNG, JPEG nor WebP")
     if size > MAX_MEMBER:
         raise BadRow("image", f"the picture {record.image!r:.200} has {size} bytes; at most {MAX_MEMBER} are allowed")
-    return Row(name, task, *record.parts(instructions), record.answers, str(picture), ext, record.meta)
+    row = record.sample(f"{name}{SPARE}", task, instructions=instructions)
+    return Row(name, task, row.question, row.instruction, row.answers, str(picture), ext, row.meta)
 
 
 def load_tasks(
@@ -279,20 +277,24 @@ def load_chunks(
                 continue
             rows.append((chunk, replace(row, task=tasks[start])))
     check_share(len(rows), bad, bad_share)
-    users = Counter(row.sample_id for _, row in rows)
-    unique = [
-        (chunk, replace(row, sample_id=f"{chunk}/{row.sample_id}") if users[row.sample_id] > 1 else row)
-        for chunk, row in rows
-    ]
-    return unique, bad
+    unique = _apart([row for _, row in rows], [chunk for chunk, _ in rows])
+    return [(chunk, row) for (chunk, _), row in zip(rows, unique, strict=True)], bad
 
 
 def _make_unique(tasks: Sequence[list[Row]]) -> None:
-    users = Counter(row.sample_id for rows in tasks for row in rows)
-    for rows in tasks:
-        rows[:] = [
-            replace(row, sample_id=f"{row.task}/{row.sample_id}") if users[row.sample_id] > 1 else row for row in rows
-        ]
+    rows = [row for one in tasks for row in one]
+    unique = iter(_apart(rows, [row.task for row in rows]))
+    for one in tasks:
+        one[:] = islice(unique, len(one))
+
+
+def _apart(rows: Sequence[Row], fronts: Sequence[object]) -> list[Row]:
+    """The rows, those that share their id with `front/` before it."""
+    users, ids = Counter(row.sample_id for row in rows), Ids()
+    return [
+        replace(row, sample_id=ids.take(f"{front}/{row.sample_id}" if users[row.sample_id] > 1 else row.sample_id))
+        for row, front in zip(rows, fronts, strict=True)
+    ]
 
 
 def _read_file(

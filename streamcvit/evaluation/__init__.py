@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamcvit.evaluation.bootstrap import Estimate, bootstrap_mean
+from streamcvit.evaluation.check import check_test_set
 from streamcvit.evaluation.follow import FOLLOW_RULES, FollowRule
 from streamcvit.evaluation.matrix import Summary, compare, summarise
 from streamcvit.evaluation.scorers import SCORERS, Scorer
@@ -38,6 +39,7 @@ __all__ = [
     "Scorer",
     "Summary",
     "bootstrap_mean",
+    "check_test_set",
     "compare",
     "summarise",
 ]

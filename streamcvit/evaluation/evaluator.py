@@ -14,6 +14,7 @@ from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator, Request
 from streamcvit.models.base import Base
+from streamcvit.models.collate import UnusableSamples
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Evaluator:
         instruction_encoder: as the learner's; None makes one from the base model's embeddings.
         cache_bytes: image features kept at most.
 
+    Attributes:
+        samples: task -> its evaluation set, what cannot be used left out once the task was asked for.
+        left_out: task -> sample id -> why that sample cannot be used.
+
     Raises:
         UserError: an evaluation set of an unknown task.
     """
@@ -71,19 +76,37 @@ class Evaluator:
         self.base, self.tasks = base, dict(tasks)
         self.samples = {task: tuple(samples) for task, samples in eval_samples.items()}
         self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes)
+        self.left_out: dict[str, dict[str, str]] = {}
         self._requests: dict[str, list[Request]] = {}
 
     def requests(self, task: str) -> list[Request]:
-        """The task's requests, prepared on first use and kept.
+        """The task's requests, prepared on first use and kept; a sample that cannot become one is left out.
 
         Raises:
-            UserError: no evaluation set of that task.
+            UserError: no evaluation set of that task, or not one usable sample in it.
         """
         if task not in self._requests:
             if not self.samples.get(task):
                 raise UserError(f"there is no evaluation set for task {task!r}", fix="Add one to the stream's eval/")
-            self._requests[task] = self.generator.prepare(self.samples[task])
+            self._requests[task] = self._prepare(task)
         return self._requests[task]
+
+    def _prepare(self, task: str) -> list[Request]:
+        samples = self.samples[task]
+        try:
+            return self.generator.prepare(samples)
+        except UnusableSamples as fault:
+            reasons = fault.reasons
+        usable = tuple(sample for sample in samples if sample.sample_id not in reasons)
+        if not usable:
+            kind, detail = next(iter(reasons.values()))
+            raise UserError(
+                f"not one of {len(samples)} test samples of task {task!r} can be used; the first: {kind}: {detail}",
+                fix="Raise model.max_length if that is it, or give the task other test samples",
+            )
+        self.left_out[task] = {name: f"{kind}: {detail}" for name, (kind, detail) in reasons.items()}
+        self.samples[task] = usable
+        return self.generator.prepare(usable)
 
     def evaluate(
         self, model: Any, task: str, limit: int | None = None, seed: int = 0, batch_size: int | None = None

@@ -13,7 +13,9 @@ import regex
 
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
+from streamcvit.evaluation import needs
 from streamcvit.evaluation.caption import words
+from streamcvit.evaluation.needs import needing, needs_of
 from streamcvit.evaluation.text import check_lengths, parse_number
 
 FollowRule = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
@@ -30,7 +32,7 @@ def _by_row(rule: Callable[[str, Sample], bool]) -> FollowRule:
 
     follows.__doc__ = rule.__doc__
     follows.__name__ = rule.__name__.lstrip("_")
-    return follows
+    return needing(*needs_of(rule))(follows)
 
 
 def _strcvit_short(prediction: str, sample: Sample) -> bool:
@@ -66,11 +68,13 @@ def _sentence(prediction: str, sample: Sample) -> bool:
     return bool(words(prediction)) and _strcvit_caption(prediction, sample)
 
 
+@needing(needs.choices)
 def _letter(prediction: str, sample: Sample) -> bool:
     """The letter of an option and nothing else; within `meta["choices"]` where given."""
     if not _strcvit_letter(prediction, sample):
         return False
-    return ord(prediction.strip().upper()) - ord("A") < len(sample.meta.get("choices", range(26)))
+    options = needs.choices(sample)
+    return options is None or ord(prediction.strip().upper()) - ord("A") < len(options)
 
 
 def _number(prediction: str, sample: Sample) -> bool:
@@ -81,12 +85,13 @@ def _number(prediction: str, sample: Sample) -> bool:
 _BOX = regex.compile(r"\[\s*(\d*\.?\d+)\s*(?:,\s*(\d*\.?\d+)\s*){3}\]", regex.ASCII)
 
 
+@needing(needs.box_unit)
 def _box(prediction: str, sample: Sample) -> bool:
     """Square brackets around four numbers and nothing else; in 0..1 unless `meta["box_unit"]` names another unit."""
     found = _BOX.fullmatch(prediction.strip())
     if not found:
         return False
-    if sample.meta.get("box_unit", "unit") != "unit":
+    if needs.box_unit(sample) not in (None, "unit"):
         return True
     return max(float(number) for group in (1, 2) for number in found.captures(group)) <= 1.0
 
@@ -96,21 +101,35 @@ def _yes_no(prediction: str, sample: Sample) -> bool:
     return prediction.strip().casefold().removesuffix(".") in {"yes", "no"}
 
 
+def follow_pattern(sample: Sample) -> str:
+    """The regular expression `meta["follow_pattern"]`, which compiles; empty where there is none."""
+    pattern = sample.meta.get("follow_pattern")
+    if pattern is not None:
+        if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN:
+            expected = f"a regular expression of 1 to {MAX_PATTERN} characters"
+            raise needs.unfit(sample, "follow_pattern", pattern, expected)
+        _matches(pattern, "", sample)
+    return pattern or ""
+
+
+def _due_pattern(sample: Sample) -> str:
+    pattern = follow_pattern(sample)
+    if not pattern:
+        raise needs.unfit(sample, "follow_pattern", None, "a regular expression")
+    return pattern
+
+
+@needing(_due_pattern)
 def follows_pattern(prediction: str, sample: Sample) -> bool:
     """The whole answer matches the regular expression `meta["follow_pattern"]`; longer than 1,000 characters never."""
-    pattern = sample.meta.get("follow_pattern")
-    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
-        raise UserError(
-            f"no usable follow_pattern: {str(pattern)[:80]!r}",
-            where=sample.sample_id,
-            fix=f'Give meta "follow_pattern", a regular expression of at most {MAX_PATTERN} characters',
-        )
-    text = prediction.strip()
-    if not text or len(text) > MAX_MATCHED:
-        return False
+    pattern, text = _due_pattern(sample), prediction.strip()
+    return 0 < len(text) <= MAX_MATCHED and _matches(pattern, text, sample)
+
+
+def _matches(pattern: str, text: str, sample: Sample) -> bool:
     try:
         return regex.fullmatch(pattern, text, timeout=MATCH_SECONDS) is not None
-    except regex.error as error:
+    except (regex.error, ValueError, RecursionError) as error:
         raise UserError(
             f"follow_pattern {pattern!r} is no regular expression: {error}", where=sample.sample_id, fix="Correct it"
         ) from None

@@ -14,6 +14,7 @@ from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
+from streamcvit.models.collate import UnusableSamples
 from streamcvit.models.vision import encode_images, join_features, joinable, text_tensors
 
 
@@ -75,16 +76,23 @@ class Generator:
         """Tokenises samples, and encodes the images not seen before, batch by batch.
 
         Raises:
-            UnusableSamples: as `Collator.prompts`.
+            UnusableSamples: as `Collator.prompts`, of all batches together.
         """
         requests: list[Request] = []
+        reasons: dict[str, tuple[str, str]] = {}
         for start in range(0, len(samples), self.batch_size):
             part = samples[start : start + self.batch_size]
-            inputs = self.base.collator.prompts(part)
+            try:
+                inputs = self.base.collator.prompts(part)
+            except UnusableSamples as fault:
+                reasons |= fault.reasons
+                continue
             keys = [hashlib.sha256(sample.image).hexdigest() for sample in part]
             requests += _split(part, keys, inputs)
             if self._keeps and any(key not in self._features for key in keys) and self.held_bytes < self.cache_bytes:
                 self._encode(inputs.to(self.base.device), keys)
+        if reasons:
+            raise UnusableSamples(reasons)
         return requests
 
     def answer(

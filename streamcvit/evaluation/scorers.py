@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from streamcvit.data.sample import Sample
-from streamcvit.errors import UserError
-from streamcvit.evaluation import boxes
+from streamcvit.evaluation import boxes, needs
 from streamcvit.evaluation.caption import cider_d, longest_in_order, words
-from streamcvit.evaluation.follow import follows_pattern
+from streamcvit.evaluation.follow import follow_pattern, follows_pattern
+from streamcvit.evaluation.needs import needing, needs_of
 from streamcvit.evaluation.ptb import ptb_tokenise
 from streamcvit.evaluation.text import bare, check_lengths, flatten, parse_number, same_answer, vqa_official
 
@@ -41,7 +41,7 @@ def by_row(rule: RowRule, *, empty: float | None = 0.0) -> Scorer:
 
     scorer.__doc__ = rule.__doc__
     scorer.__name__ = rule.__name__.lstrip("_")
-    return scorer
+    return needing(*needs_of(rule))(scorer)
 
 
 def _exact(prediction: str, sample: Sample) -> float:
@@ -77,9 +77,10 @@ def _vqa(prediction: str, sample: Sample) -> float:
     return soft_accuracy(prediction, sample.answers)
 
 
+@needing(needs.synonyms)
 def _classification(prediction: str, sample: Sample) -> float:
     """Normalised equality with the label or one of `meta["synonyms"]`."""
-    names = (*sample.answers, *sample.meta.get("synonyms", ()))
+    names = (*sample.answers, *needs.synonyms(sample))
     return float(any(same_answer(prediction, name) for name in names))
 
 
@@ -101,9 +102,10 @@ def _chosen(text: str, choices: Sequence[str]) -> int | None:
     return next((index for index, choice in enumerate(choices) if same_answer(text, choice)), None)
 
 
+@needing(needs.choices)
 def _choice(prediction: str, sample: Sample) -> float:
     """The right option: its letter ("B", "b", "B.", "B)", "(B)"), its text from `meta["choices"]`, or both."""
-    choices = sample.meta.get("choices", ())
+    choices = needs.choices(sample) or ()
     chosen = _chosen(prediction, choices)
     return float(chosen is not None and any(chosen == _chosen(answer, choices) for answer in sample.answers))
 
@@ -129,17 +131,24 @@ def _number(prediction: str, sample: Sample) -> float:
 _HALF = 0.5 - 1e-9
 
 
+def _truth(sample: Sample) -> boxes.Box:
+    box = sample.meta.get("answer_bbox")
+    box = sample.answer if box is None else box
+    return boxes.reference_box(box, needs.picture_size(sample), needs.box_unit(sample), sample.sample_id)
+
+
+@needing(_truth)
 def _grounding(prediction: str, sample: Sample) -> float:
     """IoU of 0.5 or more with `meta["answer_bbox"]` or the first answer; formats as `boxes.read_boxes`.
 
     `meta["size"]` is [width, height] in pixels. `meta["box_unit"]` says what the numbers of reference and prediction
     are; without it those up to 1 are shares of the picture.
     """
-    size, unit = sample.meta.get("size"), sample.meta.get("box_unit")
-    truth = boxes.reference_box(sample.meta.get("answer_bbox", sample.answer), size, unit, sample.sample_id)
+    truth, size, unit = _truth(sample), needs.picture_size(sample), needs.box_unit(sample)
     return float(any(boxes.iou(box, truth) >= _HALF for box in boxes.read_boxes(prediction, size, unit)))
 
 
+@needing(needs.slots, needs.max_words, follow_pattern)
 def _slots(prediction: str, sample: Sample) -> float:
     """Share of the words in `meta["slots"]` that the caption has, in their order.
 
@@ -147,14 +156,10 @@ def _slots(prediction: str, sample: Sample) -> float:
     longest reference's number of words) gets 0, so that listing every word does not pay. Where the sample demands a
     form (`meta["follow_pattern"]`), a caption in another form gets 0: the form is part of the task.
     """
-    slots = sample.meta.get("slots")
-    if not slots:
-        raise UserError("the sample has no slots", where=sample.sample_id, fix='Give meta "slots", a list of words')
-    said = words(prediction)
-    limit = sample.meta.get("max_words") or max(len(words(answer)) for answer in sample.answers)
-    if len(said) > limit or ("follow_pattern" in sample.meta and not follows_pattern(prediction, sample)):
+    wanted, said = needs.slots(sample), words(prediction)
+    limit = needs.max_words(sample) or max(len(words(answer)) for answer in sample.answers)
+    if len(said) > limit or (follow_pattern(sample) and not follows_pattern(prediction, sample)):
         return 0.0
-    wanted = [{slot.casefold()} if isinstance(slot, str) else {word.casefold() for word in slot} for slot in slots]
     return longest_in_order(said, wanted) / len(wanted)
 
 

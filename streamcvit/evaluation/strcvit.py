@@ -14,7 +14,9 @@ import numpy as np
 
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
+from streamcvit.evaluation import needs
 from streamcvit.evaluation.caption import cider_d
+from streamcvit.evaluation.needs import needing
 from streamcvit.evaluation.scorers import RowRule, Scorer, by_row
 from streamcvit.evaluation.text import check_lengths, vqa_normalise
 
@@ -73,25 +75,32 @@ def _unbracketed(text: str) -> str:
     return text.replace("[", "").replace("]", "")
 
 
-def _grounding(prediction: str, sample: Sample) -> float:
-    """eval_grounding: IoU above 0.5 of the box left after the prediction's first and last character are cut off."""
-    box = sample.meta.get("answer_bbox", sample.answer)
+def _truth(sample: Sample) -> list[float]:
+    box = sample.meta.get("answer_bbox")
+    box = sample.answer if box is None else box
     try:
         truth = _floats(_unbracketed(box)) if isinstance(box, str) else [float(number) for number in box]
         _, _, _, _ = truth
+        return truth
     except (TypeError, ValueError):
         raise UserError(
             f"the reference box {box!r} cannot be read",
             where=sample.sample_id,
             fix='Give "answer_bbox" as [x1, y1, x2, y2] in 0..1, or name no published scorer for this task',
         ) from None
+
+
+@needing(_truth, needs.picture_size)
+def _grounding(prediction: str, sample: Sample) -> float:
+    """eval_grounding: IoU above 0.5 of the box left after the prediction's first and last character are cut off."""
+    truth = _truth(sample)
     try:
         said = _floats(_unbracketed(prediction)[1:-1])
     except ValueError:
         return 0.0
     if len(said) != 4:
         return 0.0
-    scale = max(sample.meta.get("size", (1.0,)))
+    scale = max(needs.picture_size(sample) or (1.0,))
     x1, y1, x2, y2 = (number * scale for number in said)
     u1, v1, u2, v2 = (number * scale for number in truth)
     inner = max(0, min(x2, u2) - max(x1, u1)) * max(0, min(y2, v2) - max(y1, v1))
@@ -124,9 +133,11 @@ def _textvqa(prediction: str, sample: Sample) -> float:
     return (matches * min(1.0, (matches - 1) / 3) + (n - matches) * min(1.0, matches / 3)) / n
 
 
+@needing(needs.choices)
 def _scienceqa(prediction: str, sample: Sample) -> float:
     """eval_science_qa: "B", "B. ..." or else the first single character that stands alone, within the choices."""
-    options = "ABCDE"[: len(sample.meta.get("choices", "ABCDE"))]
+    choices = needs.choices(sample)
+    options = "ABCDE" if choices is None else "ABCDE"[: len(choices)]
     if len(prediction) == 1 and prediction in "ABCDE":
         said = prediction
     elif len(prediction) >= 3 and prediction[0] in "ABCDE" and prediction[1:3] == ". ":

@@ -99,7 +99,8 @@ class OnlineLearner:
         """Score a batch, then learn it once.
 
         Returns:
-            The report, or None where every position of the batch is quarantined (the cursor still moves).
+            The report, or None where the batch has nothing to learn: all its positions are quarantined (the cursor
+            still moves), or it has none (it stands for an empty chunk).
 
         Raises:
             ValueError: the batch does not start at the cursor (a gap or a repetition).

@@ -20,7 +20,7 @@ class Schedule:
 
     Attributes:
         order: [n] int64, stream position read at each cursor.
-        stops: [T] int64, cursor after the last sample of each chunk, increasing; the last is n.
+        stops: [T] int64, cursor after the last sample of each chunk; the last is n, equal ones are of empty chunks.
         batch_size: samples a batch at most.
     """
 

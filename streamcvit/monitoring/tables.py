@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ def happenings(record: RunRecord) -> dict[str, Any]:
             {
                 "time": str(event.get("time", "")),
                 "event": str(event.get("event", "")),
-                "detail": ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event")),
+                "detail": ", ".join(f"{k} {_said(value)}" for k, value in event.items() if k not in ("time", "event")),
             }
             for event in lines[:MAX_EVENTS]
         ],
@@ -191,6 +192,13 @@ def happenings(record: RunRecord) -> dict[str, Any]:
         "more": max(0, len(lines) - MAX_EVENTS) + max(0, len(bad) - MAX_EVENTS),
         "problems": record.problems,
     }
+
+
+def _said(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    rest = f"; and {len(value) - MAX_EVENTS} more" if len(value) > MAX_EVENTS else ""
+    return "; ".join(f"{key}: {why}" for key, why in islice(value.items(), MAX_EVENTS)) + rest
 
 
 def differing_settings(runs: Records) -> list[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, SMALL, environment, streamcvit
+from running import ROOT, SMALL, command, environment, streamcvit
 
 EMBEDDED = str(ROOT / "pipelines" / "embedded.yaml")
 
@@ -46,6 +46,25 @@ def one_line_error(cwd: Path, *words: str) -> str:
 def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
     assert said in one_line_error(tmp_path, *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["shard", EMBEDDED, "afile/s"], ["run", EMBEDDED, "--local", "--set", "out=afile/r"]]
+)
+def test_a_folder_below_a_file_is_named(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "afile").touch()
+    assert "afile" in one_line_error(tmp_path, *words, *SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+@pytest.mark.parametrize("words", [["shard", EMBEDDED, "s"], ["run", EMBEDDED, "--local"]])
+def test_a_stream_that_finds_no_room_is_one_line_and_leaves_nothing(tmp_path: Path, words: list[str]) -> None:
+    with_a_limit = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh", *command(*words, *SMALL)]
+    done = subprocess.run(with_a_limit, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "too large" in line
+    assert list(tmp_path.rglob("*.tar")) == [] and not (tmp_path / "s").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -110,6 +129,16 @@ def test_a_plan_that_asks_for_too_much_is_named(pipeline: Path) -> None:
 def test_an_unknown_scorer_is_named_before_anything_runs(pipeline: Path) -> None:
     line = one_line_error(pipeline.parent, "run", "p.yaml", "--local", "--set", "stream.tasks.cats.scorer=nonsense")
     assert "stream.tasks.cats.scorer" in line and "nonsense" in line and "exact" in line
+
+
+def test_a_test_sample_without_what_its_scorer_needs_is_named_before_anything_is_written(pipeline: Path) -> None:
+    row = {"question_id": 1, "image": "a.png", "text": "What?\nOne word.", "answer": "cat", "choices": 5}
+    (pipeline.parent / "test.json").write_text(json.dumps([row]))
+    for words in (["run", "p.yaml", "--local"], ["shard", "p.yaml", "out"]):
+        settings = ["--set", "stream.tasks.cats.scorer=choice", "--set", "stream.scenario.recurrence_gap=0"]
+        line = one_line_error(pipeline.parent, *words, *settings)
+        assert 'sample 1: meta "choices" is 5. Give meta "choices" as a list of texts' in line
+    assert not (pipeline.parent / "out").exists() and not (pipeline.parent / "runs" / "p" / "config.yaml").exists()
 
 
 def test_a_busy_port_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,27 @@ def test_unknown_tasks_are_refused(evaluator, base):
         evaluator.evaluate(base.model, "nothing")
     with pytest.raises(UserError, match="belongs to no task"):
         Evaluator(base, TASKS, {"other": tiny_samples(1)})
+
+
+def test_a_sample_that_cannot_be_used_is_left_out_with_its_reason_whatever_its_batch(base):
+    samples = list(tiny_samples(8))
+    for place in (1, 6):
+        samples[place] = replace(samples[place], question="word " * 500_000)
+    bad = [samples[place].sample_id for place in (1, 6)]
+    evaluator = Evaluator(base, TASKS, {"short": samples}, batch_size=3)
+    found = evaluator.evaluate(base.model, "short")
+    assert found.sample_ids == tuple(s.sample_id for s in samples if s.sample_id not in bad)
+    assert list(evaluator.left_out["short"]) == bad
+    assert all(why.startswith("length: ") for why in evaluator.left_out["short"].values())
+    whole = Evaluator(base, TASKS, {"short": tiny_samples(8)}, batch_size=3).evaluate(base.model, "short")
+    assert found.texts == tuple(t for i, t in zip(*vars_of(whole), strict=True) if i not in bad)
+    assert len(evaluator.evaluate(base.model, "short", limit=3).texts) == 3
+
+
+def test_a_task_of_which_no_sample_can_be_used_is_named(base):
+    samples = [replace(one, question="word " * 500_000) for one in tiny_samples(2)]
+    with pytest.raises(UserError, match="not one of 2 test samples of task 'short' can be used; the first: length"):
+        Evaluator(base, TASKS, {"short": samples}).evaluate(base.model, "short")
 
 
 def test_a_training_model_is_put_back_into_training(evaluator, base):

@@ -149,6 +149,17 @@ def test_ids_that_come_again_are_numbered_and_equal_rows_quarantined(folder):
     ]
 
 
+def test_a_number_or_task_that_an_id_gets_never_makes_it_another_rows_id(folder):
+    rows = [llava(0), llava(0, answer="blue"), {**llava(1), "id": "r0#2"}, {**llava(2), "id": "b/r0"}]
+    write(folder, "train.json", rows)
+    write(folder, "test.json", [qa(0)])
+    files = {"train": "train.json", "test": "test.json"}
+    found = load_tasks(folder, {"a": files, "b": files})
+    ids = [row.sample_id for task in found.values() for row in task.train.rows]
+    assert len(set(ids)) == len(ids) == 8
+    assert ids[:4] == ["a/r0", "a/r0#2", "a/r0#2#2", "a/b/r0"]
+
+
 def test_half_a_surrogate_pair_is_quarantined_before_it_stops_a_writer(folder):
     for place, row in enumerate([llava(0, answer="\ud83d"), llava(0, note=["\udc00"]), llava(0, answer="\U0001f600")]):
         (found,) = read_rows(write(folder, f"{place}.json", [row]), "llava", "colour", folder)

@@ -8,12 +8,17 @@ import threading
 from dataclasses import replace
 
 import pytest
-from streams import picture, sample
+from streams import TASKS, picture, raw_tar, sample, test_sets
 
 from streamcvit.data import strictjson
+from streamcvit.data.index import index_shards
+from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
-from streamcvit.data.taskfiles import Row, read_rows
+from streamcvit.data.shards import write_stream
+from streamcvit.data.taskfiles import Row, load_tasks, read_rows
 from streamcvit.errors import UserError
+from streamcvit.learning import Replay
+from streamcvit.models.batch import Batch
 
 REFUSED = {
     b"\xff\xfe{}": "utf-8",
@@ -124,3 +129,63 @@ def test_texts_that_spell_control_tokens_or_hold_nul_become_inputs():
     ]
     inputs = collator.train(odd)
     assert inputs.image_mask.sum(1).unique().numel() == 1
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def llava(number, **more):
+    turns = [{"from": "human", "value": f"What {number}?\nOne word."}, {"from": "gpt", "value": "red"}]
+    return {"id": f"r{number}", "conversations": turns, **more}
+
+
+def test_a_row_that_is_too_deep_as_a_record_of_ours_costs_itself_alone(tmp_path):
+    """What a row says besides lies one level deeper in a record: depth 64 was read, and never again once written."""
+    (tmp_path / "a.png").write_bytes(picture(1))
+    rows = [llava(number, image="a.png") for number in range(40)]
+    rows[7]["note"], rows[8]["note"] = nested(63), nested(62)
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    test = [{"question_id": 1, "image": "a.png", "text": "What?\nOne word.", "answer": "red"}]
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    task = load_tasks(tmp_path, {"colour": {"train": "train.json", "test": "test.json"}})["colour"]
+    assert [(bad.sample_id, bad.reason) for bad in task.quarantined] == [("r7", "json")]
+    assert "row 7: nested deeper than 64" in task.quarantined[0].detail
+    stream = write_stream(tmp_path / "s", ((0, one) for one in task.train), [task.spec], {"colour": task.test}, 0)
+    assert len(stream) == 39
+
+
+def test_a_row_that_is_too_long_as_a_record_of_ours_costs_itself_alone(tmp_path, monkeypatch):
+    """Numbers and separators take more room in a record than they may in a row."""
+    monkeypatch.setattr(strictjson, "MAX_TEXT", 4000)
+    (tmp_path / "a.png").write_bytes(picture(1))
+    rows = [llava(0, image="a.png"), llava(1, image="a.png", note=[1] * 1800)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row, separators=(",", ":")) for row in rows))
+    good, bad = read_rows(tmp_path / "train.jsonl", "llava", "colour", tmp_path)
+    assert isinstance(good, Row)
+    assert bad.reason == "json" and "at most 4000 are read" in bad.detail
+
+
+def test_a_shards_row_that_replay_could_not_keep_is_left_out_of_the_index(tmp_path):
+    members = []
+    for number in range(20):
+        row = llava(number, **({"note": nested(63)} if number == 7 else {}))
+        members += [(f"k{number:02d}.json", json.dumps(row).encode()), (f"k{number:02d}.png", picture(number))]
+    index = index_shards([raw_tar(tmp_path / "x.tar", members)], tmp_path, TASKS, format="llava", task="colour")
+    assert [fault["reason"] for fault in index.meta["faults"]] == ["json"]
+    found = ShardReader(index).read(range(len(index)))
+    assert len(found) == 19
+    replay, again = Replay(0), Replay(0)
+    replay.after_step(Batch(0, 19, 0, tuple(range(19)), tuple(found), None), None)
+    again.load_state_dict(*replay.state_dict())
+    assert again.kept == replay.kept == found
+
+
+def test_a_sample_that_could_not_be_read_again_is_named_before_it_is_written(tmp_path):
+    rows = [(0, sample(1)), (0, sample(2, meta={"note": nested(63)}))]
+    with pytest.raises(UserError, match="'colour-2' could not be read again: nested deeper"):
+        write_stream(tmp_path / "s", rows, TASKS, test_sets(), 0)
+    assert list(tmp_path.iterdir()) == []

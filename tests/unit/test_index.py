@@ -57,6 +57,13 @@ def test_an_empty_chunk_keeps_its_number(tmp_path):
         index.chunk_bounds(3)
 
 
+def test_a_shard_without_samples_is_an_empty_chunk_wherever_it_stands(tmp_path):
+    empty = [("left.tmp/", b"")]
+    shards = [raw_tar(tmp_path / f"{n}.tar", pair("a", n) if n in (1, 3) else empty) for n in range(5)]
+    index = index_shards(shards, tmp_path / "i", TASKS)
+    assert [index.chunk_bounds(chunk) for chunk in range(index.n_chunks)] == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
+
+
 def test_the_digest_does_not_depend_on_where_the_folder_lies(index, tmp_path):
     shutil.move(index.folder, tmp_path / "elsewhere")
     moved = StreamIndex.open(tmp_path / "elsewhere")

@@ -15,6 +15,7 @@ from streamcvit.cluster.boundaries import boundary_report, boundary_reports
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
 from streamcvit.cluster.predictions import read_predictions
+from streamcvit.cluster.scores import ZERO
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream
@@ -180,6 +181,26 @@ def test_a_sample_that_could_not_be_read_at_one_boundary_is_left_out_of_that_alo
     folder.add(dataclasses.replace(whole, points=whole.points[:2], follows=whole.follows[:2], **lost))
     assert folder.write_scores()["matrix"] == [[pytest.approx(200 / 3), None], [50.0, None]]
     assert opened(tmp_path, index).write_scores() == folder.summary
+
+
+def test_what_is_left_out_of_a_task_is_noted_once_and_again_where_it_is_more(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    for chunk, left_out in enumerate([{"x": "length: long"}] * 3 + [{"x": "length: long", "y": "checksum: other"}]):
+        folder = opened(tmp_path, index)
+        folder.add(dataclasses.replace(answer(folder.missing(report(chunk))[0]), left_out=left_out))
+    events = [json.loads(line) for line in (folder.path / "events.jsonl").read_text().splitlines()]
+    assert [(event["task"], list(event["left_out"])) for event in events] == [("colour", ["x"]), ("colour", ["x", "y"])]
+
+
+def test_scores_before_any_learning_have_a_summary_before_the_first_chunk_is_scored(
+    tmp_path: Path, index: StreamIndex
+) -> None:
+    folder = opened(tmp_path, index)
+    for job in folder.missing(None):
+        folder.add(answer(job))
+    assert folder.write_scores()["matrix"] == [[None, None]]
+    assert folder.scores.means(ZERO) == {"colour": pytest.approx(200 / 3), "shape": pytest.approx(200 / 3)}
 
 
 def test_a_summary_that_takes_long_is_not_written_all_the_time_and_yet_in_the_end(
