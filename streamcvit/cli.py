@@ -277,6 +277,12 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
         sys.exit(2)
+    except MemoryError as error:
+        if os.environ.get("STREAMCVIT_DEBUG"):
+            raise
+        lack = UserError(": ".join(filter(None, ("out of memory", str(error)))), fix="Free some, then --resume a run")
+        err.print(f"[red]error:[/red] {_plain(lack)}", soft_wrap=True)
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if os.environ.get("STREAMCVIT_DEBUG"):
             raise
