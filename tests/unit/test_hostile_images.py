@@ -18,6 +18,7 @@ from streams import TASKS, picture, raw_tar, sample
 from streamcvit.data import images
 from streamcvit.data.images import decode_image, image_fault
 from streamcvit.data.index import index_shards
+from streamcvit.models.collate import MAX_DECODED
 
 
 def encoded(image, format="PNG", **options):
@@ -244,5 +245,5 @@ def test_a_verdict_holds_no_address_of_this_process():
 
 def test_the_limits_are_those_that_the_documentation_lists(request):
     text = (request.config.rootpath / "docs" / "security.md").read_text()
-    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS):
+    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS, MAX_DECODED):
         assert f"{value:,}" in text
