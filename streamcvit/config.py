@@ -68,6 +68,10 @@ class StreamConfig(Section):
     def _files_need_tasks(self) -> StreamConfig:
         if self.source == "files" and not self.tasks:
             raise ValueError("source `files` needs at least one entry under stream.tasks")
+        if self.source == "shards":
+            from streamcvit.data.locations import check_location
+
+            check_location(self.data)  # before a password in it could be saved with the run
         if self.tasks:
             from streamcvit.data.formats import FORMATS
             from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
