@@ -272,26 +272,27 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        if os.environ.get("STREAMCVIT_DEBUG"):
+    except (UserError, MemoryError, OSError, ModuleNotFoundError) as error:
+        said = _mistake(error)
+        if said is None or os.environ.get("STREAMCVIT_DEBUG"):
             raise
-        err.print(f"[red]error:[/red] {_plain(error)}", soft_wrap=True)
-        sys.exit(2)
-    except OSError as error:
-        # A path that cannot be made, read or written; what has a better word for it said so before.
-        if os.environ.get("STREAMCVIT_DEBUG") or not (error.strerror and error.filename):
-            raise
-        said = UserError(error.strerror, where=str(error.filename), fix=_LOOK)
         err.print(f"[red]error:[/red] {_plain(said)}", soft_wrap=True)
         sys.exit(2)
-    except ModuleNotFoundError as error:
-        if os.environ.get("STREAMCVIT_DEBUG"):
-            raise
-        err.print(f"[red]error:[/red] the package {error.name} is missing. Run `make setup`, or pip install it.")
-        sys.exit(2)
 
 
-_LOOK = "Check the path, its permissions and the room on its disk"
+def _mistake(error: BaseException) -> UserError | None:
+    """An error as something that the user can mend; None: it is none."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError):
+        return UserError(": ".join(filter(None, ("out of memory", str(error)))), fix="Free some, then --resume a run")
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"the package {error.name} is missing", fix="Run `make setup`, or pip install it")
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        # A path that cannot be made, read or written; what has a better word for it said so before.
+        fix = "Check the path, its permissions and the room on its disk"
+        return UserError(error.strerror, where=str(error.filename), fix=fix)
+    return None
 
 
 def _plain(error: UserError) -> str:

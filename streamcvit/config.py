@@ -65,9 +65,13 @@ class StreamConfig(Section):
     samples_per_shard: int = Field(2000, ge=1)
 
     @model_validator(mode="after")
-    def _files_need_tasks(self) -> StreamConfig:
+    def _check_source(self) -> StreamConfig:
         if self.source == "files" and not self.tasks:
             raise ValueError("source `files` needs at least one entry under stream.tasks")
+        if self.source == "shards":
+            from streamcvit.data.locations import check_location
+
+            check_location(self.data)  # before a password in it could be saved with the run
         if self.tasks:
             from streamcvit.data.formats import FORMATS
             from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS

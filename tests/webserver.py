@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import re
@@ -30,6 +31,7 @@ class Site:
         asked: (file name, first byte, byte after the last) of every GET.
         faults: kinds of misbehaviour, one for each GET of a shard that comes; when they are used up all is well.
         always: a kind that every GET of a shard meets.
+        login: `user:password` that every request must bring; empty: anyone may ask.
         store: of an S3 server, a client that writes to it, past all faults.
     """
 
@@ -39,7 +41,7 @@ class Site:
         self.folder, self.upstream, self.url = folder, upstream, ""
         self.asked: list[tuple[str, int, int]] = []
         self.faults: deque[str] = deque()
-        self.always = ""
+        self.always = self.login = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body where nothing goes wrong."""
@@ -92,6 +94,10 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
+            wanted = f"Basic {base64.b64encode(site.login.encode()).decode()}"
+            if site.login and self.headers.get("Authorization") != wanted:
+                self.send_error(401)
+                return
             name = self.path.partition("?")[0].rpartition("/")[2]
             fault = site.fault(name) if body else ("503" if site.always == "503" else "")
             if fault in ("503", "gone"):

@@ -8,8 +8,12 @@ conversion; of an animation (WebP, APNG) the first frame counts.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
+
+T = TypeVar("T")
 
 MAX_PIXELS = 50_000_000
 """Pictures with more pixels are refused before they are decoded."""
@@ -20,6 +24,8 @@ MAX_SCANS = 100
 """JPEGs with more scans are refused: a few bytes each, every scan costs a pass over the whole picture. Encoders write
 about ten."""
 
+_PIXEL_BYTES = 24
+"""Memory that decoding takes a pixel: at most 20 bytes of any format and mode (WebP) as measured."""
 WHITE = (255, 255, 255)
 _FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow's others are never tried; its EPS reader, for one, runs Ghostscript
 _ORIENTATION = 0x0112
@@ -45,6 +51,21 @@ def sniff(head: bytes) -> str:
     return ""
 
 
+class _Undecodable(ValueError):
+    """A decoder gave up: for the bytes, or for want of memory, which few of them tell apart.
+
+    Args:
+        fault: what it raised.
+        pixels: width x height by the header; 0 where even that was not read.
+    """
+
+    def __init__(self, fault: Exception, pixels: int) -> None:
+        # Pillow's own message holds an address of this process; a verdict must be the same everywhere.
+        what = "no picture" if isinstance(fault, UnidentifiedImageError) else f"{type(fault).__name__}: {fault}"
+        super().__init__(f"the picture cannot be decoded: {what}")
+        self.pixels = pixels
+
+
 def image_fault(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) -> str:
     """What is wrong with an encoded picture; empty where nothing is.
 
@@ -52,15 +73,33 @@ def image_fault(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) 
         data: the file's bytes.
         max_pixels: width x height allowed; checked before any pixel is decoded.
         decode: also decode the picture, which finds truncation and damage.
+
+    Raises:
+        MemoryError: this machine has not the memory to tell.
     """
     try:
         if decode:
             decode_image(data, max_pixels)
         else:
-            _open(data, max_pixels).close()
+            image_size(data, max_pixels)
     except ValueError as fault:
         return str(fault)
     return ""
+
+
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) by the header, before it is turned upright; no pixel is decoded.
+
+    Raises:
+        ValueError: as `decode_image`, as far as the header tells.
+        MemoryError: as `decode_image`.
+    """
+
+    def size() -> tuple[int, int]:
+        with _open(data, max_pixels) as picture:
+            return picture.size
+
+    return _with_memory(size, data)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -69,17 +108,37 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ValueError: the bytes are no PNG, JPEG or WebP, are damaged or cut off, or unpack to more than the limits allow
             (the message says which).
+        MemoryError: this machine has not the memory to tell.
     """
+    return _with_memory(lambda: _decode(data, max_pixels), data)
+
+
+def _with_memory(work: Callable[[], T], data: bytes) -> T:
+    """What `work` gives; where it fails, only a failure with memory to spare is the bytes' own."""
+    try:
+        return work()
+    except _Undecodable as fault:
+        pixels = fault.pixels
+    # Out of the handler: the exception holds the failed decoder, and with it the memory.
+    needed = pixels * _PIXEL_BYTES + 2 * len(data) + (16 << 20)
+    try:
+        bytes(needed)  # set aside, but never written to
+    except MemoryError:
+        raise MemoryError(f"decoding a picture of {pixels} pixels needs {needed >> 20} MiB free") from None
+    return work()
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
     with _open(data, max_pixels) as picture:
         try:
             picture.load()
             turn = _turn(picture)
             rgb = _to_rgb(picture)
+            return rgb if turn is None else rgb.transpose(turn)
         except MemoryError:
             raise  # says something of this machine, not of the bytes
         except Exception as fault:  # Pillow's plugins raise a dozen unrelated classes on damaged bytes
-            raise ValueError(_describe(fault)) from fault
-    return rgb if turn is None else rgb.transpose(turn)
+            raise _Undecodable(fault, picture.width * picture.height) from fault
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -91,26 +150,37 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     # Within a JPEG's coded data 0xFF is always followed by 0: these two bytes mark a scan, or stand in a comment.
     if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"the picture has {scans} scans; at most {MAX_SCANS} are decoded")
+    width, height = _webp_size(data[:30]) if kind == "webp" else (0, 0)
+    if width:  # opening one sets memory aside by its size
+        _check_size(width, height, max_pixels)
     try:
         picture = Image.open(io.BytesIO(data), formats=_FORMATS)
     except MemoryError:
         raise
     except Exception as fault:
-        raise ValueError(_describe(fault)) from fault
-    width, height = picture.size
+        raise _Undecodable(fault, width * height) from fault
+    _check_size(*picture.size, max_pixels)
+    return picture
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """(width, height) in the first 30 bytes of a WebP file (RFC 9649); zeros where they hold none."""
+    kind, number = head[12:16], int.from_bytes
+    if kind == b"VP8X":
+        return number(head[24:27], "little") + 1, number(head[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = number(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return number(head[26:28], "little") & 0x3FFF, number(head[28:30], "little") & 0x3FFF
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ValueError(f"the picture has {width} x {height} pixels; at most {max_pixels} are allowed")
     if min(width, height) < 1:
         raise ValueError(f"the picture has {width} x {height} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"the picture has {width} x {height} pixels; its sides may differ {MAX_ASPECT}-fold at most")
-    return picture
-
-
-def _describe(fault: Exception) -> str:
-    # Pillow's own message holds an address of this process; a verdict must be the same everywhere.
-    what = "no picture" if isinstance(fault, UnidentifiedImageError) else f"{type(fault).__name__}: {fault}"
-    return f"the picture cannot be decoded: {what}"
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:

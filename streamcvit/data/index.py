@@ -67,7 +67,7 @@ class StreamIndex:
         Raises:
             UserError: there is none, it is damaged, or another version wrote it.
         """
-        folder = os.fspath(folder)
+        folder = locations.check_location(os.fspath(folder))
         where = locations.join(folder, INDEX_NAME)
         if not locations.is_url(where) and not os.path.isfile(where):
             raise UserError("there is no stream here: index.parquet is missing", where=folder, fix=_REBUILD)

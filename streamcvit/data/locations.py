@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import posixpath
+import re
 import stat
 import threading
 import time
@@ -26,26 +27,59 @@ PART = 8 << 20
 """Bytes fetched at once where a URL is read from end to end."""
 MAX_RESPONSE = 256 << 20
 """Bytes of an HTTP answer that are taken in; a server that goes on is cut off."""
+_NETRC = "into ~/.netrc, or the file that NETRC names (machine, login, password)"
+_OTHER_LOGINS = "where the protocol's own tools look for them"
+_LOGINS = {
+    "http": _NETRC,
+    "https": _NETRC,
+    "s3": "into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials",
+}
 _CONNECT, _PAUSE, _TOTAL = 10.0, 30.0, 120.0  # seconds to connect, between two packets, and for a whole answer
 
 T = TypeVar("T")
+
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]+)(:[0-9]+)?")
+_ODD = re.compile(r"[%?#\\\x00-\x1f\x7f]")  # what a client reads as something else than a part of a path, or leaves out
 
 
 def check_location(location: str) -> str:
     """The location, if it is a plain path or a URL of a scheme that only fetches bytes.
 
     Raises:
-        UserError: `pipe:` and other schemes that run something, chained URLs, member paths.
+        UserError: `pipe:` and other schemes that run something, chained URLs, member paths; URLs that hold a password,
+            a query or a fragment, as locations stand in messages and in a run's files (this message repeats nothing).
     """
-    scheme, colon, _ = location.partition(":")
+    scheme, colon, rest = location.partition(":")
     if "::" in location or "\0" in location or (colon and "/" not in scheme and scheme not in URL_SCHEMES):
         raise UserError(
-            f"{location!r} is no location to read from",
+            f"{_shown(location)!r} is no location to read from",
             fix=f"Give a path, or a URL starting with one of {', '.join(URL_SCHEMES)}",
         )
-    if colon and scheme in URL_SCHEMES and "://" not in location:
-        raise UserError(f"{location!r} is neither a path nor a URL", fix=f"Write {scheme}://...")
+    if not (colon and scheme in URL_SCHEMES):
+        return location
+    if not rest.startswith("//"):
+        raise UserError(f"{_shown(location)!r} is neither a path nor a URL", fix=f"Write {scheme}://...")
+    place = re.split("[/?#]", rest[2:])[0]
+    # `abfs://container@account` names no user, and S3 knows names with colons.
+    if not _HOST.fullmatch(place) if scheme in ("http", "https") else ":" in place and "@" in rest:
+        raise UserError(
+            "expected host, or host:port, without a user's name and password",
+            where=f"{scheme}://...",
+            fix=f"A location is written down with every run, so put logins {_LOGINS.get(scheme, _OTHER_LOGINS)}",
+        )
+    if odd := re.search("[?#]", location):
+        raise UserError(
+            f"a location holds no {odd[0]!r}",
+            where=location[: odd.start()],
+            fix=f"It is written down with every run, so put logins {_LOGINS.get(scheme, _OTHER_LOGINS)}",
+        )
     return location
+
+
+def _shown(location: str) -> str:
+    """A location that was refused, without what may be a password or a token."""
+    return re.sub("[?#].*", "?...", re.sub(":.*@", ":...@", location, flags=re.DOTALL), flags=re.DOTALL)
 
 
 def is_url(location: str) -> bool:
@@ -57,13 +91,14 @@ def join(folder: str, name: str) -> str:
     """A file's location from its name in an index: beneath `folder`; an index on this machine may name URLs, too.
 
     Raises:
-        UserError: the name leads out of the folder.
+        UserError: the name leads out of the folder, or might, once a client has read it as a part of a URL.
     """
     check_location(name)
     if is_url(name) and not is_url(folder):
         return name
-    if is_url(name) or os.path.isabs(name) or ".." in name.split("/"):
-        raise UserError(f"shard {name!r} points out of its folder", where=folder, fix="Index the shards again")
+    if is_url(name) or os.path.isabs(name) or ".." in name.split("/") or (is_url(folder) and _ODD.search(name)):
+        fix = "Index the shards again, under names without %, ?, # and backslash"
+        raise UserError(f"shard {name!r} points out of its folder", where=folder, fix=fix)
     return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, name)
 
 
@@ -255,7 +290,8 @@ def _http_options() -> dict[str, Any]:
     # Packed answers are not asked for and not unpacked: a few bytes can unpack to gigabytes.
     timeout = aiohttp.ClientTimeout(total=_TOTAL, sock_connect=_CONNECT, sock_read=_PAUSE)
     return {
-        "client_kwargs": {"timeout": timeout, "auto_decompress": False, "response_class": Bounded},
+        # Logins come from .netrc, proxies from http_proxy and its kin: the environment is this machine's own.
+        "client_kwargs": {"timeout": timeout, "auto_decompress": False, "response_class": Bounded, "trust_env": True},
         "headers": {"Accept-Encoding": "identity"},
     }
 

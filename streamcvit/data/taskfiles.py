@@ -20,6 +20,9 @@ from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
 
+MAX_FILE = 2 << 30
+"""Bytes of a file of rows, which is read as a whole (LLaVA's mix of 665,000 rows has half of it)."""
+
 
 @dataclass(frozen=True)
 class TaskFiles:
@@ -132,7 +135,7 @@ def read_rows(
         instructions: the task's wordings (see `formats.split_prompt`).
 
     Raises:
-        UserError: no such file or format, or the file as a whole is no JSON.
+        UserError: no such file or format, or the file as a whole is too long or no JSON.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}", where=task, fix=f"Choose one of {', '.join(FORMATS)}")
@@ -160,7 +163,10 @@ def read_rows(
 def _rows_of(path: Path) -> Iterator[Any]:
     """Rows; those that are no sound JSON come as the ValueError that says so."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with os.fdopen(open_regular(path), encoding="utf-8") as stream:
+            if (size := os.fstat(stream.fileno()).st_size) > MAX_FILE:
+                raise UserError(f"{size} bytes; at most {MAX_FILE} are read", where=str(path), fix="Split the file")
+            text = stream.read()
     except OSError as fault:
         raise UserError(f"cannot be read: {fault.strerror}", where=str(path), fix="Check the path") from None
     except UnicodeDecodeError as fault:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamcvit.data.images import decode_image
+from streamcvit.data.images import decode_image, image_size
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
@@ -20,6 +20,9 @@ _PROBE = "probe"
 _TOKEN_CHARACTERS = 64  # few tokenizers have a longer token
 MAX_CHARACTERS = 1 << 20
 """Characters of prompt and answer that are tokenised where the model knows no longest row."""
+MAX_DECODED = 20_000_000
+"""Pixels of a batch's pictures that are held decoded at once (or one larger picture), before the processor brings them
+to the model's size: 8 bytes each for LLaVA, up to 58 where a model takes pictures as they are (Qwen-VL)."""
 
 
 class UnusableSamples(UserError):
@@ -162,17 +165,9 @@ class Collator:
         raise UnusableSamples(reasons)
 
     def _pad(self, samples: Sequence[Sample], answers: list[list[int]], left: bool) -> ModelInputs:
-        prompts, token_fields, tensors = self._process(samples)
+        prompts, token_fields, tensors = self._process(samples, answers)
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         width = max(lengths)
-        if self.max_length is not None and width > self.max_length:
-            raise UnusableSamples(
-                {
-                    sample.sample_id: ("length", f"{n} tokens are more than max_length={self.max_length}")
-                    for sample, n in zip(samples, lengths, strict=True)
-                    if n > self.max_length
-                }
-            )
         shape = (len(samples), width)
         ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         filled = np.zeros(shape, dtype=np.int64)
@@ -198,9 +193,32 @@ class Collator:
         )
 
     def _process(
-        self, samples: Sequence[Sample]
+        self, samples: Sequence[Sample], answers: list[list[int]]
     ) -> tuple[list[list[int]], dict[str, list[list[int]]], dict[str, torch.Tensor]]:
-        """Prompt ids, further per-token fields (token types ...), and image tensors of a batch, unpadded."""
+        """Prompt ids, further per-token fields (token types ...), and image tensors of a batch, unpadded.
+
+        Large pictures are decoded and brought to the model's size group by group. As no row depends on its batch
+        mates, this gives the bits that one call would give.
+        """
+        parts, reasons, start = [], {}, 0
+        for stop in _group_ends(samples):
+            try:
+                parts.append(self._process_group(samples[start:stop], answers[start:stop]))
+            except UnusableSamples as fault:
+                reasons.update(fault.reasons)
+            start = stop
+        if reasons:
+            raise UnusableSamples(reasons)
+        prompts, fields, tensors = zip(*parts, strict=True)
+        return (
+            [row for part in prompts for row in part],
+            {name: [row for part in fields for row in part[name]] for name in fields[0]},
+            {name: _stack([part[name] for part in tensors]) for name in tensors[0]},
+        )
+
+    def _process_group(
+        self, samples: Sequence[Sample], answers: list[list[int]]
+    ) -> tuple[list[list[int]], dict[str, list[list[int]]], dict[str, torch.Tensor]]:
         images, faults = [], {}
         for sample in samples:
             try:
@@ -216,6 +234,15 @@ class Collator:
         except ValueError as error:
             raise self._blame(samples, texts, images, error) from error
         prompts = output.pop("input_ids")
+        if self.max_length is not None:
+            lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+            reasons = {
+                sample.sample_id: ("length", f"{n} tokens are more than max_length={self.max_length}")
+                for sample, n in zip(samples, lengths, strict=True)
+                if n > self.max_length
+            }
+            if reasons:
+                raise UnusableSamples(reasons)
         output.pop("attention_mask", None)
         fields = {name: rows for name, rows in output.items() if _is_per_token(rows, prompts)}
         tensors = {name: _to_tensor(value) for name, value in output.items() if name not in fields}
@@ -294,6 +321,34 @@ def _is_per_token(rows: Any, prompts: list[list[int]]) -> bool:
         and len(rows) == len(prompts)
         and all(isinstance(row, list) and len(row) == len(p) for row, p in zip(rows, prompts, strict=True))
     )
+
+
+def _group_ends(samples: Sequence[Sample]) -> list[int]:
+    """Where groups of neighbouring samples end whose pictures have `MAX_DECODED` pixels together, or are one."""
+    ends: list[int] = []
+    held = 0
+    for place, sample in enumerate(samples):
+        try:
+            width, height = image_size(sample.image)
+        except ValueError:
+            continue  # decoding it says so
+        held += width * height
+        if held > MAX_DECODED and place > (ends[-1] if ends else 0):
+            ends.append(place)
+            held = width * height
+    return [*ends, len(samples)]
+
+
+def _stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The groups' tensors below one another. Processors that give every picture of a batch as many tiles as the one
+    with the most (Idefics) fill up with zeros behind; across groups this is done here."""
+    if len(parts) == 1:
+        return parts[0]
+    sides = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
+    stacked = parts[0].new_zeros(sum(map(len, parts)), *sides)
+    for part, rows in zip(parts, stacked.split([len(part) for part in parts]), strict=True):
+        rows[(slice(None), *map(slice, part.shape[1:]))] = part
+    return stacked
 
 
 def _to_tensor(value: Any) -> torch.Tensor:

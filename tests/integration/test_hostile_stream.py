@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -72,12 +73,16 @@ def test_every_sample_of_a_damaged_stream_is_learned_or_quarantined_with_its_rea
         stderr=subprocess.DEVNULL,
     )
     folder = tmp_path / "runs" / "r" / "lora"
-    while not (folder / "commits" / "00000008").exists() and process.poll() is None:
+    while not list((folder / "commits").glob("00000008-*")) and process.poll() is None:
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    killed_at = commit.read_state(commit.list_commits(folder / "commits")[-1])
+    assert killed_at["step"] >= 8 and killed_at["cursor"] < len(StreamIndex.open(data))
     done = streamcvit("run", str(folder.parent / "config.yaml"), "--resume", "--local", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    ended_at = commit.read_state(commit.list_commits(folder / "commits")[-1])
+    assert (ended_at["epoch"], ended_at["cursor"]) == (killed_at["epoch"] + 1, len(StreamIndex.open(data)))
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     skipped = {e["position"]: e["reason"] for e in events if e["event"] == "quarantine"}
     assert skipped == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
+from streamcvit.models import collate
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.models.vision import encode_images
-from tests.models import BOS, END, EOS, TINY, picture, save, tiny_base, tiny_llava, tiny_samples
+from tests.models import (
+    BOS,
+    CHAT_TEMPLATE,
+    END,
+    EOS,
+    TINY,
+    picture,
+    save,
+    tiny_base,
+    tiny_llava,
+    tiny_samples,
+    tiny_tokenizer,
+)
 
 KINDS = sorted(TINY)
 
@@ -252,6 +266,65 @@ def test_an_image_that_the_processor_refuses_is_named(monkeypatch):
     with pytest.raises(UnusableSamples, match="aspect ratio") as caught:
         collator.prompts(samples)
     assert list(caught.value.reasons) == ["s0-2"]
+
+
+def tiny_idefics3_processor():
+    """Gives every picture of a batch as many tiles as the one with the most."""
+    from transformers import Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    pixels = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    tokenizer = tiny_tokenizer(image_token="<image>", fake="<fake_token_around_image>", whole="<global-img>")
+    template = CHAT_TEMPLATE.replace("IMAGE", "'<image>'")
+    return Idefics3Processor(pixels, tokenizer, image_seq_len=4, chat_template=template)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "idefics3"])
+def test_a_batch_of_large_pictures_gives_the_same_bits_group_by_group(kind, monkeypatch):
+    collator = Collator(tiny_idefics3_processor() if kind == "idefics3" else TINY[kind]()[1])
+    samples = tiny_samples(7, sizes=((40, 90), (64, 8), (64, 64), (20, 20)))
+    calls = []
+    plain = collator._call
+    monkeypatch.setattr(collator, "_call", lambda texts, images: calls.append(len(texts)) or plain(texts, images))
+    whole = [collator.train(samples), collator.prompts(samples)]
+    assert calls == [7, 7]
+    monkeypatch.setattr(collate, "MAX_DECODED", 4100)  # 3600 and 512; 4096; 400 and 3600; 512 ...
+    parts = [collator.train(samples), collator.prompts(samples)]
+    assert calls[2:] == [1, 1, 1, 2, 1, 1] * 2
+    for one, other in zip(whole, parts, strict=True):
+        assert one.tensors.keys() == other.tensors.keys()
+        for name, tensor in one.tensors.items():
+            assert tensor.dtype == other.tensors[name].dtype and torch.equal(tensor, other.tensors[name]), name
+        for mask in ("answer_mask", "prompt_mask", "image_mask"):
+            assert torch.equal(getattr(one, mask), getattr(other, mask))
+
+
+def test_few_pixels_are_held_decoded_at_once_and_the_faults_of_all_groups_are_named(monkeypatch):
+    alive, most = [0], [0]
+    plain = collate.decode_image
+
+    def counted(data):
+        picture = plain(data)
+        pixels = picture.width * picture.height
+        alive[0] += pixels
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(picture, lambda: alive.__setitem__(0, alive[0] - pixels))
+        return picture
+
+    monkeypatch.setattr(collate, "decode_image", counted)
+    monkeypatch.setattr(collate, "MAX_DECODED", 250_000)
+    collator = Collator(tiny_base("llava").processor)
+    samples = tiny_samples(20, sizes=((300, 400), (300, 400), (600, 500)))
+    inputs = collator.prompts(samples)
+    assert len(inputs.tensors["pixel_values"]) == 20
+    assert most[0] == 300_000 and alive[0] == 0
+    samples[1] = replace(samples[1], question="word " * 100)
+    samples[19] = replace(samples[19], image=b"no picture")
+    short = Collator(collator.processor, max_length=200)
+    with pytest.raises(UnusableSamples) as caught:
+        short.prompts(samples)
+    assert {k: reason for k, (reason, _) in caught.value.reasons.items()} == {"s0-1": "length", "s0-19": "image"}
+    assert most[0] == 300_000
 
 
 def test_decode_stops_at_the_first_stop_token_and_strips(llava):

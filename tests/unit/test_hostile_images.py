@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
-from streams import picture
+from running import ROOT
+from streams import TASKS, picture, raw_tar, sample
 
 from streamcvit.data import images
 from streamcvit.data.images import decode_image, image_fault
+from streamcvit.data.index import index_shards
+from streamcvit.models.collate import MAX_DECODED
 
 
 def encoded(image, format="PNG", **options):
@@ -150,6 +156,88 @@ def test_a_cut_picture_is_refused(format, share):
     assert "cannot be decoded" in image_fault(whole[: int(len(whole) * share)])
 
 
+LITTLE_MEMORY = """
+import json, os, resource, sys
+from PIL import Image
+from streamcvit.data.images import image_fault
+Image.init()
+pages = lambda: int(open("/proc/self/statm").read().split()[0])
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        data = file.read()
+    for decode in (True, False):
+        for spare in (2, 8, 14, 18, 24, 200):
+            if not (child := os.fork()):
+                limit = pages() * resource.getpagesize() + (spare << 20)
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+                try:
+                    said = image_fault(data, decode=decode)
+                except MemoryError as error:
+                    said = f"MemoryError: {error}"
+                os.write(1, json.dumps([path, decode, spare, said]).encode() + b"\\n")
+                os._exit(0)
+            os.waitpid(child, 0)
+"""
+
+
+def test_want_of_memory_is_never_taken_for_damage(tmp_path):
+    """libjpeg and libwebp report it as they report damage."""
+    sound = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)).resize((1800, 1800))
+    files = {"JPEG": encoded(sound, "JPEG", progressive=True, subsampling=0), "WEBP": encoded(sound, "WEBP", method=0)}
+    files["PNG"] = encoded(sound, "PNG", compress_level=1)
+    files |= {f"cut {format}": data[: len(data) // 2] for format, data in files.items()}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    ran = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, *files],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(said) == 6 * 2 * 6
+    for name, decode, spare, verdict in said:
+        truth = image_fault(files[name], decode=decode)
+        assert bool(truth) == (name.startswith("cut") and (decode or name == "cut WEBP"))
+        assert verdict == truth if spare == 200 else verdict == truth or verdict.startswith("MemoryError"), name
+    lacked = {name for name, decode, _, verdict in said if decode and verdict.startswith("MemoryError: decoding")}
+    assert lacked >= {"JPEG", "WEBP", "cut JPEG", "cut WEBP"}
+
+
+def test_the_command_says_in_a_line_that_memory_is_wanting(tmp_path):
+    picture = encoded(Image.new("RGB", (4000, 4000)))
+    shard = raw_tar(tmp_path / "x.tar", [("a.json", sample(1).text_bytes()), ("a.png", picture)])
+    index_shards([shard], tmp_path, TASKS)
+    code = """
+import resource, sys
+from streamcvit.cli import main
+from streamcvit.data.index import StreamIndex
+StreamIndex.open(".")
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (20 << 20),) * 2)
+sys.argv = ["streamcvit", "verify", "."]
+main()
+"""
+    environment = {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: out of memory") and ran.stderr.count("\n") == 1
+
+
+def test_a_webp_is_measured_before_memory_is_set_aside_for_it(monkeypatch):
+    webp = {
+        "VP8 ": encoded(Image.new("RGB", (300, 200)), "WEBP"),
+        "VP8L": encoded(Image.new("RGB", (300, 200)), "WEBP", lossless=True),
+        "VP8X": encoded(Image.new("RGBA", (300, 200), (1, 2, 3, 4)), "WEBP"),
+    }
+    assert all(data[12:16].decode() == kind for kind, data in webp.items())
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    for data in webp.values():
+        assert image_fault(data, max_pixels=1000) == "the picture has 300 x 200 pixels; at most 1000 are allowed"
+
+
 def test_a_verdict_holds_no_address_of_this_process():
     verdict = image_fault(b"\x89PNG\r\n\x1a\n" + bytes(50))
     assert verdict == "the picture cannot be decoded: no picture"
@@ -157,5 +245,5 @@ def test_a_verdict_holds_no_address_of_this_process():
 
 def test_the_limits_are_those_that_the_documentation_lists(request):
     text = (request.config.rootpath / "docs" / "security.md").read_text()
-    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS):
+    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS, MAX_DECODED):
         assert f"{value:,}" in text

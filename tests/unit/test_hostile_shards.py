@@ -94,21 +94,29 @@ def test_a_header_of_many_records_is_not_parsed_for_hours(good, tmp_path):
     assert fault.fatal and "extension header of 8388608 bytes" in fault.detail
 
 
-def test_a_hundred_thousand_members_are_scanned_in_little_memory(tmp_path):
-    text, image = sample(1).text_bytes(), picture(1)
-    with open(tmp_path / "x.tar", "wb") as file:
+def test_a_hundred_thousand_members_are_scanned_in_little_memory_and_each_is_read_at_its_place(tmp_path):
+    path, image = tmp_path / "x.tar", picture(1)
+    with open(path, "wb") as file:
         for number in range(50_000):
+            text = b'{"id": "s%d", "task": "colour", "question": "?", "instruction": "", "answers": ["red"]}' % number
             for name, data in ((f"{number}.json", text), (f"{number}.png", image)):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 file.write(info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512))
         file.write(bytes(1024))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open(tmp_path / "x.tar", "rb") as file:
+    with open(path, "rb") as file:
         found = sum(isinstance(one, Group) for one in scan_groups(HashingStream(file), "x.tar"))
-    os.remove(tmp_path / "x.tar")
     assert found == 50_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+    index_shards([path], tmp_path, TASKS, samples_per_chunk=1000)
+    index = StreamIndex.open(tmp_path)
+    assert (len(index), index.n_chunks, index.meta["n_faults"]) == (50_000, 50, 0)
+    places = [0, 49_999, *np.random.default_rng(0).integers(0, 50_000, 200).tolist()]
+    read = only(Sample, ShardReader(index).read(places))
+    os.remove(path)
+    assert [one.sample_id for one in read] == [f"s{place}" for place in places]
+    assert {one.image for one in read} == {image}
 
 
 @pytest.mark.parametrize("data", [b"", bytes(512), b"\xff" * 512, b"x", bytes(511)])
@@ -204,14 +212,32 @@ def test_a_record_of_another_task_than_its_place_is_quarantined(tmp_path):
     assert isinstance(found[1], Sample)
 
 
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_a_file_of_rows_that_is_a_pipe_is_refused_and_nobody_waits_for_it(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with guarded(tmp_path, seconds=20), pytest.raises(UserError, match=f"{name}: cannot be read: no regular file"):
+        list(read_rows(tmp_path / name, "qa", "colour", tmp_path))
+
+
+def test_a_file_of_rows_that_is_too_long_is_refused_unread(tmp_path):
+    with open(tmp_path / "train.jsonl", "wb") as file:
+        file.truncate(taskfiles.MAX_FILE + 1)  # sparse
+    with pytest.raises(UserError, match="train.jsonl: 2147483649 bytes; at most 2147483648 are read"):
+        list(read_rows(tmp_path / "train.jsonl", "qa", "colour", tmp_path))
+
+
 def test_a_picture_that_is_a_pipe_is_quarantined_and_one_that_cannot_be_read_stops(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "x.jsonl").write_text('{"question_id": 1, "image": "a.png", "text": "What?", "answer": "red"}\n')
     (bad,) = read_rows(tmp_path / "x.jsonl", "qa", "colour", tmp_path)
     assert isinstance(bad, Quarantined) and bad.reason == "missing"
 
+    plain = taskfiles.open_regular
+
     def broken(path):
-        raise OSError(5, "Input/output error")
+        if path.name == "a.png":
+            raise OSError(5, "Input/output error")
+        return plain(path)
 
     monkeypatch.setattr(taskfiles, "open_regular", broken)
     with pytest.raises(UserError, match="a.png: the picture cannot be read: Input/output error"):

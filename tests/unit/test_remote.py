@@ -8,6 +8,7 @@ import pytest
 from streams import TASKS, stream_samples, test_sets
 from webserver import serving, storing
 
+from streamcvit.config import load_config
 from streamcvit.data import locations
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.reader import ShardReader
@@ -156,7 +157,19 @@ def test_an_index_is_copied_and_its_shards_stay_where_they_are(site, tmp_path, w
 
 @pytest.mark.parametrize("site", ["http"], indirect=True)
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../other/shard.tar", "http://127.0.0.1:1/x.tar", "file:///etc/passwd"]
+    "name",
+    [
+        "/etc/passwd",
+        "../other/shard.tar",
+        "http://127.0.0.1:1/x.tar",
+        "file:///etc/passwd",
+        "%2e%2e/secret/x.tar",
+        "..%2fsecret/x.tar",
+        "..\\secret\\x.tar",
+        ".\t./secret/x.tar",
+        "shard-000000.tar?token=1",
+        "shard-000000.tar#y",
+    ],
 )
 def test_an_index_on_the_web_cannot_lead_elsewhere(site, written, tmp_path, name):
     written.meta["shards"][0]["path"], kept = name, written.meta["shards"][0]["path"]
@@ -164,6 +177,81 @@ def test_an_index_on_the_web_cannot_lead_elsewhere(site, written, tmp_path, name
     written.meta["shards"][0]["path"] = kept
     with serving(tmp_path) as evil, pytest.raises(UserError, match="points out of its folder|no location"):
         StreamIndex.open(evil.url)
+
+
+@pytest.mark.parametrize("folder", ["http://h/stream", "s3://bucket/stream", "hf://datasets/a/b"])
+def test_names_that_a_client_would_read_differently_are_for_local_folders_only(folder):
+    for name in ("50%.tar", "a?b.tar", "a#b.tar", "a\\b.tar"):
+        assert locations.join("stream", name) == f"stream/{name}"
+        with pytest.raises(UserError, match="points out of its folder"):
+            locations.join(folder, name)
+    assert locations.join(folder, "a b/c@d+e.tar") == f"{folder}/a b/c@d+e.tar"
+
+
+SECRETS = [
+    "http://alice:hunter2@host/stream",
+    "https://hunter2@host/stream",
+    "http://alice:hun/ter2@host/stream",
+    "http://alice:hun?ter2@host/stream",
+    "http:alice:hunter2@host/stream",
+    "http://alice::hunter2@host/stream",
+    "ftp://alice:hunter2@host/stream",
+    "s3://AKIA:hun/ter2@bucket/stream",
+    "https://host/stream?X-Amz-Signature=hunter2",
+    "s3://bucket/stream#hunter2",
+]
+
+
+@pytest.mark.parametrize("location", SECRETS)
+def test_a_location_with_a_password_or_a_token_is_refused_and_never_repeated(location, tmp_path):
+    entrances = [
+        lambda: StreamIndex.open(location),
+        lambda: ShardReader(StreamIndex.open(location)),
+        lambda: verify(location),
+        lambda: locations.ByteSource(location),
+        lambda: locations.open_binary(location),
+        lambda: index_shards([location], tmp_path, TASKS),
+        lambda: load_config(None, ["stream.source=shards", f"stream.data={location}"], name="x"),
+    ]
+    for enter in entrances:
+        with pytest.raises(UserError) as caught:
+            enter()
+        assert not any(part in str(caught.value) for part in ("hunter2", "ter2", "hun/", "alice:hun"))
+    if location.startswith(("http://", "https://")) and "::" not in location:
+        assert "~/.netrc" in str(caught.value)
+    if location.startswith("s3://"):
+        assert "~/.aws/credentials" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://127.0.0.1:80/s",
+        "https://host/a%20b@c",
+        "abfs://container@account.dfs.core.windows.net/s",
+        "s3://arn:aws:s3:us-west-2:123:accesspoint/s",
+        "hf://datasets/a/b@main/s",
+        "here/what?#no",
+    ],
+)
+def test_what_is_no_login_is_let_through(location):
+    assert locations.check_location(location) == location
+
+
+@pytest.mark.parametrize("site", ["http"], indirect=True)
+def test_logins_of_web_servers_come_from_netrc_and_are_written_nowhere(site, tmp_path, monkeypatch):
+    site.login = "alice:hunter2"
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match="index.parquet: cannot be read: .*401"):
+        StreamIndex.open(site.url)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login alice password hunter2\n")
+    index = StreamIndex.open(site.url).copy_to(tmp_path / "stream")
+    assert ShardReader(index).read([3, 20]) == [ROWS[3], ROWS[20]]
+    assert not any(b"hunter2" in path.read_bytes() for path in (tmp_path / "stream").rglob("*") if path.is_file())
+    (tmp_path / "netrc").write_text("machine elsewhere login alice password hunter2\n")
+    with pytest.raises(UserError, match="shard-000000.tar: .*401") as caught:
+        ShardReader(index).read([5])
+    assert "hunter2" not in str(caught.value)
 
 
 def test_damage_on_the_web_is_found_by_verify(site, written):
