@@ -57,20 +57,9 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    names = (
-        "torch",
-        "transformers",
-        "peft",
-        "ray",
-        "webdataset",
-        "pyarrow",
-        "numpy",
-        "tokenizers",
-        "safetensors",
-        "pillow",
-    )
+    names = ("torch", "transformers", "peft", "ray", "webdataset", "pyarrow", "numpy", "tokenizers", "safetensors")
     found = {"streamcvit": __version__, "python": platform.python_version()}
-    for name in names:
+    for name in (*names, "pillow"):
         try:
             found[name] = package_version(name)
         except PackageNotFoundError:
