@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from faulty import FENCED, fork, leftovers
 from running import boundaries
 
+from streamcvit.cluster.boundaries import boundary_report
+from streamcvit.cluster.messages import Job
 from streamcvit.cluster.stream import prepare_stream
-from streamcvit.cluster.workers import LearnerWorker, local_feed
+from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
 from streamcvit.config import RunConfig, builtin, load_config
 from streamcvit.errors import UserError
 from streamcvit.learning import commit, read_ledger
@@ -108,6 +111,29 @@ def test_a_learner_that_was_replaced_before_it_began_cannot_become_the_newest(wo
     assert in_turn(1, 2, chunks=3) == FENCED
     assert content(run) == there
     assert last_turn(run) == (2, 0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_an_old_boundary_whose_adapter_is_damaged_is_named_and_never_scored(
+    worker: LearnerWorker, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(undisturbed(worker), tmp_path / "replay")
+    report = boundary_report(tmp_path / "replay", "replay", 0)
+    path = Path(report.commit, "adapter", "adapter_model.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    if damage == "gone":
+        path.unlink()
+
+    def score() -> None:
+        evaluator = EvaluatorWorker(worker.config, str(Path(worker.config.out) / "stream"))
+        job = Job("replay", 0, next(iter(evaluator.tasks)), report.version, report.digest, report.commit)
+        said = "damaged" if damage == "flipped" else "adapter_model.safetensors: damaged adapter"
+        with pytest.raises(UserError, match=said):
+            evaluator.evaluate(job)
+
+    assert wait(fork(score)) == 0
 
 
 def test_a_full_disk_is_named_the_last_commit_stays_and_the_run_goes_on_when_there_is_room(
