@@ -295,15 +295,15 @@ class RunRecord:
 
     def _read_plan(self) -> None:
         plan = self._object("plan.json", json.loads)
-        self.tasks = [str(task) for task in plan.get("tasks", [])]
         try:
+            tasks = [str(task) for task in plan.get("tasks", [])]
             chunks = np.asarray(plan.get("chunks", []), dtype=np.int64)
-            self.plan = chunks.reshape(len(chunks), len(self.tasks))
-        except ValueError:
-            self.problems.append("plan.json does not hold one row of counts a chunk")
-            self.plan = np.zeros((0, len(self.tasks)), dtype=np.int64)
-        counted = plan.get("in_average", self.tasks)
-        self.in_average = np.array([task in counted for task in self.tasks], dtype=bool)
+            self.plan, counted = chunks.reshape(len(chunks), len(tasks)), plan.get("in_average", tasks)
+            self.in_average = np.array([task in counted for task in tasks], dtype=bool)
+            self.tasks = tasks
+        except (TypeError, ValueError):
+            self.problems.append("plan.json does not hold tasks and one row of their counts a chunk")
+            self.plan, self.in_average = np.zeros((0, 0), dtype=np.int64), np.zeros(0, dtype=bool)
 
     def _read_scores(self) -> None:
         table = self._table(self.folder / "scores.parquet")

@@ -204,8 +204,10 @@ def _facts(runs: Records) -> dict[str, Any]:
 
 def _origin(record: RunRecord) -> dict[str, str]:
     """Where a run comes from: versions, commit, digests, machine."""
-    versions = record.run.get("versions") or {}
-    found = {f"version of {name}": str(value) for name, value in versions.items()}
+    versions = record.run.get("versions")
+    found = {
+        f"version of {name}": str(value) for name, value in (versions if isinstance(versions, dict) else {}).items()
+    }
     for key in ("git_commit", "base_digest", "index_digest", "machine", "device", "seed", "started", "finished"):
         if record.run.get(key) is not None:
             found[key.replace("_", " ")] = str(record.run[key])

@@ -15,6 +15,7 @@ from synthetic_run import TASKS, write_run
 from streamcvit.errors import UserError
 from streamcvit.monitoring.compare import best_of, compared, find_runs, labels_of
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report import render_report
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,17 @@ def test_half_written_files_are_left_out_and_named(run_copy: Path) -> None:
     assert record.events_of("finished")
     named = " ".join(record.problems)
     assert "ledger/120.parquet" in named and "summary.json" in named and "events.jsonl" not in named
+
+
+@pytest.mark.parametrize(
+    "text", ['{"tasks": 5}', '{"tasks": ["a"], "chunks": 7}', "[]", '{"tasks": ["a"], "in_average": 3}']
+)
+def test_a_plan_that_is_none_is_named(run_copy: Path, text: str) -> None:
+    (run_copy / "plan.json").write_text(text)
+    (run_copy / "run.json").write_text('{"versions": 3}')
+    record = RunRecord.load(run_copy)
+    assert len(record.problems) == 1 and "plan.json" in record.problems[0]
+    assert render_report([record])
 
 
 def test_a_broken_line_within_the_events_is_named(run_copy: Path) -> None:
