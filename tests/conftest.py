@@ -11,6 +11,10 @@ from running import METHODS, SMALL, Run, streamcvit, watched
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The servers of the tests are on this machine, whatever proxy stands between it and the web.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
+
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
