@@ -65,10 +65,11 @@ def look(driver: psutil.Process) -> dict[str, dict[str, float]]:
 def sizes(folder: Path) -> Counter[str]:
     """Bytes of the stream, and of each part of the methods' run folders."""
     found: Counter[str] = Counter()
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                parts = path.relative_to(folder).parts
+    for place, _, names in os.walk(folder):  # goes on where a folder is gone by now
+        for name in names:
+            path = Path(place, name)
+            parts = path.relative_to(folder).parts
+            with contextlib.suppress(OSError):
                 found[parts[0] if parts[0] == "stream" or len(parts) < 2 else parts[1]] += path.stat().st_size
     return found
 
@@ -105,18 +106,22 @@ def run(
     driver = psutil.Process(process.pid)
     looks: list[tuple[int, int, dict]] = []
     parts: list[tuple[int, Counter]] = []
-    while process.poll() is None:
-        scored = [place.joinpath("soak", method, "predictions") for method in methods]
-        done = sum(len(os.listdir(folder)) for folder in scored if folder.is_dir())
-        told = [place.joinpath("soak", method, "events.jsonl") for method in methods]
-        learned = sum(path.read_text().count('"event": "chunk"') for path in told if path.exists())
-        with contextlib.suppress(psutil.Error):
-            found = look(driver)
-            if found["driver"]["descriptors"]:  # else it is ending
-                looks.append((done, learned, found))
-        if not parts or done >= parts[-1][0] + BIN:
-            parts.append((done, sizes(place / "soak")))
-        time.sleep(1.0)
+    try:
+        while process.poll() is None:
+            scored = [place.joinpath("soak", method, "predictions") for method in methods]
+            done = sum(len(os.listdir(folder)) for folder in scored if folder.is_dir())
+            told = [place.joinpath("soak", method, "events.jsonl") for method in methods]
+            learned = sum(path.read_text().count('"event": "chunk"') for path in told if path.exists())
+            with contextlib.suppress(psutil.Error):
+                found = look(driver)
+                if found["driver"]["descriptors"]:  # else it is ending
+                    looks.append((done, learned, found))
+            if not parts or done >= parts[-1][0] + BIN:
+                parts.append((done, sizes(place / "soak")))
+            time.sleep(1.0)
+    finally:
+        process.terminate()  # with Ray, where the soak itself ends early
+        process.wait()
     if process.returncode:
         raise SystemExit(f"the run ended with {process.returncode}")
     parts.append((chunks * len(methods), sizes(place / "soak")))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamcvit import __version__
@@ -289,7 +290,8 @@ class RunFolder:
             os.fsync(file.fileno())
         os.replace(draft, self.path / "scores.parquet")
         self.summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
-        write_json(self.path / "summary.json", self.summary)
+        write_json(self.path / "summary.json", self.summary, indent=None)
+        pa.default_memory_pool().release_unused()  # arrays that grow with the stream leave holes that nothing fits in
         self._wrote = time.monotonic()
         self._took = self._wrote - began
         return self.summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -72,7 +73,11 @@ class Scores:
             ValueError, KeyError: the table is not of this run.
         """
         meta = json.loads(table.schema.metadata[b"streamcvit"])
-        chunk, task = meta["chunk"], meta["task"]
+        chunk, task, digest = (
+            meta["chunk"],
+            sys.intern(meta["task"]),
+            sys.intern(meta["digest"]),
+        )  # held once, not by row
         places = [self.columns[task][name] for name in table["sample_id"].to_pylist()]
         points = table["score"].to_numpy()
         follows = table["follows"].to_numpy(zero_copy_only=False).astype(np.float16)
@@ -91,7 +96,7 @@ class Scores:
             held[task][1 + chunk, places] = values
         if (chunk, task) in self.digests:
             self._forget(chunk, task)
-        self.digests[chunk, task] = meta["digest"]
+        self.digests[chunk, task] = digest
         for family, (metric, values) in families.items():
             low, high = bootstrap_mean(values)
             self._new.append(

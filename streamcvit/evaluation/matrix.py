@@ -56,7 +56,7 @@ class Summary:
     Attributes:
         tasks: their order.
         matrix: float [T, tasks], nan where a task was not evaluated.
-        ap_by_chunk: AP after every chunk with its interval.
+        ap_by_chunk: AP after every chunk, float [T]; the last one's interval is that of the metric `ap`.
         seen: names of the seen tasks after every chunk.
         metrics: name (of `METRICS`) to value and interval; `fwt` only where it is defined.
         forgetting: per seen task its best earlier score minus its score now; 0 for a task that has no earlier score.
@@ -65,7 +65,7 @@ class Summary:
 
     tasks: list[str]
     matrix: np.ndarray
-    ap_by_chunk: list[Estimate]
+    ap_by_chunk: np.ndarray
     seen: list[list[str]]
     metrics: dict[str, Estimate]
     forgetting: dict[str, float]
@@ -77,12 +77,19 @@ class Summary:
             "family": self.family,
             "tasks": self.tasks,
             "chunks": list(range(len(self.matrix))),
-            "matrix": [[None if np.isnan(points) else float(points) for points in row] for row in self.matrix],
-            "ap_by_chunk": [ap.to_json()["value"] for ap in self.ap_by_chunk],
+            "matrix": _nulls(self.matrix),
+            "ap_by_chunk": _nulls(self.ap_by_chunk),
             "seen": self.seen,
             "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
             "forgetting": {task: points for task, points in self.forgetting.items() if not np.isnan(points)},
         }
+
+
+def _nulls(values: np.ndarray) -> list[Any]:
+    """The numbers as lists, null for nan."""
+    numbers = values.astype(object)
+    numbers[np.isnan(values)] = None
+    return numbers.tolist()
 
 
 def _mean(values: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -269,7 +276,7 @@ def summarise(
         rates = _Draws({task: following.get(task, absent) for task in tasks}, seed)
     if zero_shot is not None:
         before = _Draws({task: zero_shot.get(task, np.full(1, np.nan)) for task in tasks}, seed)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*METRICS, "by_chunk")}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
     for size in (0, *blocks(draws, drawn.numbers)):
         block = drawn.draw(size)
         values = metrics(
@@ -279,18 +286,16 @@ def summarise(
             None if rates is None else 100.0 * rates.draw(size),
             None if before is None else before.draw(size)[:, 0],
         )
-        values["by_chunk"] = average_by_chunk(block, plan, counted)
         for name, value in values.items():
             parts[name].append(value[1:] if size else value)
     values = {name: np.concatenate(part) for name, part in parts.items()}
-    by_chunk = values.pop("by_chunk")
     matrix = drawn.plain
     lost = forgetting_by_chunk(matrix, plan, best_earlier(matrix, plan))["best"][-1]
     found = {name: estimate(value) for name, value in values.items()}
     return Summary(
         tasks=tasks,
         matrix=matrix,
-        ap_by_chunk=[estimate(by_chunk[:, chunk]) for chunk in range(len(trained))],
+        ap_by_chunk=average_by_chunk(matrix, plan, counted),
         seen=[[task for task, here in zip(tasks, row, strict=True) if here] for row in plan.seen],
         metrics={name: value for name, value in found.items() if name != "fwt" or not np.isnan(value.value)},
         forgetting={

@@ -42,9 +42,9 @@ def write_text(path: Path, text: str) -> None:
     fsync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically and durably."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True))
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Replace a JSON file atomically and durably; without `indent` on one line, which is much quicker if it is long."""
+    write_text(path, json.dumps(value, indent=indent, sort_keys=True))
 
 
 def checksum(value: Any) -> str:

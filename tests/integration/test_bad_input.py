@@ -32,7 +32,10 @@ def one_line_error(cwd: Path, *words: str) -> str:
         (["run", EMBEDDED, "--set", "methods.lora.adapter=nonsense"], "unknown adapter 'nonsense'"),
         (["run", EMBEDDED, "--set", "model.name_or_path=./nowhere"], "nowhere"),
         (["run", EMBEDDED, "--resume"], "no run to resume"),
-        (["run", EMBEDDED, "--local", "--set", "out=/dev/null/runs"], "/dev/null/runs/embedded: the folder cannot be made (Not a directory)"),
+        (
+            ["run", EMBEDDED, "--local", "--set", "out=/dev/null/runs"],
+            "/dev/null/runs/embedded: the folder cannot be made (Not a directory)",
+        ),
         (["run", EMBEDDED, "--set", "name=2024-02-30"], "--set name: bad value (day is out of range"),
         (["run", str(ROOT / "pipelines/real-small.yaml"), "--data", "nowhere", "--local"], "nowhere"),
         (["scenario", "show", EMBEDDED, "--set", "stream.scenario.preset=nonsense"], "nonsense"),

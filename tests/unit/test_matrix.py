@@ -53,7 +53,7 @@ def test_metrics_by_hand(name, value, plan, by_hand):
 
 def test_average_and_seen_tasks_by_chunk(plan, by_hand):
     summary = summarise(constant_rows(by_hand), None, plan, set(by_hand))
-    assert [ap.value for ap in summary.ap_by_chunk] == pytest.approx([80, 70, 190 / 3, 175 / 3])
+    assert summary.ap_by_chunk == pytest.approx([80, 70, 190 / 3, 175 / 3])
     assert summary.seen == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
     assert summary.forgetting == pytest.approx({"a": 15, "b": 10, "c": 30})
 
@@ -76,7 +76,7 @@ def test_a_task_outside_the_average_is_in_the_matrix_but_in_no_metric_of_scores(
     summary = summarise(constant_rows(captions), None, plan, set(by_hand))
     alone = summarise(constant_rows(by_hand), None, plan[:, :3], set(by_hand))
     assert summary.matrix[3].tolist() == [75, 40, 60, 120]
-    assert [ap.value for ap in summary.ap_by_chunk] == [ap.value for ap in alone.ap_by_chunk]
+    assert summary.ap_by_chunk.tolist() == alone.ap_by_chunk.tolist()
     assert {name: m.value for name, m in summary.metrics.items() if name != "mif"} == pytest.approx(
         {name: m.value for name, m in alone.metrics.items() if name != "mif"}
     )
