@@ -21,7 +21,7 @@ from streamcvit.data.tarscan import IMAGE_EXTENSIONS, Fault
 
 _GAP = 64 << 10
 _SPAN = 8 << 20
-_OPEN_FILES = 16
+_OPEN_FILES = 4
 
 
 class _Part(NamedTuple):
