@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS, LEVEL = 1000, 0.95
-BLOCK = 100_000
+BLOCK = 30_000
 """Numbers held at once. Draws come in blocks, so that neither a large test set nor a long stream needs them all; so
 few also stay in the cache."""
 
