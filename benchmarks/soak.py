@@ -4,9 +4,9 @@
 
 Memory is USS (what a process would give back), for the object store the pages that Ray's arena has touched. The first
 quarter of the chunks is warm-up; over the rest a line is fitted to the least values of ten-chunk bins (what is held
-between two pieces of work; a leak raises it), and its slope is given per 100 chunks with a 95 % interval: chunks learned for learner and ingest, which may be ahead, else chunks scored. What
-follows the last of them (the report is written once) is no part of it, but of the peak. Writes
-benchmarks/results/soak.json.
+between two pieces of work; a leak raises it), and its slope is given per 100 chunks with a 95 % interval: chunks
+learned for learner and ingest, which may be ahead, else chunks scored. What follows the last of them (the report is
+written once) is no part of it, but of the peak. Writes benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
