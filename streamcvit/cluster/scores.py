@@ -73,15 +73,12 @@ class Scores:
             ValueError, KeyError: the table is not of this run.
         """
         meta = json.loads(table.schema.metadata[b"streamcvit"])
-        chunk, task, digest = (
-            meta["chunk"],
-            sys.intern(meta["task"]),
-            sys.intern(meta["digest"]),
-        )  # held once, not by row
+        # Interned: a name or digest is held once, not by row.
+        chunk, task, digest = meta["chunk"], sys.intern(meta["task"]), sys.intern(meta["digest"])
         places = [self.columns[task][name] for name in table["sample_id"].to_pylist()]
         points = table["score"].to_numpy()
         follows = table["follows"].to_numpy(zero_copy_only=False).astype(np.float16)
-        if not ZERO <= chunk < max(self.n_chunks, 0):
+        if not ZERO <= chunk < self.n_chunks:
             raise ValueError(f"chunk {chunk} of {self.n_chunks}")
         families = {"strict": (meta["metric"], points)}
         differ = 0
