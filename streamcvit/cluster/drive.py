@@ -60,7 +60,8 @@ class Driver:
     ) -> None:
         self.config, self.pool, self.folders, self.view, self.stop = config, pool, folders, view, stop
         self.jobs: deque[Job] = deque()
-        self.open: dict[tuple[str, int], set[str]] = {}  # boundary -> tasks not scored yet
+        self.left: dict[str, set[int]] = {}  # method -> boundaries that are not scored on every task yet
+        self.open: dict[tuple[str, int], set[str]] = {}  # boundary being scored -> tasks not scored yet
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
 
     def run(self) -> None:
@@ -124,6 +125,8 @@ class Driver:
             if folder.finished():
                 continue
             folder.event("started")
+            zero = folder.n_chunks == 0 or self.config.evaluation.zero_shot
+            self.left[name] = set(range(ZERO if zero else 0, folder.n_chunks))
             newest = commits.newest_resumable(folder.path / "commits")
             for what in newest[2] if newest else ():
                 folder.event("damaged", what=what)
@@ -136,14 +139,22 @@ class Driver:
                     self.view.message(f"{name}: {what}")
                 folder.chunk_done(report)
                 self._queue(folder, report.chunk, folder.missing(report))
-            if folder.n_chunks == 0 or self.config.evaluation.zero_shot:
+            if zero:
                 self._queue(folder, ZERO, folder.missing(None))
             todo += [(name, chunk) for chunk in range(folder.n_chunks) if chunk not in done]
         return iter(todo)
 
     def _queue(self, folder: RunFolder, chunk: int, jobs: list[Job]) -> None:
-        self.open[folder.method, chunk] = {job.task for job in jobs}
         self.jobs.extend(jobs)
+        self.open[folder.method, chunk] = {job.task for job in jobs}
+        self._close_if_scored(folder.method, chunk)
+
+    def _close_if_scored(self, method: str, chunk: int) -> bool:
+        if self.open[method, chunk]:
+            return False
+        del self.open[method, chunk]
+        self.left[method].discard(chunk)
+        return True
 
     def _fenced(self, report: ChunkReport) -> bool:
         """Whether a report comes from a learner that a newer one has replaced: its commit need not count."""
@@ -159,15 +170,15 @@ class Driver:
         folder.chunk_done(report)
         self.view.chunk_done(report.method, report.chunk, report.info)
         self._queue(folder, report.chunk, folder.missing(report))
+        self._finish_if_done(folder)  # a last chunk that was learned again may be scored already
         self.pool.folder_changed(str(folder.path))
 
     def _scored(self, found: TaskScores) -> None:
         job = found.job
         folder = self.folders[job.method]
         folder.add(found)
-        boundary = self.open[job.method, job.chunk]
-        boundary.discard(job.task)
-        if boundary:
+        self.open[job.method, job.chunk].discard(job.task)
+        if not self._close_if_scored(job.method, job.chunk):
             return
         summary = folder.write_scores(always=False)
         self.view.scores(job.method, job.chunk, folder.scores.means(job.chunk), summary["forgetting"])
@@ -176,11 +187,7 @@ class Driver:
 
     def _finish_if_done(self, folder: RunFolder) -> None:
         """Mark a run whose last boundary, and every one before it, is scored."""
-        wanted = set(range(folder.n_chunks))
-        if folder.n_chunks == 0 or self.config.evaluation.zero_shot:
-            wanted.add(ZERO)
-        scored = {chunk for (name, chunk), tasks in self.open.items() if name == folder.method and not tasks}
-        if wanted <= scored and not folder.finished():
+        if not self.left.get(folder.method) and not folder.finished():
             folder.write_scores()
             folder.check_ledger()
             folder.finish()

@@ -212,12 +212,12 @@ class RunFolder:
     def missing(self, report: ChunkReport | None) -> list[Job]:
         """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet, for its weights."""
         if report is None:
-            open_ = [task for task in self.tasks if (ZERO, task) not in self.scores.digests]
+            open_ = [task for task in self.tasks if self.scores.digest(ZERO, task) is None]
             return [Job(self.method, ZERO, task, 0, "", "") for task in open_]
         return [
             Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
             for task in self.seen(report.chunk)
-            if self.scores.digests.get((report.chunk, task)) != report.digest
+            if self.scores.digest(report.chunk, task) != report.digest
         ]
 
     def event(self, name: str, **values: Any) -> None:
@@ -268,7 +268,7 @@ class RunFolder:
             "follows": found.follows,
         }
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
-        if self.scores.digests.get((job.chunk, job.task)) == job.digest:
+        if self.scores.digest(job.chunk, job.task) == job.digest:
             return  # asked twice, answered twice: the first answer stands
         self.scores.take(write_predictions(folder / f"{job.task}.parquet", columns, meta))
         if found.left_out:

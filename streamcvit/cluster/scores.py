@@ -1,15 +1,14 @@
-"""What a run has scored so far, held in memory that a long stream does not make grow by more than its numbers."""
+"""What a run has scored so far, in memory that is set aside at its start."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streamcvit.data.index import StreamIndex
 from streamcvit.evaluation.bootstrap import bootstrap_mean
@@ -38,10 +37,20 @@ SCORES = pa.schema(
 )
 
 
+FAMILIES = ("strcvit", "strict")
+"""Families of scorers, in the order of the rows."""
+
+DIGEST = 64  # characters of a SHA-256
+
+_NUMBERS = ("version", "score", "following", "n", "low", "high", "seconds", "disagreements")
+_ROW = np.dtype([(n, SCORES.field(n).type.to_pandas_dtype()) for n in _NUMBERS] + [("metric", "i2"), ("there", "?")])
+
+
 class Scores:
     """Points of every test sample at every chunk boundary, and the rows of `scores.parquet` that follow from them.
 
-    A task's points take 10 bytes a test sample and chunk of the stream, set aside when it is first scored.
+    What a chunk takes (10 bytes a test sample, 200 a task) is set aside for the whole stream, at the start or when a
+    task is first scored, so that nothing which lasts comes to lie between what comes and goes.
 
     Args:
         index: the stream.
@@ -51,17 +60,21 @@ class Scores:
     def __init__(self, index: StreamIndex, n_chunks: int) -> None:
         self.tasks, self.n_chunks = list(index.tasks), n_chunks
         self.in_average = [task for task, spec in index.tasks.items() if spec.in_average]
-        self.digests: dict[tuple[int, str], str] = {}
-        """(chunk, task) to the digest of the weights that gave its predictions."""
         self.columns: dict[str, dict[str, int]] = defaultdict(dict)  # task -> sample id -> its place
         test = index.eval_index()
         for task, name in zip(test.task_of, test.sample_id_of, strict=True):
             self.columns[task].setdefault(name, len(self.columns[task]))
-        # [1 + T, n]; row 0 is `ZERO`, nan what was not scored.
+        # Row 0 of all is `ZERO`. Points are [1 + T, n], nan what was not scored.
         self._points: dict[str, np.ndarray] = {}
         self._follows: dict[str, np.ndarray] = {}
-        self._table = SCORES.empty_table()
-        self._new: list[dict[str, Any]] = []
+        self._rows = np.zeros((1 + n_chunks, len(self.tasks), len(FAMILIES)), _ROW)
+        self._digests = np.zeros((1 + n_chunks, len(self.tasks)), f"S{DIGEST}")
+        self._metrics: list[str] = []
+
+    def digest(self, chunk: int, task: str) -> str | None:
+        """Of the weights that gave a task's predictions at a boundary; None where it is not scored."""
+        at = 1 + chunk, self.tasks.index(task)
+        return self._digests[at].decode() if self._rows["there"][at].any() else None
 
     def take(self, table: pa.Table) -> None:
         """Add a task's predictions at a boundary, in place of those that other weights gave there.
@@ -73,13 +86,12 @@ class Scores:
             ValueError, KeyError: the table is not of this run.
         """
         meta = json.loads(table.schema.metadata[b"streamcvit"])
-        # Interned: a name or digest is held once, not by row.
-        chunk, task, digest = meta["chunk"], sys.intern(meta["task"]), sys.intern(meta["digest"])
+        chunk, task, digest = meta["chunk"], meta["task"], meta["digest"].encode("ascii")
         places = [self.columns[task][name] for name in table["sample_id"].to_pylist()]
         points = table["score"].to_numpy()
         follows = table["follows"].to_numpy(zero_copy_only=False).astype(np.float16)
-        if not ZERO <= chunk < self.n_chunks:
-            raise ValueError(f"chunk {chunk} of {self.n_chunks}")
+        if not ZERO <= chunk < self.n_chunks or len(digest) > DIGEST:
+            raise ValueError(f"chunk {chunk} of {self.n_chunks}, or a digest of {len(digest)} characters")
         families = {"strict": (meta["metric"], points)}
         differ = 0
         if meta["published"]:
@@ -91,43 +103,45 @@ class Scores:
                 held[task] = np.full((1 + self.n_chunks, len(self.columns[task])), np.nan, dtype)
             held[task][1 + chunk] = np.nan
             held[task][1 + chunk, places] = values
-        if (chunk, task) in self.digests:
-            self._forget(chunk, task)
-        self.digests[chunk, task] = digest
+        at = 1 + chunk, self.tasks.index(task)
+        self._digests[at] = digest
+        self._rows[at] = np.zeros((), _ROW)
         for family, (metric, values) in families.items():
             low, high = bootstrap_mean(values)
-            self._new.append(
-                {
-                    **{key: meta[key] for key in ("version", "digest", "chunk", "task", "seconds")},
-                    "kind": "zero" if chunk == ZERO else "boundary",
-                    "metric": metric,
-                    "family": family,
-                    "score": float(np.mean(values)),
-                    "following": float(np.mean(follows, dtype=np.float64)),
-                    "n": len(values),
-                    "low": low,
-                    "high": high,
-                    "disagreements": differ,
-                }
-            )
+            row = self._rows[at][FAMILIES.index(family)]
+            for name, value in (
+                ("version", meta["version"]),
+                ("score", np.mean(values)),
+                ("following", np.mean(follows, dtype=np.float64)),
+                ("n", len(values)),
+                ("low", low),
+                ("high", high),
+                ("seconds", meta["seconds"]),
+                ("disagreements", differ),
+                ("metric", self._metric(metric)),
+                ("there", True),
+            ):
+                row[name] = value
 
     def means(self, chunk: int) -> dict[str, float]:
         """Task to its score at a boundary, in points, of the tasks scored there."""
-        rows = {task: points[1 + chunk] for task, points in self._points.items()}
-        return {task: float(np.nanmean(rows[task])) for task in self.tasks if (chunk, task) in self.digests}
+        scored = zip(self.tasks, self._rows["there"][1 + chunk].any(axis=-1), strict=True)
+        return {task: float(np.nanmean(self._points[task][1 + chunk])) for task, there in scored if there}
 
     def table(self) -> pa.Table:
         """The rows of `scores.parquet`, by chunk, task and family."""
-        if self._new:
-            merged = pa.concat_tables([self._table, pa.Table.from_pylist(self._new, SCORES)])
-            self._new = []
-            number = pc.index_in(merged["task"], value_set=pa.array(self.tasks))
-            order = pc.sort_indices(
-                merged.append_column("number", number),
-                sort_keys=[("chunk", "ascending"), ("number", "ascending"), ("family", "ascending")],
-            )
-            self._table = merged.take(order).combine_chunks()
-        return self._table
+        chunk, task, family = np.nonzero(self._rows["there"])
+        rows = self._rows[chunk, task, family]
+        columns = {
+            **{name: np.ascontiguousarray(rows[name]) for name in _NUMBERS},
+            "digest": pa.array(self._digests[chunk, task], pa.binary()),
+            "chunk": chunk - 1,
+            "task": _names(task, self.tasks),
+            "kind": _names(chunk > 0, ["zero", "boundary"]),
+            "metric": _names(rows["metric"], self._metrics),
+            "family": _names(family, FAMILIES),
+        }
+        return pa.table({name: columns[name] for name in SCORES.names}).cast(SCORES)
 
     def summary(self, counts: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
         """The content of `summary.json`, up to the last chunk that has scores, the first one at least.
@@ -136,11 +150,12 @@ class Scores:
             counts: [T, tasks] samples of each task in each chunk.
             draws, seed: of the bootstrap.
         """
+        there = self._scored()
         if only_zero := self.n_chunks == 0:
             rows, counts = slice(0, 1), np.ones((1, len(self.tasks)), int)
         else:
-            last = max([0, *(chunk for chunk, _ in self.digests)])
-            rows, counts = slice(1, 2 + last), counts[: 1 + last]
+            last = int(np.flatnonzero(there.any(axis=-1)).max(initial=1))
+            rows, counts = slice(1, 1 + last), counts[:last]
 
         def scored(held: dict[str, np.ndarray], task: str) -> np.ndarray:
             if task not in held:
@@ -149,7 +164,7 @@ class Scores:
             known = ~np.isnan(here).all(axis=0)  # a sample that never can be read is none
             return here if known.all() else here[:, known]
 
-        zero = {task: self._points[task][0] for chunk, task in self.digests if chunk == ZERO}
+        zero = {task: self._points[task][0] for task, here in zip(self.tasks, there[0], strict=True) if here}
         return summarise(
             {task: scored(self._points, task) for task in self.tasks},
             {task: scored(self._follows, task) for task in self.tasks},
@@ -160,7 +175,16 @@ class Scores:
             zero_shot=None if only_zero or not zero else {t: p[~np.isnan(p)] for t, p in zero.items()},
         ).to_json()
 
-    def _forget(self, chunk: int, task: str) -> None:
-        self._new = [row for row in self._new if (row["chunk"], row["task"]) != (chunk, task)]
-        stale = pc.and_(pc.equal(self._table["chunk"], chunk), pc.equal(self._table["task"], task))
-        self._table = self._table.filter(pc.invert(stale))
+    def _scored(self) -> np.ndarray:
+        """bool [1 + T, tasks]."""
+        return np.asarray(self._rows["there"].any(axis=-1))
+
+    def _metric(self, name: str) -> int:
+        if name not in self._metrics:
+            self._metrics.append(name)
+        return self._metrics.index(name)
+
+
+def _names(numbers: np.ndarray, names: Sequence[str]) -> pa.Array:
+    """names[numbers] as strings."""
+    return pa.array(names, pa.string()).take(pa.array(numbers.astype(np.int32)))

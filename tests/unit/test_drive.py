@@ -94,7 +94,8 @@ def learn(run: Path, chunk: int, epoch: Epoch) -> None:
     samples = tuple(Sample(f"s{place}", "colour", "q", "i", ("a",), b"") for place in places)
     batch = Batch(places[0], places[-1] + 1, chunk, places, samples, None)
     ledger.add(batch, step, torch.zeros(len(places)), torch.zeros(len(places), dtype=torch.bool))
-    state = {"boundary": True, "ledger": ledger.flush(step), "info": {"samples": 10}, "quarantined": []}
+    lost = [] if chunk else [{"position": 7}]
+    state = {"boundary": True, "ledger": ledger.flush(step), "info": {"samples": 10}, "quarantined": lost}
     state |= {"chunk": chunk, "digest": report(chunk).digest}
     commit.write_commit(run / "commits", step, lambda draft: (draft / commit.RESUME).mkdir(), state, epoch)
 
@@ -152,6 +153,18 @@ def test_a_damaged_commit_of_an_older_boundary_does_not_stop_a_run_that_knows_it
     driven(folder, again).run()
     assert 0 not in again.asked and folder.finished()
     assert "00000005: damaged commit" in events(folder, "damaged")[0]["what"]
+
+
+def test_a_last_chunk_that_is_learned_again_and_was_scored_already_ends_the_run(folder: RunFolder) -> None:
+    driven(folder, Actors(0, folder.path, (7,))).run()
+    last = sorted((folder.path / "commits").iterdir())[-1]
+    (last / "state.json").write_text("")
+    record = json.loads((folder.path / "run.json").read_text())
+    (folder.path / "run.json").write_text(json.dumps({**record, "finished": None}))
+    epoch, _ = commit.take_over(folder.path / "commits")
+    again = Actors(epoch.number, folder.path, (7,))
+    driven(folder, again).run()
+    assert again.asked == [3] and not again.scored and folder.finished()
 
 
 def test_a_stop_is_passed_on_to_the_learner_and_noted(folder: RunFolder) -> None:
