@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,10 @@ class Driver:
         self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView, stop: Stop
     ) -> None:
         self.config, self.pool, self.folders, self.view, self.stop = config, pool, folders, view, stop
-        self.jobs: deque[Job] = deque()
         self.left: dict[str, set[int]] = {}  # method -> boundaries that are not scored on every task yet
+        self.boundaries: deque[tuple[RunFolder, ChunkReport | None]] = deque()  # learned, to be scored
         self.open: dict[tuple[str, int], set[str]] = {}  # boundary being scored -> tasks not scored yet
+        self.jobs: deque[Job] = deque()  # of the boundary being scored
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
 
     def run(self) -> None:
@@ -81,18 +83,15 @@ class Driver:
             raise
 
     def _run(self) -> None:
-        chunks = self._chunks_to_learn()
-        for folder in self.folders.values():
-            self._finish_if_done(folder)
         try:
-            self._loop(chunks)
+            self._loop(self._chunks_to_learn())
         finally:
             self._note_restarts()
 
     def _loop(self, chunks: Iterator[tuple[str, int]]) -> None:
         learning = 0
         more = True
-        while more or self.pending or self.jobs:
+        while more or self.pending or self.jobs or self.boundaries:
             if self.stop.requested:
                 self.pool.stop(list(self.pending))
                 raise Stopped
@@ -102,8 +101,7 @@ class Driver:
                 if task is not None:
                     self.pending[self.pool.learn(*task)] = None
                     learning += 1
-            while self.jobs and sum(job is not None for job in self.pending.values()) < self.pool.evaluators:
-                job = self.jobs.popleft()
+            while self._evaluating() < self.pool.evaluators and (job := self._next_job()):
                 self.pending[self.pool.evaluate(job)] = job
             for future, result in self.pool.wait(list(self.pending), POLL_SECONDS):
                 del self.pending[future]
@@ -137,17 +135,29 @@ class Driver:
             for report in done.values():
                 for what in report.damaged:
                     self.view.message(f"{name}: {what}")
-                folder.chunk_done(report)
-                self._queue(folder, report.chunk, folder.missing(report))
+                self._chunk_done(folder, report)
             if zero:
-                self._queue(folder, ZERO, folder.missing(None))
+                self.boundaries.append((folder, None))
             todo += [(name, chunk) for chunk in range(folder.n_chunks) if chunk not in done]
         return iter(todo)
 
-    def _queue(self, folder: RunFolder, chunk: int, jobs: list[Job]) -> None:
-        self.jobs.extend(jobs)
-        self.open[folder.method, chunk] = {job.task for job in jobs}
-        self._close_if_scored(folder.method, chunk)
+    def _chunk_done(self, folder: RunFolder, report: ChunkReport) -> None:
+        folder.chunk_done(report)
+        # Many may wait, where learning is faster than scoring: only what scoring needs is kept.
+        self.boundaries.append((folder, replace(report, info={}, quarantined=[], damaged=())))
+
+    def _evaluating(self) -> int:
+        return sum(job is not None for job in self.pending.values())
+
+    def _next_job(self) -> Job | None:
+        while not self.jobs and self.boundaries:
+            folder, report = self.boundaries.popleft()
+            chunk = ZERO if report is None else report.chunk
+            self.jobs.extend(folder.missing(report))
+            self.open[folder.method, chunk] = {job.task for job in self.jobs}
+            if self._close_if_scored(folder.method, chunk):
+                self._finish_if_done(folder)
+        return self.jobs.popleft() if self.jobs else None
 
     def _close_if_scored(self, method: str, chunk: int) -> bool:
         if self.open[method, chunk]:
@@ -167,10 +177,8 @@ class Driver:
 
     def _learned(self, report: ChunkReport) -> None:
         folder = self.folders[report.method]
-        folder.chunk_done(report)
+        self._chunk_done(folder, report)
         self.view.chunk_done(report.method, report.chunk, report.info)
-        self._queue(folder, report.chunk, folder.missing(report))
-        self._finish_if_done(folder)  # a last chunk that was learned again may be scored already
         self.pool.folder_changed(str(folder.path))
 
     def _scored(self, found: TaskScores) -> None:
@@ -180,14 +188,14 @@ class Driver:
         self.open[job.method, job.chunk].discard(job.task)
         if not self._close_if_scored(job.method, job.chunk):
             return
-        summary = folder.write_scores(always=False)
-        self.view.scores(job.method, job.chunk, folder.scores.means(job.chunk), summary["forgetting"])
+        folder.write_scores(always=False)
+        self.view.scores(job.method, job.chunk, folder.scores.means(job.chunk), folder.forgetting)
         self._finish_if_done(folder)
         self.pool.folder_changed(str(folder.path))
 
     def _finish_if_done(self, folder: RunFolder) -> None:
         """Mark a run whose last boundary, and every one before it, is scored."""
-        if not self.left.get(folder.method) and not folder.finished():
+        if not self.left[folder.method] and not folder.finished():
             folder.write_scores()
             folder.check_ledger()
             folder.finish()

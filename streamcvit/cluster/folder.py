@@ -34,6 +34,7 @@ from streamcvit.learning.durable import write_json, write_text
 from streamcvit.learning.ledger import check_coverage
 
 MISSING = "not installed"
+ONCE = ("chunk", "quarantine", "damaged", "test_unreadable")  # events that a replayed step, or every boundary, repeats
 
 
 def now() -> str:
@@ -129,7 +130,7 @@ class RunFolder:
         self.counts = counts
         self.scores = Scores(index, len(counts))
         self.quarantined: dict[int, list[int]] = {}  # by chunk
-        self.summary: dict[str, Any] = {}
+        self.forgetting: dict[str, float] = {}  # task -> points, as the summary on disk has it
         self._wrote, self._took = 0.0, 0.0  # when the summary was written, and in how many seconds
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "run.json").exists():
@@ -155,7 +156,7 @@ class RunFolder:
                 "finished": None,
             }
             write_json(self.path / "run.json", record)
-        self.events = {self._key(event) for event in self._read_events()}
+        self.noted = {self._key(event) for event in self._read_events() if event.get("event") in ONCE}
         self._read_predictions()
 
     @property
@@ -221,17 +222,20 @@ class RunFolder:
         ]
 
     def event(self, name: str, **values: Any) -> None:
-        """Append to events.jsonl; what a replayed step, or every boundary, says again is written once."""
+        """Append to events.jsonl, those of `ONCE` once."""
         event = {"time": now(), "event": name, **values}
-        if name in ("chunk", "quarantine", "damaged", "test_unreadable") and self._key(event) in self.events:
-            return
-        self.events.add(self._key(event))
+        if name in ONCE:
+            if (key := self._key(event)) in self.noted:
+                return
+            self.noted.add(key)
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def chunk_done(self, report: ChunkReport) -> None:
         """Note a learned chunk, what of it was quarantined, and damage that its learner found."""
-        self.quarantined[report.chunk] = [bad["position"] for bad in report.quarantined]
+        self.quarantined.pop(report.chunk, None)
+        if report.quarantined:
+            self.quarantined[report.chunk] = [bad["position"] for bad in report.quarantined]
         for what in report.damaged:
             self.event("damaged", what=what)
         for bad in report.quarantined:
@@ -274,27 +278,27 @@ class RunFolder:
         if found.left_out:
             self.event("test_unreadable", task=job.task, left_out=dict(found.left_out))
 
-    def write_scores(self, always: bool = True) -> dict[str, Any]:
-        """Derive scores.parquet and summary.json from the predictions; returns the summary.
+    def write_scores(self, always: bool = True) -> None:
+        """Derive scores.parquet and summary.json from the predictions.
 
         Unless `always`, one that takes more than a second, as that of a very long stream, stays as it is until ten
         times as long has gone by.
         """
         began = time.monotonic()
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
-            return self.summary
+            return
         draft = self.path / ".scores.parquet"
         with open(draft, "wb") as file:
             pq.write_table(self.scores.table(), file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, self.path / "scores.parquet")
-        self.summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
-        write_json(self.path / "summary.json", self.summary, indent=None)
+        summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
+        write_json(self.path / "summary.json", summary, indent=None)
+        self.forgetting = summary["forgetting"]
         pa.default_memory_pool().release_unused()  # arrays that grow with the stream leave holes that nothing fits in
         self._wrote = time.monotonic()
         self._took = self._wrote - began
-        return self.summary
 
     def _read_predictions(self) -> None:
         for path in sorted((self.path / "predictions").glob("*/[!.]*.parquet")):
@@ -314,7 +318,6 @@ class RunFolder:
         return read_events(path)
 
     @staticmethod
-    def _key(event: dict[str, Any]) -> tuple:
-        return tuple(
-            str(event.get(key)) for key in ("event", "chunk", "position", "digest", "what", "task", "left_out")
-        )
+    def _key(event: dict[str, Any]) -> bytes:
+        what = [str(event.get(key)) for key in ("event", "chunk", "position", "digest", "what", "task", "left_out")]
+        return hashlib.blake2b(json.dumps(what).encode(), digest_size=16).digest()

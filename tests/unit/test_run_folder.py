@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -170,6 +171,11 @@ def test_a_chunk_is_noted_once_and_a_line_cut_by_a_kill_is_written_anew(tmp_path
     assert [event["chunk"] for event in events] == [0, 1]
 
 
+def written(folder: RunFolder, always: bool = True) -> dict[str, Any]:
+    folder.write_scores(always)
+    return json.loads((folder.path / "summary.json").read_text())
+
+
 def test_a_sample_that_could_not_be_read_at_one_boundary_is_left_out_of_that_alone(
     tmp_path: Path, index: StreamIndex
 ) -> None:
@@ -179,8 +185,9 @@ def test_a_sample_that_could_not_be_read_at_one_boundary_is_left_out_of_that_alo
     whole = answer(job)
     lost = {"sample_ids": whole.sample_ids[:2], "predictions": ["red"] * 2, "references": ["red"] * 2}
     folder.add(dataclasses.replace(whole, points=whole.points[:2], follows=whole.follows[:2], **lost))
-    assert folder.write_scores()["matrix"] == [[pytest.approx(200 / 3), None], [50.0, None]]
-    assert opened(tmp_path, index).write_scores() == folder.summary
+    once = written(folder)
+    assert once["matrix"] == [[pytest.approx(200 / 3), None], [50.0, None]]
+    assert written(opened(tmp_path, index)) == once
 
 
 def test_what_is_left_out_of_a_task_is_noted_once_and_again_where_it_is_more(
@@ -199,7 +206,7 @@ def test_scores_before_any_learning_have_a_summary_before_the_first_chunk_is_sco
     folder = opened(tmp_path, index)
     for job in folder.missing(None):
         folder.add(answer(job))
-    assert folder.write_scores()["matrix"] == [[None, None]]
+    assert written(folder)["matrix"] == [[None, None]]
     assert folder.scores.means(ZERO) == {"colour": pytest.approx(200 / 3), "shape": pytest.approx(200 / 3)}
 
 
@@ -208,9 +215,9 @@ def test_a_summary_that_takes_long_is_not_written_all_the_time_and_yet_in_the_en
 ) -> None:
     folder = opened(tmp_path, index)
     folder.add(answer(folder.missing(report(0))[0]))
-    assert len(folder.write_scores(always=False)["matrix"]) == 1
+    assert len(written(folder, False)["matrix"]) == 1
     folder.add(answer(folder.missing(report(1))[0]))
     folder._took = 60.0
-    assert len(folder.write_scores(always=False)["matrix"]) == 1
-    assert len(folder.write_scores()["matrix"]) == 2
+    assert len(written(folder, False)["matrix"]) == 1
+    assert len(written(folder)["matrix"]) == 2
     assert len(pq.read_table(folder.path / "scores.parquet")) == 2
