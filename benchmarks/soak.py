@@ -1,12 +1,12 @@
 """Does anything grow? A long stream of small chunks; memory, descriptors and CPU time of every process, chunk by chunk.
 
-    python benchmarks/soak.py [--chunks 240] [--methods lora]
+    python benchmarks/soak.py [--chunks 1000] [--methods lora]
 
 Memory is USS (what a process would give back), for the object store the pages that Ray's arena has touched. The first
 quarter of the chunks is warm-up; over the rest a line is fitted to the least values of ten-chunk bins (what is held
-between two pieces of work; a leak raises it), and its slope is given per 100 chunks with a 95 % interval: chunks
-learned for learner and ingest, which may be ahead, else chunks scored. What follows the last of them (the report is
-written once) is no part of it, but of the peak. Writes benchmarks/results/soak.json.
+between two pieces of work; a leak raises it). Given are its slope per 100 chunks with a 95 % interval, and the largest
+step from bin to bin; chunks are those learned for learner and ingest, which may be ahead, else those scored. What
+follows the last of them (the report is written once) counts for the peak alone. Writes benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def sizes(folder: Path) -> Counter[str]:
     return found
 
 
-def slope(chunks: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Slope per 100 chunks of the bins' least values, and half the width of its 95 % interval."""
+def slope(chunks: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Slope per 100 chunks of the bins' least values, half the width of its 95 % interval, their largest step up."""
     from scipy import stats
 
     bins = chunks // BIN
@@ -83,9 +83,9 @@ def slope(chunks: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     x = np.array([chunks[bins == b].mean() for b in names]) / 100
     y = np.array([values[bins == b].min() for b in names])
     if np.ptp(y) == 0:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     fit = stats.linregress(x, y)
-    return float(fit.slope), float(fit.stderr * stats.t.ppf(0.975, len(names) - 2))
+    return float(fit.slope), float(fit.stderr * stats.t.ppf(0.975, len(names) - 2)), float(np.diff(y).max())
 
 
 def run(
@@ -141,7 +141,8 @@ def table(looks: list[tuple[int, int, dict]], total: int) -> list[dict[str, Any]
         row: dict[str, Any] = {"process": name}
         for what in ("uss", "descriptors"):
             values = np.array([found.get(what, 0.0) for _, found in kept])
-            row[what], (row[f"{what}_slope"], row[f"{what}_half"]) = float(values[-1]), slope(chunks, values)
+            row[what] = float(values[-1])
+            row[f"{what}_slope"], row[f"{what}_half"], row[f"{what}_step"] = slope(chunks, values)
         row["uss_peak"] = max(row["uss"] for _, row in steps if row)
         cpu = np.array([found.get("cpu", 0.0) for _, found in kept])
         marks = [float(np.interp(total * q, chunks, cpu)) for q in (0.25, 0.5, 0.75, 1.0)]
@@ -156,7 +157,7 @@ def table(looks: list[tuple[int, int, dict]], total: int) -> list[dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", type=int, default=240)
+    parser.add_argument("--chunks", type=int, default=1000)
     parser.add_argument("--methods", default="lora")
     args = parser.parse_args()
     methods = args.methods.split(",")
@@ -167,13 +168,13 @@ def main() -> int:
     rows = table(looks, total)
     print(f"{total} chunks in {seconds:.0f} s; {resumable} commits resumable at the end")
     print(
-        f"{'process':22} {'USS MiB':>8} {'peak':>6} {'MiB/100 chunks':>18} {'fds':>6} {'fds/100 chunks':>17}"
-        "   CPU s/chunk, 2nd and last quarter"
+        f"{'process':22} {'USS MiB':>8} {'peak':>6} {'MiB/100 chunks':>18} {'step':>5} {'fds':>6} "
+        f"{'fds/100 chunks':>17}   CPU s/chunk, 2nd and last quarter"
     )
     for row in rows:
         print(
             f"{row['process']:22} {row['uss']:8.0f} {row['uss_peak']:6.0f} "
-            f"{row['uss_slope']:+9.2f} +- {row['uss_half']:5.2f} "
+            f"{row['uss_slope']:+9.2f} +- {row['uss_half']:5.2f} {row['uss_step']:5.1f} "
             f"{row['descriptors']:6.0f} {row['descriptors_slope']:+8.2f} +- {row['descriptors_half']:4.2f} "
             f"{row['cpu_second_quarter']:18.3f} {row['cpu_last_quarter']:10.3f}{'' if row['flat'] else '  GROWS'}"
         )

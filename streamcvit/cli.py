@@ -269,6 +269,8 @@ def main() -> None:
     # The libraries' advice to programmers (missing optional packages and the like) is no news to who runs a command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Arrow's own allocators keep what they were given once; the system's gives it back (`RunFolder.write_scores`).
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app(standalone_mode=True)

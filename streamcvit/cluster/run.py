@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder, read_run
@@ -48,8 +46,6 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         print(f"this run is already finished: {folder}")
         return page
-    # Arrow's own allocator keeps what it was given once; with the system's, `RunFolder.write_scores` can give it back.
-    pa.set_memory_pool(pa.system_memory_pool())
     stop = Stop()
     try:
         with stop, room(folder):
