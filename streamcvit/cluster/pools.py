@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from streamcvit.cluster.folder import build_labels
 from streamcvit.cluster.guard import Stop
+from streamcvit.cluster.head import Head
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.cluster.supervise import Call, Post, Restart, Supervisor
 from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
@@ -105,6 +106,7 @@ class RayPool:
 
         self.evaluators = config.cluster.evaluators
         self.supervisor = Supervisor(ray, config.cluster)
+        self.head = Head(ray.get_runtime_context().gcs_address, config.cluster)
         self.busy: dict[Call, int] = {}
         self.snapshots: dict[tuple[str, str], Any] = {}
         self.port = config.monitor.port
@@ -156,6 +158,7 @@ class RayPool:
         return call
 
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
+        self.head.check()
         results: list[tuple[Any, ChunkReport | TaskScores]] = []
         for call, value in self.supervisor.wait(seconds):
             self.busy.pop(call, None)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from chaos import differences, restarts
+from nodes import Cluster, kill, tree
 from running import METHODS, ROOT, SMALL, Run, command, environment, streamcvit
 
 from streamcvit.learning import commit
@@ -87,5 +88,35 @@ def test_an_actor_that_is_killed_again_and_again_ends_the_run_with_its_name(loca
     assert "evaluator-0 was lost 3 times, the last time it died" in line and "--resume" in line
     assert restarts(folder)["evaluator", "died"] == 3
     done = streamcvit("run", str(folder / "config.yaml"), "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert differences(local_run.folder, folder, ALL) == []
+
+
+def test_a_cluster_whose_head_is_gone_ends_the_run_with_one_line_and_it_is_resumed_elsewhere(
+    local_run: Run, tmp_path: Path
+) -> None:
+    cluster = Cluster(1, cpus=6)
+    words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", *METHODS, *SMALL]
+    words += ["--set", f"cluster.address={cluster.address}", "--set", "cluster.silent_seconds=5"]
+    folder = tmp_path / "runs" / "small"
+    try:
+        process = subprocess.Popen(
+            command(*words),
+            cwd=tmp_path,
+            env=environment() | cluster.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not commit.list_commits(folder / "lora" / "commits"):
+            time.sleep(0.05)
+        kill(tree(cluster.head))
+        said = process.communicate(timeout=120)[1]
+    finally:
+        cluster.close()
+    assert process.returncode == 2, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert f"{cluster.address}: the cluster's head has been gone for 5 s" in line and "--resume" in line
+    done = streamcvit("run", str(folder / "config.yaml"), "--resume", "--set", "cluster.address=local", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(local_run.folder, folder, ALL) == []
