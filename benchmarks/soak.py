@@ -1,12 +1,13 @@
-"""Does anything grow? A long stream of small chunks; memory, descriptors and CPU time of every process, chunk by chunk.
+"""Does anything grow? A long stream of small chunks; memory, descriptors and CPU time of every process.
 
     python benchmarks/soak.py [--chunks 1000] [--methods lora]
 
-Memory is USS (what a process would give back), for the object store the pages that Ray's arena has touched. The first
-quarter of the chunks is warm-up; over the rest a line is fitted to the least values of ten-chunk bins (what is held
-between two pieces of work; a leak raises it). Given are its slope per 100 chunks with a 95 % interval, and the largest
-step from bin to bin; chunks are those learned for learner and ingest, which may be ahead, else those scored. What
-follows the last of them (the report is written once) counts for the peak alone. Writes benchmarks/results/soak.json.
+The metrics are asked for every ten seconds meanwhile. Memory is USS (what a process would give back), for the object
+store the pages that Ray's arena has touched. The first quarter of the chunks is warm-up; over the rest a line is fitted
+to the least values of ten-chunk bins (what is held between two pieces of work; a leak raises it). Given are its slope
+per 100 chunks with a 95 % interval, and the largest step from bin to bin; chunks are those learned for learner and
+ingest, which may be ahead, else those scored. What follows the last of them (the report is written once) counts for the
+peak alone. Writes benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import contextlib
 import datetime
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ RESULT = Path(__file__).parent / "results" / "soak.json"
 MIB = 2**20
 BIN = 10  # chunks a bin
 SAMPLES = 32  # a chunk
+SCRAPE = 10.0  # seconds, as a Prometheus would
 LEARNING = ("LearnerActor", "IngestActor")
 FLAT = 1.0  # MiB a 100 chunks: less is no leak worth the name
 
@@ -92,12 +96,15 @@ def run(
     chunks: int, methods: list[str], place: Path
 ) -> tuple[list[tuple[int, int, dict]], list[tuple[int, Counter]], float]:
     """Run the stream; returns looks with the chunks scored and learned by then, folder sizes, and seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     words = [sys.executable, "-m", "streamcvit", "run", str(ROOT / "pipelines" / "embedded.yaml"), "--name", "soak"]
     for method in methods:
         words += ["--method", method]
     for setting in (
         f"out={place}", "stream.scenario.preset=generate", f"stream.scenario.chunks={chunks}",
         f"stream.scenario.samples_per_chunk={SAMPLES}", "stream.test_samples=4", "evaluation.draws=100",
+        f"monitor.port={port}",
     ):  # fmt: skip
         words += ["--set", setting]
     began = time.monotonic()
@@ -106,6 +113,7 @@ def run(
     driver = psutil.Process(process.pid)
     looks: list[tuple[int, int, dict]] = []
     parts: list[tuple[int, Counter]] = []
+    scraped = began
     try:
         while process.poll() is None:
             scored = [place.joinpath("soak", method, "predictions") for method in methods]
@@ -118,6 +126,10 @@ def run(
                     looks.append((done, learned, found))
             if not parts or done >= parts[-1][0] + BIN:
                 parts.append((done, sizes(place / "soak")))
+            if time.monotonic() - scraped >= SCRAPE:
+                scraped = time.monotonic()
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                    answer.read()
             time.sleep(1.0)
     finally:
         process.terminate()  # with Ray, where the soak itself ends early
