@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -94,8 +95,9 @@ def slope(chunks: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
 
 def run(
     chunks: int, methods: list[str], place: Path
-) -> tuple[list[tuple[int, int, dict]], list[tuple[int, Counter]], float]:
-    """Run the stream; returns looks with the chunks scored and learned by then, folder sizes, and seconds."""
+) -> tuple[list[tuple[int, int, dict]], list[tuple[int, Counter]], list[float], float]:
+    """Run the stream; returns looks with the chunks scored and learned by then, folder sizes, seconds that the metrics
+    took each time, and in all."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "streamcvit", "run", str(ROOT / "pipelines" / "embedded.yaml"), "--name", "soak"]
@@ -113,6 +115,7 @@ def run(
     driver = psutil.Process(process.pid)
     looks: list[tuple[int, int, dict]] = []
     parts: list[tuple[int, Counter]] = []
+    answered: list[float] = []
     scraped = began
     try:
         while process.poll() is None:
@@ -128,8 +131,9 @@ def run(
                 parts.append((done, sizes(place / "soak")))
             if time.monotonic() - scraped >= SCRAPE:
                 scraped = time.monotonic()
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                    answer.read()
+                with contextlib.suppress(ConnectionError, urllib.error.URLError):  # not there yet, or gone
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
+                    answered.append(time.monotonic() - scraped)
             time.sleep(1.0)
     finally:
         process.terminate()  # with Ray, where the soak itself ends early
@@ -137,7 +141,7 @@ def run(
     if process.returncode:
         raise SystemExit(f"the run ended with {process.returncode}")
     parts.append((chunks * len(methods), sizes(place / "soak")))
-    return looks, parts, time.monotonic() - began
+    return looks, parts, answered, time.monotonic() - began
 
 
 def table(looks: list[tuple[int, int, dict]], total: int) -> list[dict[str, Any]]:
@@ -174,11 +178,13 @@ def main() -> int:
     args = parser.parse_args()
     methods = args.methods.split(",")
     with tempfile.TemporaryDirectory(prefix="scv-soak-") as place:
-        looks, parts, seconds = run(args.chunks, methods, Path(place))
+        looks, parts, answered, seconds = run(args.chunks, methods, Path(place))
         resumable = sum(1 for _ in Path(place).glob("soak/*/commits/*/resume"))
     total = args.chunks * len(methods)
     rows = table(looks, total)
+    scrapes = {"times": len(answered), "median_seconds": float(np.median(answered)), "max_seconds": max(answered)}
     print(f"{total} chunks in {seconds:.0f} s; {resumable} commits resumable at the end")
+    print(f"metrics: answered {len(answered)} times in {np.median(answered):.2f} s, at most {max(answered):.2f} s")
     print(
         f"{'process':22} {'USS MiB':>8} {'peak':>6} {'MiB/100 chunks':>18} {'step':>5} {'fds':>6} "
         f"{'fds/100 chunks':>17}   CPU s/chunk, 2nd and last quarter"
@@ -200,7 +206,8 @@ def main() -> int:
     RESULT.parent.mkdir(exist_ok=True)
     record = {
         "date": datetime.date.today().isoformat(), "machine": machine(), "versions": versions(), "chunks": total,
-        "seconds": seconds, "resumable_commits": resumable, "processes": rows, "folder_mib_per_100_chunks": grown,
+        "seconds": seconds, "resumable_commits": resumable, "metrics": scrapes, "processes": rows,
+        "folder_mib_per_100_chunks": grown,
     }  # fmt: skip
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(row["flat"] for row in rows) else 1

@@ -286,7 +286,8 @@ class RunRecord:
 
     def _table(self, path: Path) -> pa.Table | None:
         try:
-            return pq.read_table(path)
+            # A third of `pq.read_table`'s time for a small file, and a ledger is many of those.
+            return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError) as error:
