@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 from prometheus_client import Metric
 
 from streamcvit.cluster.actor import Actor, work
@@ -17,7 +18,7 @@ from streamcvit.cluster.messages import Progress
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import Server, serve
-from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.monitoring.metrics import MetricStore, telling_rows
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import live_page
 
@@ -63,8 +64,9 @@ class RunStore(MetricStore):
         try:
             for folder in folders:
                 if (folder / "run.json").exists():
-                    self.load(RunRecord.load(folder))
+                    self.load(RunRecord.load(folder, telling_rows))
         finally:
+            pa.default_memory_pool().release_unused()
             ended = time.monotonic()
             self._rests_until = ended + (9 * (ended - began) if ended - began > 1 else 0)
 

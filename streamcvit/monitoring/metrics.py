@@ -16,6 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -108,6 +111,22 @@ METRICS: dict[str, MetricDefinition] = {
     )
 }
 BUILD_LABELS = ("version", "python", "torch", "transformers", "peft", "ray")
+
+
+def telling_rows(table: pa.Table) -> pa.Table:
+    """Those rows of `scores.parquet` that `MetricStore.scores` comes to the same values with, a few a task.
+
+    They are the newest of each task, family and kind, and the first of the best.
+    """
+    table = table.filter(pc.is_valid(table["score"])).sort_by("version")
+    group = np.zeros(len(table), np.int64)
+    for name in ("task", "family", "kind"):
+        codes = table[name].combine_chunks().dictionary_encode()
+        group = group * max(1, len(codes.dictionary)) + codes.indices.to_numpy()
+    _, from_the_end = np.unique(group[::-1], return_index=True)
+    downwards = np.lexsort((np.arange(len(table)), -table["score"].to_numpy(), group))
+    _, first = np.unique(group[downwards], return_index=True)
+    return table.take(pa.array(np.union1d(len(table) - 1 - from_the_end, downwards[first])))
 
 
 class BucketCounts:

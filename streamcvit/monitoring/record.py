@@ -102,8 +102,12 @@ class RunRecord:
     single: bool = False
 
     @classmethod
-    def load(cls, folder: Path | str) -> RunRecord:
+    def load(cls, folder: Path | str, rows: Callable[[pa.Table], pa.Table] = lambda table: table) -> RunRecord:
         """Read a run folder, finished or not.
+
+        Args:
+            folder: a method's run folder.
+            rows: which of the rows of `scores.parquet` to take; all, unless told.
 
         Raises:
             UserError: there is no such folder, or it is not a run's.
@@ -120,7 +124,7 @@ class RunRecord:
         record.config = record._object("config.yaml", yaml.safe_load)
         record.summary = record._object("summary.json", json.loads)
         record._read_plan()
-        record._read_scores()
+        record._read_scores(rows)
         record._read_ledger()
         record.events = list(record._read_events())
         return record
@@ -306,7 +310,7 @@ class RunRecord:
             self.problems.append("plan.json does not hold tasks and one row of their counts a chunk")
             self.plan, self.in_average = np.zeros((0, 0), dtype=np.int64), np.zeros(0, dtype=bool)
 
-    def _read_scores(self) -> None:
+    def _read_scores(self, rows: Callable[[pa.Table], pa.Table]) -> None:
         table = self._table(self.folder / "scores.parquet")
         if table is None:
             return
@@ -315,7 +319,7 @@ class RunRecord:
             self.problems.append(f"scores.parquet has no column {', '.join(sorted(missing))}")
             return
         newest: dict[tuple, dict[str, Any]] = {}
-        for row in table.to_pylist():
+        for row in rows(table).to_pylist():
             at = row["version"] if row["kind"] == "live" else row["chunk"]
             newest[at, row["task"], row["kind"], row["family"]] = row
         self.scores = list(newest.values())
@@ -330,17 +334,18 @@ class RunRecord:
         tables = [table.select(names) for path in paths if (table := self._table(path)) is not None]
         if not tables:
             return
-        columns = pa.concat_tables(tables, promote_options="permissive").to_pydict()
-        position = np.asarray(columns["position"], dtype=np.int64)
+        table = pa.concat_tables(tables, promote_options="permissive")
+        position, chunk = (table[name].to_numpy().astype(np.int64) for name in ("position", "chunk"))
+        task = table["task"].combine_chunks().dictionary_encode()
         # After a crash a position may stand in an old file and again in a newer one: the newest is what counts.
         _, first_reversed = np.unique(position[::-1], return_index=True)
         rows = len(position) - 1 - first_reversed
         self.ledger = Ledger(
             position[rows],
-            np.asarray(columns["chunk"], dtype=np.int64)[rows],
-            np.asarray(columns["task"], dtype=object)[rows],
-            np.asarray(columns["loss"], dtype=np.float64)[rows],
-            np.asarray(columns["correct"], dtype=bool)[rows],
+            chunk[rows],
+            np.asarray(task.dictionary.to_pylist(), dtype=object)[task.indices.to_numpy()[rows]],
+            table["loss"].to_numpy().astype(np.float64)[rows],
+            table["correct"].to_numpy().astype(bool)[rows],
         )
 
     def _read_events(self) -> Iterator[dict[str, Any]]:

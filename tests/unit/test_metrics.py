@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,7 +20,15 @@ from synthetic_run import TASKS, write_run
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import Server, serve
-from streamcvit.monitoring.metrics import COMMIT_BOUNDS, MAX_SERIES, METRICS, PREFIX, BucketCounts, MetricStore
+from streamcvit.monitoring.metrics import (
+    COMMIT_BOUNDS,
+    MAX_SERIES,
+    METRICS,
+    PREFIX,
+    BucketCounts,
+    MetricStore,
+    telling_rows,
+)
 from streamcvit.monitoring.record import RunRecord
 
 Samples = dict[tuple[str, frozenset], float]
@@ -215,3 +225,37 @@ def test_the_root_shows_the_page_and_other_paths_nothing() -> None:
             assert answer.read().decode() == "<p>café</p>"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(root + "/../etc/passwd")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_telling_rows_of_a_long_stream_lead_to_the_same_values_as_all_of_them(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [
+        row(
+            str(rng.choice(["digit", "ocr"])),
+            float(score),
+            chunk,
+            str(rng.choice(["boundary", "boundary", "live", "zero"])),
+            str(rng.choice(["strict", "strcvit"])),
+            low=float(score) - chunk,
+        )
+        for chunk, score in enumerate(rng.integers(0, 5, int(rng.integers(1, 80))))
+    ]
+    for each in rows:
+        each["version"] //= 2  # a chunk without samples ends with the version of the one before
+    few = telling_rows(pa.Table.from_pylist(rows)).to_pylist()
+    assert len(few) <= 2 * 2 * 3 * 2  # tasks, families, kinds, newest and best
+    assert scored(few) == scored(rows)
+
+
+def scored(rows: list[dict]) -> list[tuple]:
+    store = MetricStore()
+    store.scores("lora", rows)
+    return sorted((s.name, *s.labels.values(), s.value) for metric in store.collect() for s in metric.samples)
+
+
+def test_no_rows_at_all_tell_nothing() -> None:
+    table = pa.Table.from_pylist([row("digit", 1.0)])
+    assert telling_rows(table.slice(0, 0)).to_pylist() == []
+    nothing = table.set_column(table.column_names.index("score"), "score", pa.array([None], pa.float64()))
+    assert telling_rows(nothing).to_pylist() == []

@@ -35,7 +35,7 @@ def test_a_folder_that_changes_faster_than_it_is_read_keeps_nobody_waiting(
 ) -> None:
     store, read = RunStore([folder]), []
 
-    def load(path: Path) -> RunRecord:
+    def load(path: Path, rows: object) -> RunRecord:
         read.append(path)
         store.changed(path)
         return learned(RunRecord(path), len(read))
@@ -49,7 +49,7 @@ def test_who_asks_while_a_folder_is_read_gets_what_was_read_before_and_the_new_n
 ) -> None:
     store, go, number = RunStore([folder]), threading.Event(), 1
 
-    def load(path: Path) -> RunRecord:
+    def load(path: Path, rows: object) -> RunRecord:
         if number > 1:
             go.wait(60)
         return learned(RunRecord(path), number)
@@ -72,7 +72,7 @@ def test_a_folder_that_takes_long_to_read_is_read_a_tenth_of_the_time(
 ) -> None:
     store, read, clock = RunStore([folder]), [], [100.0]
 
-    def load(path: Path) -> RunRecord:
+    def load(path: Path, rows: object) -> RunRecord:
         read.append(path)
         clock[0] += 5
         return RunRecord(path)
