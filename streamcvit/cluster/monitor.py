@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 
@@ -55,20 +55,20 @@ class RunStore(MetricStore):
                 self._reading, self._unread = self._reader.submit(self._read, self._unread), set()
             reading = self._reading
         if reading is not None:
-            with contextlib.suppress(TimeoutError):
-                reading.result(timeout=READ_SECONDS)
+            wait([reading], timeout=READ_SECONDS)
         yield from super().collect()
 
     def _read(self, folders: set[Path]) -> None:
         began = time.monotonic()
-        try:
-            for folder in folders:
+        for folder in folders:
+            try:
                 if (folder / "run.json").exists():
                     self.load(RunRecord.load(folder, telling_rows))
-        finally:
-            pa.default_memory_pool().release_unused()
-            ended = time.monotonic()
-            self._rests_until = ended + (9 * (ended - began) if ended - began > 1 else 0)
+            except Exception:  # the numbers of the other folders, and the older ones of this, are worth showing
+                logging.getLogger(__name__).exception("%s cannot be read", folder)
+        pa.default_memory_pool().release_unused()
+        ended = time.monotonic()
+        self._rests_until = ended + (9 * (ended - began) if ended - began > 1 else 0)
 
 
 class MonitorActor(Actor):

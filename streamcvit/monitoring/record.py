@@ -7,7 +7,8 @@ written and a Parquet file may have no footer yet. Whatever cannot be read is le
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ Interval = tuple[float, float | None, float | None]
 UPPER_BOUNDS = ("joint", "multitask")
 UNTRAINED = ("zero-shot", "zero_shot", "zeroshot")
 """Names that say what a method is, where its configuration does not."""
+
+_TYPES = (
+    dict.fromkeys(("position", "chunk", "version", "n", "disagreements"), pa.int64())
+    | dict.fromkeys(("task", "kind", "family", "metric", "digest", "sample_id", "prediction", "reference"), pa.string())
+    | dict.fromkeys(("loss", "score", "score_strcvit", "following", "low", "high", "seconds"), pa.float64())
+    | dict.fromkeys(("correct", "follows"), pa.bool_())
+)
+"""Columns of the files of a run folder."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +278,7 @@ class RunRecord:
             return []
         for name in (str(version), f"{version:08d}", *(["zero"] if version == 0 else [])):
             path = self.folder / "predictions" / name / f"{task}.parquet"
-            if path.is_file() and (table := self._table(path)) is not None:
+            if path.is_file() and (table := self._table(path, ("sample_id", "prediction", "reference"))) is not None:
                 return table.to_pylist()
         return []
 
@@ -288,15 +297,27 @@ class RunRecord:
             return {}
         return content
 
-    def _table(self, path: Path) -> pa.Table | None:
+    def _table(self, path: Path, required: Sequence[str], also: Sequence[str] = ()) -> pa.Table | None:
+        """A Parquet file, known columns as `_TYPES` has them; None, and a problem, where it is damaged.
+
+        In the `required` columns every row has a value, in those that it must `also` have a row may lack one.
+        """
         try:
             # A third of `pq.read_table`'s time for a small file, and a ledger is many of those.
-            return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
+            source = pq.ParquetFile(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
+            table = source.read(use_threads=False)
+            if missing := sorted({*required, *also} - set(table.column_names)):
+                raise ValueError(f"no column {', '.join(missing)}")
+            table = table.cast(pa.schema([(f.name, _TYPES.get(f.name, f.type)) for f in table.schema]))
+            table.validate(full=True)  # a flipped bit may have made other types, or text that is none
+            if lacking := [name for name in required if table[name].null_count]:
+                raise ValueError(f"rows without {', '.join(lacking)}")
         except FileNotFoundError:
             return None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             self.problems.append(f"{path.relative_to(self.folder)} cannot be read ({str(error).splitlines()[0]})")
             return None
+        return table
 
     def _read_plan(self) -> None:
         plan = self._object("plan.json", json.loads)
@@ -311,12 +332,8 @@ class RunRecord:
             self.plan, self.in_average = np.zeros((0, 0), dtype=np.int64), np.zeros(0, dtype=bool)
 
     def _read_scores(self, rows: Callable[[pa.Table], pa.Table]) -> None:
-        table = self._table(self.folder / "scores.parquet")
+        table = self._table(self.folder / "scores.parquet", ("version", "chunk", "task", "kind", "family"), ("score",))
         if table is None:
-            return
-        missing = {"version", "chunk", "task", "kind", "family", "score"} - set(table.column_names)
-        if missing:
-            self.problems.append(f"scores.parquet has no column {', '.join(sorted(missing))}")
             return
         newest: dict[tuple, dict[str, Any]] = {}
         for row in rows(table).to_pylist():
@@ -326,12 +343,10 @@ class RunRecord:
 
     def _read_ledger(self) -> None:
         names = ("position", "chunk", "task", "loss", "correct")
+        parts = [p for p in (self.folder / "ledger").glob("*.parquet") if re.fullmatch(r"[0-9]+(-[0-9]+)?", p.stem)]
         # `<step>-<epoch>.parquet`; what a learner that was cut off left beside the newer one's is overruled by it.
-        paths = sorted(
-            (self.folder / "ledger").glob("[0-9]*.parquet"),
-            key=lambda path: [int(n) for n in f"{path.stem}-0".split("-")[1::-1]],
-        )
-        tables = [table.select(names) for path in paths if (table := self._table(path)) is not None]
+        parts.sort(key=lambda path: [int(n) for n in f"{path.stem}-0".split("-")[1::-1]])
+        tables = [table.select(names) for path in parts if (table := self._table(path, names)) is not None]
         if not tables:
             return
         table = pa.concat_tables(tables, promote_options="permissive")

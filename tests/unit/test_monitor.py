@@ -84,3 +84,20 @@ def test_a_folder_that_takes_long_to_read_is_read_a_tenth_of_the_time(
         store.changed(folder)
         list(store.collect())
         assert len(read) == times
+
+
+def test_a_folder_that_cannot_be_read_keeps_the_others_from_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "run.json").write_text("{}")
+    store = RunStore([bad, folder])
+
+    def load(path: Path, rows: object) -> RunRecord:
+        if path == bad:
+            raise ZeroDivisionError
+        return learned(RunRecord(path), 7)
+
+    monkeypatch.setattr(monitor.RunRecord, "load", load)
+    assert [chunks(store) for _ in range(2)] == [7, 7]

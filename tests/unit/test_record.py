@@ -14,6 +14,7 @@ from synthetic_run import TASKS, write_run
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring.compare import best_of, compared, find_runs, labels_of
+from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import render_report
 
@@ -229,3 +230,34 @@ def test_neither_an_upper_bound_nor_what_learns_nothing_wins_a_comparison() -> N
     # Lower is better here; zero-shot would win with -5 were it compared, joint with -70.
     assert best_of("maf_best", records) == {2}
     assert best_of("ap", records[1:2]) == set()
+
+
+@pytest.mark.parametrize("name", ["ledger", "scores.parquet", "predictions"])
+def test_a_flipped_bit_is_named_or_harmless_and_never_an_error(run_copy: Path, name: str) -> None:
+    place = run_copy / name
+    path = place if place.is_file() else sorted(place.rglob("*.parquet"))[0]
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for bit in rng.integers(0, 8 * len(whole), 150):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        record = RunRecord.load(run_copy)
+        record.matrix("strict", "low"), record.ledger.curve()
+        if name == "predictions":
+            record.predictions(int(path.parent.name), path.stem)
+        MetricStore().load(record)
+
+
+@pytest.mark.parametrize("column", ["position", "chunk", "task", "loss", "correct"])
+def test_a_ledger_part_with_other_columns_is_named_and_the_rest_is_read(run_copy: Path, column: str) -> None:
+    whole = len(RunRecord.load(run_copy).ledger)
+    path = sorted((run_copy / "ledger").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    for other in (pa.nulls(len(table)), pa.array([{"x": 1}] * len(table))):
+        pq.write_table(table.set_column(place, column, other), path)
+        record = RunRecord.load(run_copy)
+        assert len(record.ledger) == whole - len(table)
+        assert any(path.name in problem for problem in record.problems)
+    shutil.copy(path, path.with_name(f"{path.stem} (copy).parquet"))
+    assert len(RunRecord.load(run_copy).problems) == len(record.problems)
