@@ -9,6 +9,8 @@ import time
 from streamcvit.config import ClusterConfig
 from streamcvit.errors import UserError
 
+KNOCK_SECONDS = 5.0  # that a knock may go unanswered, as by a machine that is switched off
+
 
 class Head:
     """Knocks at the head's door from a thread of its own.
@@ -42,9 +44,10 @@ class Head:
         since = None  # the first knock in vain
         while since is None or time.monotonic() - since <= self._patience:
             time.sleep(self._every)
+            began = time.monotonic()
             try:
-                socket.create_connection(self._place, timeout=self._patience).close()
+                socket.create_connection(self._place, timeout=min(self._patience / 4, KNOCK_SECONDS)).close()
                 since = None
             except OSError:
-                since = since or time.monotonic()
+                since = since or began
         self._gone.set()

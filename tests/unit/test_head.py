@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
@@ -37,3 +38,16 @@ def test_a_head_that_is_gone_is_named_after_silent_seconds_and_one_that_returns_
     assert gone(head, 10)
     with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port}: the cluster's head has been gone for 1 s.*--resume"):
         head.check()
+
+
+def test_a_head_whose_machine_does_not_answer_at_all_is_named_as_soon() -> None:
+    with socket.socket() as door, contextlib.ExitStack() as queue:
+        door.bind(("127.0.0.1", 0))
+        door.listen(0)
+        for _ in range(4):  # more than may wait: whoever knocks now hears nothing
+            early = queue.enter_context(socket.socket())
+            early.setblocking(False)
+            early.connect_ex(door.getsockname())
+        time.sleep(0.2)
+        head = Head(f"127.0.0.1:{door.getsockname()[1]}", OFTEN)
+        assert not gone(head, 0.5) and gone(head, 10)
