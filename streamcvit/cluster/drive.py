@@ -95,14 +95,14 @@ class Driver:
             if self.stop.requested:
                 self.pool.stop(list(self.pending))
                 raise Stopped
-            while more and learning < self.pool.learn_ahead:
+            while self._evaluating() < self.pool.evaluators and (job := self._next_job()):
+                self.pending[self.pool.evaluate(job)] = job
+            while more and (learning < self.pool.learn_ahead or not self.pending):
                 task = next(chunks, None)
                 more = task is not None
                 if task is not None:
                     self.pending[self.pool.learn(*task)] = None
                     learning += 1
-            while self._evaluating() < self.pool.evaluators and (job := self._next_job()):
-                self.pending[self.pool.evaluate(job)] = job
             for future, result in self.pool.wait(list(self.pending), POLL_SECONDS):
                 del self.pending[future]
                 if isinstance(result, ChunkReport):

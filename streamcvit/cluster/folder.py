@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from streamcvit import __version__
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.boundaries import read_events
 from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
-from streamcvit.cluster.predictions import read_predictions, write_predictions
+from streamcvit.cluster.predictions import read_predictions, write_predictions, write_table
 from streamcvit.cluster.scores import ZERO, Scores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
@@ -124,7 +123,7 @@ class RunFolder:
     def __init__(
         self, config: RunConfig, method: str, index: StreamIndex, counts: np.ndarray, base_digest: str
     ) -> None:
-        self.config, self.method, self.index = config, method, index
+        self.config, self.method, self.index, self.base_digest = config, method, index, base_digest
         self.path = config.folder(method)
         self.tasks = list(index.tasks)
         self.counts = counts
@@ -135,9 +134,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "run.json").exists():
             write_text(self.path / "config.yaml", config.dump())
-            average = [task for task, spec in index.tasks.items() if spec.in_average]
-            plan = {"tasks": self.tasks, "chunks": counts.tolist(), "in_average": average}
-            write_json(self.path / "plan.json", plan)
+            self._write_plan()
             record = {
                 "name": f"{config.name}/{method}",
                 "method": method,
@@ -208,13 +205,19 @@ class RunFolder:
             "index_digest": self.index.digest,
         }
         write_text(self.path / "config.yaml", self.config.dump())
+        self._write_plan()
         write_json(self.path / "run.json", record | now_is)
+
+    def _write_plan(self) -> None:
+        average = [task for task, spec in self.index.tasks.items() if spec.in_average]
+        plan = {"tasks": self.tasks, "chunks": self.counts.tolist(), "in_average": average}
+        write_json(self.path / "plan.json", plan)
 
     def missing(self, report: ChunkReport | None) -> list[Job]:
         """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet, for its weights."""
         if report is None:
-            open_ = [task for task in self.tasks if self.scores.digest(ZERO, task) is None]
-            return [Job(self.method, ZERO, task, 0, "", "") for task in open_]
+            open_ = [task for task in self.tasks if self.scores.digest(ZERO, task) != self.base_digest]
+            return [Job(self.method, ZERO, task, 0, self.base_digest, "") for task in open_]
         return [
             Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
             for task in self.seen(report.chunk)
@@ -228,6 +231,9 @@ class RunFolder:
             if (key := self._key(event)) in self.noted:
                 return
             self.noted.add(key)
+        self._append(event)
+
+    def _append(self, event: dict[str, Any]) -> None:
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
@@ -287,12 +293,7 @@ class RunFolder:
         began = time.monotonic()
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
             return
-        draft = self.path / ".scores.parquet"
-        with open(draft, "wb") as file:
-            pq.write_table(self.scores.table(), file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.path / "scores.parquet")
+        write_table(self.path / "scores.parquet", self.scores.table())
         summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
         write_json(self.path / "summary.json", summary, indent=None)
         self.forgetting = summary["forgetting"]
@@ -306,7 +307,8 @@ class RunFolder:
                 self.scores.take(read_predictions(path))
             except (KeyError, TypeError, ValueError) as error:  # damaged, or not of this run
                 # It is asked for again, and replaced.
-                self.event("damaged", what=f"{path.relative_to(self.path)}: {' '.join(str(error).split())[:200]}")
+                what = f"{path.relative_to(self.path)}: {' '.join(str(error).split())[:200]}"
+                self._append({"time": now(), "event": "damaged", "what": what})  # each time: it may happen again
 
     def _read_events(self) -> list[dict[str, Any]]:
         path = self.path / "events.jsonl"

@@ -49,8 +49,8 @@ class _Done:
 class LocalPool:
     """Everything in this process, at once: a plain loop without Ray."""
 
-    evaluators = 10**6  # a job is done when it is given
-    learn_ahead = 1
+    evaluators = 1  # a job is done when it is given
+    learn_ahead = 0  # learns when nothing else is to be done
     url = ""
 
     def __init__(self, config: RunConfig, stream: str, start: int, stop: Stop, progress: Any = lambda _: None) -> None:

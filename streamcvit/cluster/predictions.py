@@ -40,14 +40,23 @@ def write_predictions(path: Path, columns: dict[str, Any], meta: dict[str, Any])
     sealed = {**meta, "sha256": checksum([meta, table.to_pydict()])}
     table = table.replace_schema_metadata({"streamcvit": json.dumps(sealed)})
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, table)
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Replace a Parquet file atomically and durably; its folder must have one writer."""
     draft = path.with_name(f".{path.name}")
-    with open(draft, "wb") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(draft, "wb") as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        draft.unlink(missing_ok=True)  # the disk may be full
+        raise
     os.replace(draft, path)
     fsync_folder(path.parent)
-    return table
 
 
 def read_predictions(path: Path) -> pa.Table:

@@ -45,7 +45,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     check_folder(folder, resume)
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         print(f"this run is already finished: {folder}")
-        return page
+        return page if page.exists() else _report(config)
     stop = Stop()
     try:
         with stop, room(folder):
@@ -79,16 +79,23 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
     for key, (before, after) in changed.items():
         view.message(f"changed: {key}: {before} -> {after}")
     with _pool(config, stream, size, local, view, stop) as pool:
-        write_text(folder / "config.yaml", config.dump())
+        if not resume:
+            write_text(folder / "config.yaml", config.dump())
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}
         for method in folders.values():
             method.adopt(changed, pool.base_digest)
+        # Last, so that a change which is not noted in every folder yet is found, and asked for, again.
+        write_text(folder / "config.yaml", config.dump())
         if pool.url:
             view.message(f"metrics: {pool.url}")
         with view, stop.patience(True):
             Driver(config, pool, folders, view, stop).run()
-    page = folder / "report.html"
-    return write_report([config.folder(name) for name in config.methods], page, title=config.name)
+    return _report(config)
+
+
+def _report(config: RunConfig) -> Path:
+    folders = [config.folder(name) for name in config.methods]
+    return write_report(folders, config.folder() / "report.html", title=config.name)
 
 
 def _stream(config: RunConfig, folder: Path, resume: bool) -> StreamIndex:

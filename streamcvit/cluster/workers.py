@@ -364,7 +364,7 @@ class EvaluatorWorker:
         method, version, digest = self.held
         if not job.commit:
             self._unload()
-            return job.digest
+            return self.base.digest
         if method != job.method:
             self._unload()
             self.model = wrap(self.base, self.encoder, self.config, job.method)

@@ -34,10 +34,14 @@ def fsync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically and durably; its folder must have one writer."""
     draft = path.with_name(f".{path.name}")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        draft.unlink(missing_ok=True)  # the disk may be full
+        raise
     os.replace(draft, path)
     fsync_folder(path.parent)
 

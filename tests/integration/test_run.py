@@ -142,10 +142,12 @@ def test_without_a_terminal_each_chunk_is_one_plain_line(ray_run: Run) -> None:
 
 def test_a_finished_run_resumed_says_so_and_changes_nothing(ray_run: Run) -> None:
     before = (ray_run.folder / "smolora" / "summary.json").read_text()
+    (ray_run.folder / "report.html").unlink()  # killed before it was written
     config = str(ray_run.folder / "config.yaml")
     done = streamcvit("run", config, "--resume", cwd=ray_run.folder.parent.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "already finished" in done.stdout
+    assert (ray_run.folder / "report.html").exists()
     assert (ray_run.folder / "smolora" / "summary.json").read_text() == before
 
 

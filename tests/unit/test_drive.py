@@ -20,6 +20,7 @@ from streamcvit.cluster.drive import Driver
 from streamcvit.cluster.folder import RunFolder
 from streamcvit.cluster.guard import Stop
 from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.cluster.pools import LocalPool
 from streamcvit.cluster.supervise import Restart
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
@@ -165,6 +166,27 @@ def test_a_last_chunk_that_is_learned_again_and_was_scored_already_ends_the_run(
     again = Actors(epoch.number, folder.path, (7,))
     driven(folder, again).run()
     assert again.asked == [3] and not again.scored and folder.finished()
+
+
+def test_scores_of_a_plain_loop_are_kept_one_by_one(folder: RunFolder) -> None:
+    epoch, _ = commit.take_over(folder.path / "commits")
+    for chunk in range(4):
+        learn(folder.path, chunk, epoch)
+
+    class Evaluator:
+        asked = 0
+
+        def evaluate(self, job: Job) -> TaskScores:
+            self.asked += 1
+            if self.asked == 6:
+                raise Stopped
+            return answer(job)
+
+    pool = LocalPool.__new__(LocalPool)
+    pool.signals, pool.evaluator = Stop(), Evaluator()  # type: ignore[assignment]
+    with pytest.raises(Stopped):
+        driven(folder, pool).run()  # type: ignore[arg-type]
+    assert len(list(folder.path.glob("predictions/*/[!.]*.parquet"))) == 5
 
 
 def test_a_stop_is_passed_on_to_the_learner_and_noted(folder: RunFolder) -> None:

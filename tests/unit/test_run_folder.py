@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,49 @@ def test_a_summary_that_takes_long_is_not_written_all_the_time_and_yet_in_the_en
     assert len(written(folder, False)["matrix"]) == 1
     assert len(written(folder)["matrix"]) == 2
     assert len(pq.read_table(folder.path / "scores.parquet")) == 2
+
+
+def test_a_prediction_file_that_is_damaged_again_is_named_again(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    for times in (1, 2, 3):
+        for job in folder.missing(report(0)):
+            folder.add(answer(job))
+        (path,) = (folder.path / "predictions").glob("*/[!.]*.parquet")
+        path.write_bytes(path.read_bytes()[:-9])
+        folder = opened(tmp_path, index)
+        assert (folder.path / "events.jsonl").read_text().count('"damaged"') == times
+
+
+def test_a_changed_stream_has_its_plan_written_anew(tmp_path: Path, index: StreamIndex) -> None:
+    config = RunConfig(name="r", out=str(tmp_path))
+    RunFolder(config, "lora", index, COUNTS[:2], "base")
+    folder = RunFolder(config, "lora", index, COUNTS, "base")
+    folder.adopt({"index": ("one", "other")}, "base")
+    assert json.loads((folder.path / "plan.json").read_text())["chunks"] == COUNTS.tolist()
+
+
+def test_scores_before_any_learning_belong_to_the_base_that_gave_them(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    for job in folder.missing(None):
+        folder.add(answer(job))
+    assert not opened(tmp_path, index).missing(None)
+    other = RunFolder(RunConfig(name="r", out=str(tmp_path)), "lora", index, COUNTS, "another base")
+    assert [job.task for job in other.missing(None)] == list(TASKS)
+
+
+@pytest.mark.parametrize("what", ["add", "write_scores", "event_file"])
+def test_a_full_disk_leaves_no_draft_behind(
+    tmp_path: Path, index: StreamIndex, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    folder = opened(tmp_path, index)
+    (job,) = folder.missing(report(0))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        {"add": lambda: folder.add(answer(job)), "write_scores": folder.write_scores, "event_file": folder.finish}[
+            what
+        ]()
+    assert not list(folder.path.rglob(".*"))
