@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from streamcvit.cluster import monitor
-from streamcvit.cluster.monitor import RunStore
+from streamcvit.monitoring import store as stores
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.store import RunStore
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_folder_that_changes_faster_than_it_is_read_keeps_nobody_waiting(
         store.changed(path)
         return learned(RunRecord(path), len(read))
 
-    monkeypatch.setattr(monitor.RunRecord, "load", load)
+    monkeypatch.setattr(stores.RunRecord, "load", load)
     assert [chunks(store) for _ in range(3)] == [1, 2, 3]
 
 
@@ -54,9 +54,9 @@ def test_who_asks_while_a_folder_is_read_gets_what_was_read_before_and_the_new_n
             go.wait(60)
         return learned(RunRecord(path), number)
 
-    monkeypatch.setattr(monitor.RunRecord, "load", load)
+    monkeypatch.setattr(stores.RunRecord, "load", load)
     assert chunks(store) == 1
-    monkeypatch.setattr(monitor, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(stores, "READ_SECONDS", 0.05)
     number = 2
     store.changed(folder)
     assert [chunks(store) for _ in range(2)] == [1, 1]
@@ -77,8 +77,8 @@ def test_a_folder_that_takes_long_to_read_is_read_a_tenth_of_the_time(
         clock[0] += 5
         return RunRecord(path)
 
-    monkeypatch.setattr(monitor.RunRecord, "load", load)
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stores.RunRecord, "load", load)
+    monkeypatch.setattr(stores.time, "monotonic", lambda: clock[0])
     for seconds, times in ((0, 1), (44, 1), (2, 2), (1, 2)):
         clock[0] += seconds
         store.changed(folder)
@@ -99,5 +99,5 @@ def test_a_folder_that_cannot_be_read_keeps_the_others_from_nothing(
             raise ZeroDivisionError
         return learned(RunRecord(path), 7)
 
-    monkeypatch.setattr(monitor.RunRecord, "load", load)
+    monkeypatch.setattr(stores.RunRecord, "load", load)
     assert [chunks(store) for _ in range(2)] == [7, 7]
