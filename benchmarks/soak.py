@@ -6,9 +6,8 @@ The metrics are asked for every ten seconds meanwhile. Memory is USS (what a pro
 store the pages that Ray's arena has touched. The first quarter of the chunks is warm-up; over the rest a line is fitted
 to the least values of ten-chunk bins (what is held between two pieces of work; a leak raises it). Given are its slope
 per 100 chunks with a 95 % interval, and the largest step from bin to bin; chunks are those learned for learner and
-ingest, which may be ahead, else those scored. What follows the last of them counts for
-the peak alone; once the actors are gone, pages of libraries that the driver shared with them are its own. Writes
-benchmarks/results/soak.json.
+ingest, which may be ahead, else those scored. What follows the last of them counts for the peak alone; once the actors
+are gone, pages of libraries that the driver shared with them are its own. Writes benchmarks/results/soak.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run has scored so far, in memory that is set aside at its start."""
+"""What a run has scored so far, in memory that is set aside ahead, for the whole stream."""
 
 from __future__ import annotations
 

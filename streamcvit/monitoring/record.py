@@ -290,7 +290,7 @@ class RunRecord:
         except FileNotFoundError:
             return {}
         except (ValueError, OSError, yaml.YAMLError) as error:
-            self.problems.append(f"{name} cannot be read ({str(error).splitlines()[0]})")
+            self.problems.append(f"{name} cannot be read ({_said(error)})")
             return {}
         if not isinstance(content, dict):
             self.problems.append(f"{name} does not hold an object")
@@ -315,7 +315,7 @@ class RunRecord:
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            self.problems.append(f"{path.relative_to(self.folder)} cannot be read ({str(error).splitlines()[0]})")
+            self.problems.append(f"{path.relative_to(self.folder)} cannot be read ({_said(error)})")
             return None
         return table
 
@@ -377,3 +377,8 @@ class RunRecord:
                 continue
             if isinstance(event, dict):
                 yield event
+
+
+def _said(error: Exception) -> str:
+    """An error's first line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -21,8 +21,8 @@ READ_SECONDS = 2.0  # that an answer waits for newer numbers; a Prometheus gives
 class RunStore(MetricStore):
     """Numbers of run folders that are read when they are asked for, and only where something changed.
 
-    A folder is read whole, so a long stream's takes its time: who asks waits for that a little and then gets what was
-    read before, and at most a tenth of the time goes into reading.
+    A folder is read whole, so a long stream's takes its time: who asks waits `READ_SECONDS` for that at most and then
+    gets what was read before; after a reading of more than a second comes a pause nine times as long.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:

@@ -253,7 +253,7 @@ def test_scores_before_any_learning_belong_to_the_base_that_gave_them(tmp_path: 
     assert [job.task for job in other.missing(None)] == list(TASKS)
 
 
-@pytest.mark.parametrize("what", ["add", "write_scores", "event_file"])
+@pytest.mark.parametrize("what", ["predictions", "scores.parquet", "run.json"])
 def test_a_full_disk_leaves_no_draft_behind(
     tmp_path: Path, index: StreamIndex, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -265,7 +265,11 @@ def test_a_full_disk_leaves_no_draft_behind(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        {"add": lambda: folder.add(answer(job)), "write_scores": folder.write_scores, "event_file": folder.finish}[
-            what
-        ]()
+        match what:
+            case "predictions":
+                folder.add(answer(job))
+            case "scores.parquet":
+                folder.write_scores()
+            case "run.json":
+                folder.finish()
     assert not list(folder.path.rglob(".*"))
