@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+from streamcvit.cluster.supervise import RESUME
 from streamcvit.config import ClusterConfig
 from streamcvit.errors import UserError
 
@@ -37,7 +38,7 @@ class Head:
             raise UserError(
                 f"the cluster's head has been gone for {self._patience:.0f} s",
                 where=self.address,
-                fix="Start a head, then continue with --resume",
+                fix=RESUME,
             )
 
     def _watch(self) -> None:

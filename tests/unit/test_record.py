@@ -236,13 +236,16 @@ def test_neither_an_upper_bound_nor_what_learns_nothing_wins_a_comparison() -> N
 def test_a_flipped_bit_is_named_or_harmless_and_never_an_error(run_copy: Path, name: str) -> None:
     place = run_copy / name
     path = place if place.is_file() else sorted(place.rglob("*.parquet"))[0]
+    pq.write_table(pq.read_table(path), path, compression="zstd", write_page_checksum=True)  # as a run writes it
     whole, rng = path.read_bytes(), np.random.default_rng(0)
+    there = RunRecord.load(run_copy)
     for bit in rng.integers(0, 8 * len(whole), 150):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         record = RunRecord.load(run_copy)
         record.matrix("strict", "low"), record.ledger.curve()
+        assert record.problems or (len(record.ledger), len(record.scores)) == (len(there.ledger), len(there.scores))
         if name == "predictions":
             record.predictions(int(path.parent.name), path.stem)
         MetricStore().load(record)
