@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+ADDRESS = r"--address='?([0-9.]+:\d+)'?\s"  # in what a head says when it is up
+
 
 def tree(process: subprocess.Popen) -> list[psutil.Process]:
     """A process and all below it, children first."""
@@ -58,9 +60,9 @@ class Cluster:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
         }
         try:
-            self.head, said = self._start("head", "--head", "--port=0", "--include-dashboard=false", cpus=0)
-            found = re.search(r"--address='?([0-9.]+:\d+)", said)
-            assert found, said
+            self.head, found = self._start(
+                "head", "--head", "--port=0", "--include-dashboard=false", cpus=0, said=ADDRESS
+            )
             self.address = found[1]
             for number in range(nodes):
                 self.add(number)
@@ -68,7 +70,10 @@ class Cluster:
             self.close()
             raise
 
-    def _start(self, name: str, *words: str, cpus: int, wait: bool = True) -> tuple[subprocess.Popen, str]:
+    def _start(
+        self, name: str, *words: str, cpus: int, said: str = "Ray runtime started", wait: bool = True
+    ) -> tuple[subprocess.Popen, re.Match[str] | None]:
+        """Start a node and, if asked, wait until its log has said something."""
         log = self.private / f"{name}.log"
         script = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
         size = str(128 << 20)
@@ -82,10 +87,10 @@ class Cluster:
                 stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + 120
-        while wait and "Ray runtime started" not in log.read_text():
+        while (found := re.search(said, log.read_text())) is None and wait:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        return process, log.read_text()
+        return process, found
 
     def add(self, number: int, wait: bool = True) -> None:
         """Start node `number`."""

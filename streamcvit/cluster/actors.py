@@ -7,6 +7,7 @@ first call, so that an actor has a pulse from its start on and its errors are th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -70,7 +71,8 @@ class IngestActor(Actor):
 class RemoteFeed:
     """Batches pulled from the ingest actors by cursor, a bounded number ahead; batch k belongs to actor k mod n.
 
-    What an actor did not live to give is asked for again, from its successor.
+    What an actor did not live to give is asked for again, from its successor. They end early where the call that
+    takes them is canceled while it waits: Ray interrupts a wait, and nothing else.
 
     Args:
         config: the run.
@@ -85,11 +87,16 @@ class RemoteFeed:
         self.actors: dict[int, Any] = {}
 
     def __call__(self, order: str, cursor: int, stop: int) -> Iterator[Batch]:
-        config = self.config
         if order not in self.schedules:
-            self.schedules[order] = Schedule.of(self.index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
+            size, seed = self.config.learner.batch_size, self.config.seed
+            self.schedules[order] = Schedule.of(self.index, size, order, seed)  # type: ignore[arg-type]
         schedule = self.schedules[order]
         self.ahead = {key: ref for key, ref in self.ahead.items() if key[0] == order and key[1] >= cursor}
+        with contextlib.suppress(KeyboardInterrupt):
+            yield from self._batches(schedule, order, cursor, stop)
+
+    def _batches(self, schedule: Schedule, order: str, cursor: int, stop: int) -> Iterator[Batch]:
+        config = self.config
         while cursor < stop:
             # Asking goes on over the chunk's end, so that the next chunk finds its first batches ready.
             ask = cursor

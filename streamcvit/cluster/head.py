@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -11,21 +12,39 @@ from streamcvit.config import ClusterConfig
 from streamcvit.errors import UserError
 
 KNOCK_SECONDS = 5.0  # that a knock may go unanswered, as by a machine that is switched off
+LEAVE_SECONDS = 20.0  # that a driver whose head is gone gets to end by itself
 
 
 class Head:
-    """Knocks at the head's door from a thread of its own.
+    """Knocks at the head's door from a thread of its own, as long as the context lasts.
+
+    A driver that has just asked the head for something (to start an actor, say) waits in Ray's core, where neither an
+    exception nor a signal reaches it; one that has not ended by itself `LEAVE_SECONDS` after its head was given up is
+    ended here, with the same line and exit code. All that it writes is written so that it may end at any moment.
 
     Args:
-        address: host:port of Ray's control service.
         config: how often, and how long it may stay shut.
+        leave_seconds: only a test needs others.
     """
 
-    def __init__(self, address: str, config: ClusterConfig) -> None:
-        host, _, port = address.rpartition(":")
-        self.address, self._place = address, (host.strip("[]"), int(port))
-        self._every, self._patience = config.heartbeat_seconds, config.silent_seconds
-        self._gone = threading.Event()
+    def __init__(self, config: ClusterConfig, leave_seconds: float = LEAVE_SECONDS) -> None:
+        self._every, self._patience, self._leave = config.heartbeat_seconds, config.silent_seconds, leave_seconds
+        self._gone, self._over = threading.Event(), threading.Event()
+        self._address = ""
+
+    def __enter__(self) -> Head:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def watch(self, address: str) -> None:
+        """Begin.
+
+        Args:
+            address: host:port of Ray's control service.
+        """
+        self._address = address
         threading.Thread(target=self._watch, name="head", daemon=True).start()
 
     def check(self) -> None:
@@ -35,20 +54,33 @@ class Head:
             UserError: it has not been there for `cluster.silent_seconds`.
         """
         if self._gone.is_set():
-            raise UserError(
-                f"the cluster's head has been gone for {self._patience:.0f} s",
-                where=self.address,
-                fix=RESUME,
-            )
+            raise self._error()
+
+    def _error(self) -> UserError:
+        return UserError(
+            f"the cluster's head has been gone for {self._patience:.0f} s", where=self._address, fix=RESUME
+        )
 
     def _watch(self) -> None:
+        host, _, port = self._address.rpartition(":")
+        place = (host.strip("[]"), int(port))
         since = None  # the first knock in vain
         while since is None or time.monotonic() - since <= self._patience:
-            time.sleep(self._every)
+            if self._over.wait(self._every):
+                return
             began = time.monotonic()
             try:
-                socket.create_connection(self._place, timeout=min(self._patience / 4, KNOCK_SECONDS)).close()
+                socket.create_connection(place, timeout=min(self._patience / 4, KNOCK_SECONDS)).close()
                 since = None
             except OSError:
                 since = since or began
         self._gone.set()
+        if not self._over.wait(self._leave):
+            self._leave_now()
+
+    def _leave_now(self) -> None:
+        from rich.console import Console
+
+        Console().show_cursor(True)  # a live view hides it
+        os.write(2, f"error: {self._error()}\n".encode())
+        os._exit(2)

@@ -91,6 +91,7 @@ class RayPool:
         config: the run.
         stream: folder of shards and index, as every node sees it.
         start: which start of the run this is, from 1.
+        head: told where the cluster's head is, asked whether it is there.
         token: what a reader of the metrics must show; empty: nothing.
 
     Raises:
@@ -99,14 +100,15 @@ class RayPool:
 
     learn_ahead = 2  # the learner finds its next chunk waiting: it never waits for the driver
 
-    def __init__(self, ray: Any, config: RunConfig, stream: str, start: int, token: str = "") -> None:
+    def __init__(self, ray: Any, config: RunConfig, stream: str, start: int, head: Head, token: str = "") -> None:
         from streamcvit.cluster import actors
         from streamcvit.cluster.actor import PULSE
         from streamcvit.cluster.monitor import MONITOR, MonitorActor
 
         self.evaluators = config.cluster.evaluators
         self.supervisor = Supervisor(ray, config.cluster)
-        self.head = Head(ray.get_runtime_context().gcs_address, config.cluster)
+        self.head = head
+        head.watch(ray.get_runtime_context().gcs_address)
         self.busy: dict[Call, int] = {}
         self.snapshots: dict[tuple[str, str], Any] = {}
         self.port = config.monitor.port

@@ -10,6 +10,7 @@ from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder, read_run
 from streamcvit.cluster.guard import Stop, alone
+from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
 from streamcvit.cluster.resume import Changes, changes, check_folder, refuse
 from streamcvit.cluster.session import metrics_token, session
@@ -124,8 +125,12 @@ def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView
             config, stream, start, stop, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second)
         )
         return
-    with metrics_token(config.monitor) as (token, path), session(config, size) as ray:
+    with (
+        metrics_token(config.monitor) as (token, path),
+        Head(config.cluster) as head,  # around the session: one that cannot end for want of its head is ended
+        session(config, size) as ray,
+    ):
         stop.arm()  # Ray's core took SIGTERM
         if path:
             view.message(f"the metrics want the token in {path}")
-        yield RayPool(ray, config, stream, start, token)
+        yield RayPool(ray, config, stream, start, head, token)

@@ -36,7 +36,7 @@ from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.metrics import BucketCounts
 
 Feed = Callable[[str, int, int], Iterator[Batch]]
-"""(order, first cursor, cursor to stop at) -> the batches between, in order."""
+"""(order, first cursor, cursor to stop at) -> the batches between, in order; fewer where the run stops meanwhile."""
 
 
 def settle(config: RunConfig) -> None:
@@ -226,9 +226,13 @@ class LearnerWorker:
             learner.learn(Batch(first, stop, chunk, (), (), None))  # an empty chunk has a version of its own too
         while learner.cursor < stop:
             asked = time.perf_counter()
-            batch = next(batches)
+            batch = next(batches, None)
             arrived = time.perf_counter()
             waited += arrived - asked
+            if batch is None:  # stopped while it waited
+                if learner.cursor > first:
+                    self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined)
+                raise Stopped
             report = learner.learn(batch)
             self.step_seconds.observe(time.perf_counter() - arrived)
             quarantined += [_event(bad) for bad in batch.quarantined]
