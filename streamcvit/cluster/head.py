@@ -1,4 +1,7 @@
-"""Notices that a cluster's head is gone before Ray does, which after a minute ends the driver in its own words."""
+"""Notices that what no run can go on without is gone: a cluster's head, a private Ray's only node.
+
+Ray itself ends a driver without a head after a minute, in its own words, and waits for another node for ever.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Head:
     def __init__(self, config: ClusterConfig, leave_seconds: float = LEAVE_SECONDS) -> None:
         self._every, self._patience, self._leave = config.heartbeat_seconds, config.silent_seconds, leave_seconds
         self._gone, self._over = threading.Event(), threading.Event()
-        self._address = ""
+        self._lost = ("", "")
 
     def __enter__(self) -> Head:
         return self
@@ -38,31 +41,30 @@ class Head:
     def __exit__(self, *_: object) -> None:
         self._over.set()
 
-    def watch(self, address: str) -> None:
-        """Begin.
+    def watch(self, name: str, address: str) -> None:
+        """Begin to knock at one more door.
 
         Args:
-            address: host:port of Ray's control service.
+            name: whose it is.
+            address: host:port.
         """
-        self._address = address
-        threading.Thread(target=self._watch, name="head", daemon=True).start()
+        threading.Thread(target=self._watch, args=(name, address), name=f"at {address}", daemon=True).start()
 
     def check(self) -> None:
-        """Go on only if it is there.
+        """Go on only if all are there.
 
         Raises:
-            UserError: it has not been there for `cluster.silent_seconds`.
+            UserError: one has not been there for `cluster.silent_seconds`.
         """
         if self._gone.is_set():
             raise self._error()
 
     def _error(self) -> UserError:
-        return UserError(
-            f"the cluster's head has been gone for {self._patience:.0f} s", where=self._address, fix=RESUME
-        )
+        name, address = self._lost
+        return UserError(f"{name} has been gone for {self._patience:.0f} s", where=address, fix=RESUME)
 
-    def _watch(self) -> None:
-        host, _, port = self._address.rpartition(":")
+    def _watch(self, name: str, address: str) -> None:
+        host, _, port = address.rpartition(":")
         place = (host.strip("[]"), int(port))
         since = None  # the first knock in vain
         while since is None or time.monotonic() - since <= self._patience:
@@ -74,6 +76,7 @@ class Head:
                 since = None
             except OSError:
                 since = since or began
+        self._lost = (name, address)
         self._gone.set()
         if not self._over.wait(self._leave):
             self._leave_now()

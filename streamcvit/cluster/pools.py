@@ -91,7 +91,7 @@ class RayPool:
         config: the run.
         stream: folder of shards and index, as every node sees it.
         start: which start of the run this is, from 1.
-        head: told where the cluster's head is, asked whether it is there.
+        head: told what there must be, asked whether it is there.
         token: what a reader of the metrics must show; empty: nothing.
 
     Raises:
@@ -108,7 +108,10 @@ class RayPool:
         self.evaluators = config.cluster.evaluators
         self.supervisor = Supervisor(ray, config.cluster)
         self.head = head
-        head.watch(ray.get_runtime_context().gcs_address)
+        head.watch("the cluster's head", ray.get_runtime_context().gcs_address)
+        if config.cluster.address == "local":  # a cluster that loses a node may get another
+            (node,) = ray.nodes()
+            head.watch("Ray's only node", f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
         self.busy: dict[Call, int] = {}
         self.snapshots: dict[tuple[str, str], Any] = {}
         self.port = config.monitor.port

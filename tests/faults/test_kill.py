@@ -120,3 +120,28 @@ def test_a_cluster_whose_head_is_gone_ends_the_run_with_one_line_and_it_is_resum
     done = streamcvit("run", str(folder / "config.yaml"), "--resume", "--set", "cluster.address=local", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(local_run.folder, folder, ALL) == []
+
+
+def test_a_private_ray_that_loses_its_only_node_ends_the_run_with_one_line_and_it_is_resumed(
+    local_run: Run, tmp_path: Path
+) -> None:
+    words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", *METHODS, *SMALL]
+    process = subprocess.Popen(
+        command(*words, "--set", "cluster.silent_seconds=5"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "runs" / "small"
+    while process.poll() is None and not commit.list_commits(folder / "lora" / "commits"):
+        time.sleep(0.05)
+    kill([child for child in tree(process) if child.name() == "raylet"])
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Ray's only node has been gone for 5 s" in line and "--resume" in line
+    done = streamcvit("run", str(folder / "config.yaml"), "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert differences(local_run.folder, folder, ALL) == []

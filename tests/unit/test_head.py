@@ -41,7 +41,7 @@ def test_a_head_that_is_gone_is_named_after_silent_seconds_and_one_that_returns_
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
-        head.watch(f"127.0.0.1:{port}")
+        head.watch("the cluster's head", f"127.0.0.1:{port}")
         assert not gone(head, 0.5)
     assert not gone(head, 0.5)
     with socket.create_server(("127.0.0.1", port)):
@@ -60,7 +60,7 @@ def test_a_head_whose_machine_does_not_answer_at_all_is_named_as_soon(head: Head
             early.setblocking(False)
             early.connect_ex(door.getsockname())
         time.sleep(0.2)
-        head.watch(f"127.0.0.1:{door.getsockname()[1]}")
+        head.watch("the cluster's head", f"127.0.0.1:{door.getsockname()[1]}")
         assert not gone(head, 0.5) and gone(head, 10)
 
 
@@ -76,7 +76,7 @@ from streamcvit.cluster.head import Head
 from streamcvit.config import ClusterConfig
 
 with Head(ClusterConfig(heartbeat_seconds=0.05, silent_seconds=0.2), leave_seconds=0.5) as head:
-    head.watch("127.0.0.1:{port}")
+    head.watch("the cluster's head", "127.0.0.1:{port}")
     if {blocked}:
         time.sleep(60)
     while not head._gone.is_set():
