@@ -118,4 +118,5 @@ class Stop:
         second, self.signal = self.requested, signal.Signals(number)
         if second or not self.patient:
             raise Stopped
-        os.write(2, b"stopping after this batch; a second signal stops at once\n")
+        lead = b"\n" if os.isatty(2) else b""  # a live view's cursor is at the end of its line
+        os.write(2, lead + b"stopping after this batch; a second signal stops at once\n")
