@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from streamcvit import __version__
 from streamcvit.errors import Stopped, UserError
+from streamcvit.screen import Screen
 
 app = typer.Typer(
     help="Streaming online continual learning for multimodal language models.",
@@ -26,8 +26,8 @@ app.add_typer(scenario, name="scenario")
 adapters = typer.Typer(help="Adapters that other code saved.", no_args_is_help=True)
 app.add_typer(adapters, name="adapters")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Screen()
+err = Screen(stderr=True)
 
 Pipeline = Annotated[Path, typer.Argument(help="YAML file, e.g. one in pipelines/.")]
 Settings = Annotated[

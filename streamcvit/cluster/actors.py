@@ -72,16 +72,23 @@ class RemoteFeed:
     """Batches pulled from the ingest actors by cursor, a bounded number ahead; batch k belongs to actor k mod n.
 
     What an actor did not live to give is asked for again, from its successor. They end early where the call that
-    takes them is canceled while it waits: Ray interrupts a wait, and nothing else.
+    takes them is canceled while it waits, for a batch (which Ray interrupts) or for a successor.
 
     Args:
         config: the run.
         stream: folder of shards and index.
         alive: called while it waits: a learner that waits for others is not stuck.
+        canceled: asked whether the call that takes the batches is.
     """
 
-    def __init__(self, config: RunConfig, stream: str, alive: Callable[[], None] = lambda: None) -> None:
-        self.config, self.index, self.alive = config, StreamIndex.open(stream), alive
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: str,
+        alive: Callable[[], None] = lambda: None,
+        canceled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.index, self.alive, self.canceled = config, StreamIndex.open(stream), alive, canceled
         self.schedules: dict[str, Schedule] = {}
         self.ahead: dict[tuple[str, int], Any] = {}
         self.actors: dict[int, Any] = {}
@@ -92,6 +99,8 @@ class RemoteFeed:
             self.schedules[order] = Schedule.of(self.index, size, order, seed)  # type: ignore[arg-type]
         schedule = self.schedules[order]
         self.ahead = {key: ref for key, ref in self.ahead.items() if key[0] == order and key[1] >= cursor}
+        if (order, cursor) not in self.ahead:  # others would take its place
+            self.ahead = {}
         with contextlib.suppress(KeyboardInterrupt):
             yield from self._batches(schedule, order, cursor, stop)
 
@@ -108,6 +117,8 @@ class RemoteFeed:
             if batch is not None:
                 yield batch
                 cursor = batch.next_cursor
+            elif self.canceled():
+                return
 
     def _number(self, cursor: int) -> int:
         return (cursor // self.config.learner.batch_size) % self.config.cluster.ingest_actors
@@ -157,8 +168,8 @@ class LearnerActor(Actor):
 
     @cached_property
     def worker(self) -> LearnerWorker:
-        feed = RemoteFeed(self.config, self.stream, self.move)
         canceled = ray.get_runtime_context().is_canceled
+        feed = RemoteFeed(self.config, self.stream, self.move, canceled)
         worker = LearnerWorker(self.config, self.stream, feed, self._tell, canceled, self.turn)
         count_forwards(worker.base.model, self.move)
         return worker

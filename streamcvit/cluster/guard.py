@@ -119,4 +119,5 @@ class Stop:
         if second or not self.patient:
             raise Stopped
         lead = b"\n" if os.isatty(2) else b""  # a live view's cursor is at the end of its line
-        os.write(2, lead + b"stopping after this batch; a second signal stops at once\n")
+        with contextlib.suppress(OSError):  # nobody reads it: Ctrl-C ended `tee` too
+            os.write(2, lead + b"stopping after this batch; a second signal stops at once\n")

@@ -5,6 +5,7 @@ Ray itself ends a driver without a head after a minute, in its own words, and wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -13,6 +14,7 @@ import time
 from streamcvit.cluster.supervise import RESUME
 from streamcvit.config import ClusterConfig
 from streamcvit.errors import UserError
+from streamcvit.screen import Screen
 
 KNOCK_SECONDS = 5.0  # that a knock may go unanswered, as by a machine that is switched off
 LEAVE_SECONDS = 20.0  # that a driver whose head is gone gets to end by itself
@@ -31,9 +33,12 @@ class Head:
     """
 
     def __init__(self, config: ClusterConfig, leave_seconds: float = LEAVE_SECONDS) -> None:
-        self._every, self._patience, self._leave = config.heartbeat_seconds, config.silent_seconds, leave_seconds
+        self._every, self._patience, self._leave_seconds = (
+            config.heartbeat_seconds,
+            config.silent_seconds,
+            leave_seconds,
+        )
         self._gone, self._over = threading.Event(), threading.Event()
-        self._lost = ("", "")
 
     def __enter__(self) -> Head:
         return self
@@ -57,11 +62,13 @@ class Head:
             UserError: one has not been there for `cluster.silent_seconds`.
         """
         if self._gone.is_set():
-            raise self._error()
+            raise self._error
 
-    def _error(self) -> UserError:
-        name, address = self._lost
-        return UserError(f"{name} has been gone for {self._patience:.0f} s", where=address, fix=RESUME)
+    def give_up(self, what: str, where: str) -> None:
+        """Let the next `check` fail, and the process end in any case."""
+        self._error = UserError(what, where=where, fix=RESUME)
+        self._gone.set()
+        threading.Thread(target=self._leave, name="leave", daemon=True).start()
 
     def _watch(self, name: str, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -76,14 +83,12 @@ class Head:
                 since = None
             except OSError:
                 since = since or began
-        self._lost = (name, address)
-        self._gone.set()
-        if not self._over.wait(self._leave):
-            self._leave_now()
+        self.give_up(f"{name} has been gone for {self._patience:.0f} s", address)
 
-    def _leave_now(self) -> None:
-        from rich.console import Console
-
-        Console().show_cursor(True)  # a live view hides it
-        os.write(2, f"error: {self._error()}\n".encode())
+    def _leave(self) -> None:
+        if self._over.wait(self._leave_seconds):
+            return
+        Screen().show_cursor(True)  # a live view hides it
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {self._error}\n".encode())
         os._exit(2)

@@ -109,7 +109,8 @@ class RayPool:
         self.supervisor = Supervisor(ray, config.cluster)
         self.head = head
         head.watch("the cluster's head", ray.get_runtime_context().gcs_address)
-        if config.cluster.address == "local":  # a cluster that loses a node may get another
+        self.private = config.cluster.address == "local"
+        if self.private:  # a cluster that loses a node may get another
             (node,) = ray.nodes()
             head.watch("Ray's only node", f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
         self.busy: dict[Call, int] = {}
@@ -165,7 +166,10 @@ class RayPool:
     def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
         self.head.check()
         results: list[tuple[Any, ChunkReport | TaskScores]] = []
-        for call, value in self.supervisor.wait(seconds):
+        answers = self.supervisor.wait(seconds)
+        if self.private and self.supervisor.restarts and not self.supervisor.ray.nodes()[0]["Alive"]:
+            self.head.give_up("Ray has given up its only node", "cluster.address")  # a stopped one: its port answers
+        for call, value in answers:
             self.busy.pop(call, None)
             if isinstance(value, tuple):
                 value, snapshot = value

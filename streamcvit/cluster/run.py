@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
                 return _execute(config, weights, stop, local, resume, allow)
     except KeyboardInterrupt:  # Stopped, or what Ray makes of it
         raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
+    except SystemExit as left:  # while Ray starts, SIGTERM is its own
+        if left.code != signal.SIGTERM:
+            raise
+        raise Stopped(signal.SIGTERM, _how_to_go_on(config, local)) from None
 
 
 def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:

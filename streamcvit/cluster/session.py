@@ -88,11 +88,8 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     local = config.cluster.address == "local"
     # A cluster that is joined is asked for a token too, unless the user has told Ray otherwise.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if not local:
-        # Ray ends a driver without a head after 60 s, in its own words; ours (`Head`) come first.
-        os.environ.setdefault(
-            "RAY_gcs_rpc_server_reconnect_timeout_s", str(60 + math.ceil(config.cluster.silent_seconds))
-        )
+    # Ray ends a driver without a head after 60 s, in its own words; ours (`Head`) come first.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(60 + math.ceil(config.cluster.silent_seconds)))
     with _private_folder() as private:
         if local:
             check_memory(config, base_bytes)

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from streamcvit.monitoring.compare import METRICS, best_of, compared
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.screen import Screen
 
 if TYPE_CHECKING:
     from streamcvit.adapters.published import Conversion
@@ -74,7 +75,7 @@ class LiveView:
         chunks: int | Mapping[str, int],
         console: Console | None = None,
     ) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Screen()
         self.total_samples = total_samples
         self.chunks = dict(chunks) if isinstance(chunks, Mapping) else dict.fromkeys(run_names, chunks)
         self._rows = {name: _Row(name) for name in run_names}

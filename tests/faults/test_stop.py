@@ -10,8 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from chaos import differences
+from chaos import differences, restarts
 from running import METHODS, ROOT, SMALL, Run, boundaries, command, environment, streamcvit
 from streams import TASKS, stream_samples, test_sets
 from test_kill import ALL, actors_of
@@ -97,16 +98,23 @@ def test_a_signal_in_the_middle_of_a_chunk_stops_there_and_changed_sources_are_n
     assert (folder / "events.jsonl").read_bytes() == before
 
 
-def test_a_signal_while_the_learner_waits_for_batches_commits_those_it_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["stopped", "gone"])
+def test_a_signal_while_the_learner_waits_for_batches_commits_those_it_learned(tmp_path: Path, how: str) -> None:
     words = ["run", EMBEDDED, "--name", "r", "--method", "lora", "--set", "learner.commit_every=40"]
+    words += ["--set", "cluster.backoff_seconds=60"]
     for size in ("scenario.chunks=2", "scenario.samples_per_chunk=1500", "test_samples=2"):
         words += ["--set", f"stream.{size}"]
     process = subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
     folder = tmp_path / "runs/r/lora"
     while not list((folder / "commits").glob("00000040-*")) and process.poll() is None:
         time.sleep(0.02)
-    for victim in actors_of(process, "IngestActor"):
-        victim.suspend()
+    for life in range(1 if how == "stopped" else 2):  # the second successor is kept waiting
+        while len(victims := actors_of(process, "IngestActor")) < 2 and process.poll() is None:
+            time.sleep(0.1)
+        for victim in victims:
+            victim.suspend() if how == "stopped" else victim.kill()
+        while how == "gone" and restarts(folder.parent)["ingest", "died"] < 2 * (life + 1) and process.poll() is None:
+            time.sleep(0.1)
     (learner,) = actors_of(process, "LearnerActor")
     busy = -1.0
     while (now := learner.cpu_times().user) > busy + 0.1:  # it has the batches that it had asked for ahead
@@ -117,6 +125,43 @@ def test_a_signal_while_the_learner_waits_for_batches_commits_those_it_learned(t
     found = commit.newest_resumable(folder / "commits")
     assert found is not None and found[1]["step"] % 40 and not found[1]["boundary"]
     assert read_ledger(folder / "ledger")["position"].to_pylist() == list(range(found[1]["cursor"]))
+
+
+@pytest.mark.parametrize("where", [["--local"], []], ids=["local", "ray"])
+def test_ctrl_c_that_ends_the_reader_of_what_is_said_too_commits_and_stops(tmp_path: Path, where: list[str]) -> None:
+    words = ["run", EMBEDDED, "--name", "r", "--method", "lora", *where, "--set", "learner.commit_every=40"]
+    for size in ("scenario.chunks=2", "scenario.samples_per_chunk=1500", "test_samples=2"):
+        words += ["--set", f"stream.{size}"]
+    process = subprocess.Popen(
+        command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    folder = tmp_path / "runs/r/lora"
+    while not list((folder / "commits").glob("00000040-*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.stdout.close()  # type: ignore[union-attr]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=180) == 128 + signal.SIGINT
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+    found = commit.newest_resumable(folder / "commits")
+    assert found is not None and (41 if where else 40) <= found[1]["step"] < 80
+
+
+@pytest.mark.parametrize("started", ["gcs_server", "raylet"])
+def test_sigterm_while_ray_starts_stops_with_one_line(tmp_path: Path, started: str) -> None:
+    process = subprocess.Popen(
+        command("run", EMBEDDED, "--name", "small", *METHODS, *SMALL),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and started not in {child.name() for child in psutil.Process(process.pid).children()}:
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said == "stopped before anything was learned; start it again with the same command\n"
 
 
 def test_sigterm_stops_a_local_run_which_goes_on_to_the_same_result(local_run: Run, tmp_path: Path) -> None:
