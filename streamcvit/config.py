@@ -236,6 +236,10 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
             raise UserError(
                 "no such file", where=str(path), fix="Give the path of a YAML file, e.g. one in pipelines/"
             ) from None
+        except IsADirectoryError:
+            raise UserError(
+                "is a folder", where=str(path), fix="Give the path of a YAML file, for a run's folder its config.yaml"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot be read ({error})", where=str(path), fix="Check the path and its rights") from None
         except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
@@ -244,7 +248,9 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
             ) from None
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError("must be a mapping of keys to values", where=str(path), fix="See pipelines/ for examples")
-        tree = loaded or {}
+        if not loaded:
+            raise UserError("is empty", where=str(path), fix="See pipelines/ for examples")
+        tree = loaded
     for setting in settings or []:
         _apply(tree, setting)
     tree.update({key: value for key, value in top.items() if value is not None})

@@ -6,12 +6,13 @@ Importing this package makes them known to PEFT: `get_peft_model` takes their co
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from streamcvit.adapters.build import attach
+from streamcvit.adapters.build import adapter_config, attach
 from streamcvit.adapters.calls import (
     after_step,
     auxiliary_loss,
@@ -41,6 +42,7 @@ __all__ = [
     "RoutingInputs",
     "SMoLoraConfig",
     "StrLoraConfig",
+    "adapter_config",
     "after_step",
     "attach",
     "auxiliary_loss",
@@ -61,10 +63,14 @@ TargetModules = list[str] | str | None
 def _builder(config_cls: type[PeftConfig], name: str) -> Callable[[dict[str, Any], TargetModules], PeftConfig]:
     def build(options: dict[str, Any], target_modules: TargetModules = None) -> PeftConfig:
         """The PEFT configuration with these options, for these modules."""
+        fix = "See docs/adapters.md for its options"
+        if unknown := sorted(options.keys() - {field.name for field in dataclasses.fields(config_cls)}):
+            raise UserError(f"{name} has no option {unknown[0]!r}", where="adapter options", fix=fix)
         try:
             return config_cls(**{"target_modules": target_modules, **options})  # type: ignore[arg-type]
-        except TypeError as error:
-            raise UserError(f"{name} has no such option: {error}", where="adapter options") from error
+        except (TypeError, ValueError) as error:
+            said = f"a value of the wrong type ({error})" if isinstance(error, TypeError) else str(error)
+            raise UserError(f"{name}: {said}", where="adapter options", fix=fix) from error
 
     return build
 

@@ -7,10 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel, PeftType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from streamcvit.errors import UserError
+
+
+def adapter_config(
+    name: str,
+    target_modules: list[str] | str | None,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> PeftConfig:
+    """The PEFT configuration of an adapter; arguments and errors as those of `attach`."""
+    from streamcvit.adapters import ADAPTERS
+
+    if name not in ADAPTERS:
+        raise UserError(f"unknown adapter {name!r}", fix=f"Choose one of {', '.join(sorted(ADAPTERS))}")
+    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())])}
+    derived = {"seed": seed, **(sizes or {})}
+    settings = {key: value for key, value in derived.items() if key in known} | dict(options or {})
+    return ADAPTERS[name](settings, target_modules)
 
 
 def attach(
@@ -36,19 +55,7 @@ def attach(
     Raises:
         UserError: unknown adapter or option.
     """
-    from streamcvit.adapters import ADAPTERS
-
-    if name not in ADAPTERS:
-        raise UserError(f"unknown adapter {name!r}", fix=f"Choose one of {', '.join(sorted(ADAPTERS))}")
-    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())])}
-    derived = {"seed": seed, **(sizes or {})}
-    settings = {key: value for key, value in derived.items() if key in known} | dict(options or {})
-    try:
-        config = ADAPTERS[name](settings, target_modules)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{error}", where=f"options of adapter {name!r}", fix="See docs/adapters.md for its settings"
-        ) from None
+    config = adapter_config(name, target_modules, seed=seed, options=options, sizes=sizes)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)

@@ -37,8 +37,34 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise UserError("there is no run to resume", where=str(folder), fix="Start it without --resume")
 
 
-def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:
-    """Everything that differs between a run and the one that its folder holds, key by key.
+def check_names(config: RunConfig, allowed: Iterable[str]) -> None:
+    """Let no misspelled key pass for a change that is allowed.
+
+    Raises:
+        UserError: there is no such setting, section or other thing that may change.
+    """
+    known = config.model_dump(mode="json") | dict.fromkeys(("code", "index", "versions"))
+    for name in allowed:
+        if not _holds(known, name.split(".")):
+            raise UserError(
+                f"--allow-change {name}: there is no such setting",
+                fix="Name a setting (learner.lr), a section of them, code, model, index or versions",
+            )
+
+
+def _holds(tree: Any, parts: list[str]) -> bool:
+    """Whether a path leads somewhere; below what names things freely (methods, options, packages) everything may."""
+    for part in parts:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        if part in ("methods", "options", "versions"):
+            return True
+        tree = tree[part]
+    return True
+
+
+def setting_changes(config: RunConfig) -> Changes:
+    """The settings that differ between a run and the one that its folder holds.
 
     Raises:
         UserError: the folder's config.yaml cannot be read.
@@ -46,7 +72,16 @@ def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:
     before, after = _saved(config.folder() / "config.yaml"), config.model_dump(mode="json")
     for section in MAY_CHANGE:
         before.pop(section, None), after.pop(section)
-    found = _differences(before, after)
+    return _differences(before, after)
+
+
+def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:
+    """Everything that differs between a run and the one that its folder holds, key by key.
+
+    Raises:
+        UserError: the folder's config.yaml cannot be read.
+    """
+    found = setting_changes(config)
     now = versions()
     for method in config.methods:
         if not (config.folder(method) / "run.json").exists():

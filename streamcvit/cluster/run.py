@@ -7,23 +7,26 @@ import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from streamcvit.adapters import ADAPTERS, adapter_config
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.drive import Driver, task_counts
 from streamcvit.cluster.folder import RunFolder, read_run
 from streamcvit.cluster.guard import Stop, alone
 from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import LocalPool, Pool, RayPool
-from streamcvit.cluster.resume import Changes, changes, check_folder, refuse
+from streamcvit.cluster.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
 from streamcvit.cluster.session import metrics_token, session
 from streamcvit.cluster.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
 from streamcvit.data.index import INDEX_NAME, StreamIndex
-from streamcvit.errors import Stopped
+from streamcvit.errors import Stopped, UserError
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest, weight_files
 from streamcvit.monitoring.report import write_report
 from streamcvit.monitoring.terminal import LiveView
+
+ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
 
 def execute(config: RunConfig, *, local: bool = False, resume: bool = False, allow: Sequence[str] = ()) -> Path:
@@ -45,7 +48,10 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     folder = config.folder()
     page = folder / "report.html"
     check_folder(folder, resume)
+    if resume:
+        check_names(config, allow)
     if resume and all(_finished(config.folder(name)) for name in config.methods):
+        refuse(setting_changes(config), allow, folder)
         print(f"this run is already finished: {folder}")
         return page if page.exists() else _report(config)
     stop = Stop()
@@ -65,6 +71,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
 
 def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
     folder = config.folder()
+    check_options(config)
     size = sum(file.stat().st_size for file in weight_files(weights))
     encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded, before anything starts
     index = _stream(config, folder / "stream", resume)
@@ -93,10 +100,24 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         # Last, so that a change which is not noted in every folder yet is found, and asked for, again.
         write_text(folder / "config.yaml", config.dump())
         if pool.url:
-            view.message(f"metrics: {pool.url}")
+            view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
         with view, stop.patience(True):
             Driver(config, pool, folders, view, stop).run()
     return _report(config)
+
+
+def check_options(config: RunConfig) -> None:
+    """Say before anything is written that an adapter cannot be made as its options ask.
+
+    Raises:
+        UserError: an unknown option, or a value that it cannot have.
+    """
+    for name, method in config.methods.items():
+        if method.adapter in ADAPTERS:
+            try:
+                adapter_config(method.adapter, None, options=method.options, sizes=ANY_SIZES)
+            except UserError as error:
+                raise UserError(error.what, where=f"methods.{name}.options", fix=error.fix) from error
 
 
 def _report(config: RunConfig) -> Path:

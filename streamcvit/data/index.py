@@ -34,7 +34,7 @@ _LOSSES = ("incomplete", "json", "order")
 
 _META_KEY = b"streamcvit"
 _DIGEST_KEY = b"streamcvit_digest"
-_REBUILD = "Write the stream again, or build its index with `streamcvit index`"
+_REBUILD = "Write the stream again with `streamcvit shard`, or give its folder (a run's is stream/ below it)"
 
 
 class StreamIndex:

@@ -27,13 +27,17 @@ def find_runs(folder: Path | str) -> list[Path]:
         UserError: there is none.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError("is a file, not a run's folder", where=str(folder), fix="Give the folder, e.g. runs/NAME")
     if not folder.is_dir():
         raise UserError("there is no such folder", where=str(folder), fix="Check the path")
     if (folder / "run.json").is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/run.json"))
     if not found:
-        raise UserError("no run in this folder", where=str(folder), fix="Give a folder that a run wrote (run.json)")
+        raise UserError(
+            "no run in this folder", where=str(folder), fix="Give runs/NAME, once its run has begun to learn"
+        )
     return found
 
 

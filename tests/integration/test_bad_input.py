@@ -32,6 +32,17 @@ def one_line_error(cwd: Path, *words: str) -> str:
         (["run", EMBEDDED, "--set", "methods.lora.adapter=nonsense"], "unknown adapter 'nonsense'"),
         (["run", EMBEDDED, "--set", "model.name_or_path=./nowhere"], "nowhere"),
         (["run", EMBEDDED, "--resume"], "no run to resume"),
+        (["run", str(ROOT / "pipelines")], "pipelines: is a folder. Give the path of a YAML file"),
+        (["run", "/dev/null"], "/dev/null: is empty"),
+        (["status", EMBEDDED], "embedded.yaml: is a file, not a run's folder"),
+        (
+            ["run", EMBEDDED, "--method", "smolora", "--set", "methods.smolora.options.rank=4"],
+            "methods.smolora.options: smolora has no option 'rank'",
+        ),
+        (
+            ["run", EMBEDDED, "--method", "smolora", "--set", "methods.smolora.options.r=many"],
+            "methods.smolora.options: smolora: a value of the wrong type",
+        ),
         (
             ["run", EMBEDDED, "--local", "--set", "out=/dev/null/runs"],
             "/dev/null/runs/embedded: the folder cannot be made (Not a directory)",

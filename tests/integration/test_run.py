@@ -151,6 +151,14 @@ def test_a_finished_run_resumed_says_so_and_changes_nothing(ray_run: Run) -> Non
     assert (ray_run.folder / "smolora" / "summary.json").read_text() == before
 
 
+def test_a_finished_run_resumed_with_other_settings_is_refused(ray_run: Run) -> None:
+    words = ["run", str(ray_run.folder / "config.yaml"), "--resume", "--set", "learner.batch_size=4"]
+    done = streamcvit(*words, cwd=ray_run.folder.parent.parent)
+    assert done.returncode == 2 and "learner.batch_size: 8 -> 4" in done.stderr, done.stderr
+    done = streamcvit(*words, "--allow-change", "learner.batchsize", cwd=ray_run.folder.parent.parent)
+    assert done.returncode == 2 and "--allow-change learner.batchsize: there is no such setting" in done.stderr
+
+
 def test_status_and_report_read_a_run_folder(ray_run: Run, tmp_path: Path) -> None:
     status = streamcvit("status", str(ray_run.folder), cwd=tmp_path)
     assert status.returncode == 0, status.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streamcvit.cluster.guard import LOCK, Stop, alone
-from streamcvit.cluster.resume import changes, refuse
+from streamcvit.cluster.resume import changes, check_names, refuse
 from streamcvit.config import RunConfig
 from streamcvit.errors import Stopped, UserError
 
@@ -107,6 +107,20 @@ def test_every_change_is_named_with_both_values(started: RunConfig) -> None:
     assert "--allow-change methods.more --allow-change model" in str(refused.value)
     assert "learner.lr" not in str(refused.value)
     refuse(found, ["learner.lr", "code", "versions", "methods", "index", "model"], started.folder())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["learner", "learner.lr", "code", "index", "model", "versions.torch", "methods.gone", "methods.lora.options.r"],
+)
+def test_what_may_differ_may_be_allowed(started: RunConfig, name: str) -> None:
+    check_names(started, [name])
+
+
+@pytest.mark.parametrize("name", ["", "learner.l", "lr", "codes", "seed.x", "learner.lr.x"])
+def test_a_misspelled_change_is_not_allowed_silently(started: RunConfig, name: str) -> None:
+    with pytest.raises(UserError, match="there is no such setting"):
+        check_names(started, ["code", name])
 
 
 def test_a_name_allows_its_section_and_nothing_that_only_begins_like_it(started: RunConfig) -> None:
