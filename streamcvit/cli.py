@@ -70,8 +70,10 @@ def demo(
     config = config.model_copy(update={"methods": methods})
     _run(config, local=local)
     out.print(
-        "\nNext: open the report; try [bold]streamcvit scenario show pipelines/embedded.yaml[/bold], "
-        "or [bold]streamcvit run pipelines/embedded.yaml --method smolora --set learner.lr=1e-3 --name mine[/bold]."
+        "\nNext: open the report, or try\n"
+        "  [bold]streamcvit scenario show pipelines/embedded.yaml[/bold]\n"
+        "  [bold]streamcvit run pipelines/embedded.yaml --method smolora --name mine[/bold]",
+        soft_wrap=True,  # a command that is broken in two cannot be copied
     )
 
 

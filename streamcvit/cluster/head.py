@@ -33,11 +33,8 @@ class Head:
     """
 
     def __init__(self, config: ClusterConfig, leave_seconds: float = LEAVE_SECONDS) -> None:
-        self._every, self._patience, self._leave_seconds = (
-            config.heartbeat_seconds,
-            config.silent_seconds,
-            leave_seconds,
-        )
+        self._every, self._patience = config.heartbeat_seconds, config.silent_seconds
+        self._leave_seconds = leave_seconds
         self._gone, self._over = threading.Event(), threading.Event()
 
     def __enter__(self) -> Head:
