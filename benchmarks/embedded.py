@@ -123,8 +123,8 @@ class Bench:
         import torch
 
         from streamcvit.adapters.build import attach
-        from streamcvit.cluster.folder import machine
-        from streamcvit.cluster.workers import routes
+        from streamcvit.run.folder import machine
+        from streamcvit.run.workers import routes
         from streamcvit.data import embedded
         from streamcvit.learning import STRATEGIES, OnlineLearner
         from streamcvit.models.base import target_modules
@@ -200,7 +200,7 @@ class Bench:
         import torch
 
         from streamcvit.adapters import RoutingInputs, cluster_assignments
-        from streamcvit.cluster.workers import routes
+        from streamcvit.run.workers import routes
         from streamcvit.models.vision import encode_images
 
         if not routes(model):

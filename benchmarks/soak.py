@@ -201,7 +201,7 @@ def main() -> int:
     for name, mib in sorted(grown.items(), key=lambda item: -item[1]):
         if mib > 0.01:
             print(f"folder {name}: {late[1][name] / MIB:.1f} MiB, {mib:+.2f} MiB/100 chunks")
-    from streamcvit.cluster.folder import machine, versions
+    from streamcvit.run.folder import machine, versions
 
     RESULT.parent.mkdir(exist_ok=True)
     record = {

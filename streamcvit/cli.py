@@ -111,7 +111,7 @@ def scenario_show(
     plot: Annotated[Path | None, typer.Option(help="Also draw the plan into this SVG file.")] = None,
 ) -> None:
     """Print, and draw, how many samples each task gives to each chunk."""
-    from streamcvit.cluster.stream import plan_of
+    from streamcvit.run.stream import plan_of
     from streamcvit.monitoring.plan import plan_svg
     from streamcvit.monitoring.terminal import plan_table
 
@@ -161,7 +161,7 @@ def shard(
     settings: Settings = None,
 ) -> None:
     """Write a pipeline's stream into WebDataset shards with an index."""
-    from streamcvit.cluster.stream import prepare_stream
+    from streamcvit.run.stream import prepare_stream
 
     index = prepare_stream(_config(pipeline, settings, data=data), folder)
     out.print(
@@ -216,7 +216,7 @@ def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a ru
 @app.command()
 def doctor() -> None:
     """Say what this machine has, what is missing, and how to get it."""
-    from streamcvit.cluster.doctor import findings
+    from streamcvit.doctor import findings
 
     healthy = True
     for finding in findings():
@@ -247,7 +247,7 @@ def _fresh(name: str) -> str:
 
 
 def _run(config: Any, **how: Any) -> None:
-    from streamcvit.cluster.run import execute
+    from streamcvit.launch import execute
     from streamcvit.monitoring import RunRecord, results_table
 
     try:

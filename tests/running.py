@@ -12,7 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamcvit.cluster.boundaries import boundary_reports
+from streamcvit.run.boundaries import boundary_reports
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from streamcvit.cluster.messages import Progress
+from streamcvit.run.messages import Progress
 from streamcvit.cluster.supervise import Pulse
 from streamcvit.config import RunConfig
 

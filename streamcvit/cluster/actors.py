@@ -19,8 +19,8 @@ import ray
 from torch import nn
 
 from streamcvit.cluster.actor import Actor, work
-from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.cluster.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
+from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError

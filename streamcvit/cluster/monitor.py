@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from streamcvit.cluster.actor import Actor, work
-from streamcvit.cluster.messages import Progress
+from streamcvit.run.messages import Progress
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import Server, serve

@@ -1,86 +1,18 @@
-"""Who does the work: the actors of a Ray cluster, or this process. The driver cannot tell them apart."""
+"""The actors of a Ray cluster as a pool: the driver cannot tell them from this process (`streamcvit.run.local`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from streamcvit.cluster.folder import build_labels
-from streamcvit.cluster.guard import Stop
+from streamcvit.run.folder import build_labels
 from streamcvit.cluster.head import Head
-from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.cluster.supervise import Call, Post, Restart, Supervisor
-from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
+from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
+from streamcvit.cluster.supervise import Call, Post, Supervisor
 from streamcvit.config import RunConfig
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
-
-
-class Pool(Protocol):
-    """Starts work and says when it is done."""
-
-    evaluators: int
-    learn_ahead: int
-    base_digest: str
-    url: str
-
-    def learn(self, method: str, chunk: int) -> Hashable: ...
-
-    def evaluate(self, job: Job) -> Hashable: ...
-
-    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]: ...
-
-    def stop(self, pending: list[Any]) -> None: ...
-
-    def latest(self) -> Progress | None: ...
-
-    def restarts(self) -> list[Restart]: ...
-
-    def folder_changed(self, folder: str) -> None: ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Done:
-    value: ChunkReport | TaskScores
-
-
-class LocalPool:
-    """Everything in this process, at once: a plain loop without Ray."""
-
-    evaluators = 1  # a job is done when it is given
-    learn_ahead = 0  # learns when nothing else is to be done
-    url = ""
-
-    def __init__(self, config: RunConfig, stream: str, start: int, stop: Stop, progress: Any = lambda _: None) -> None:
-        self.signals = stop
-        feed = local_feed(config, stream)
-        self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0))
-        self.evaluator = EvaluatorWorker(config, stream)
-        self.base_digest = self.learner.base.digest
-
-    def learn(self, method: str, chunk: int) -> Hashable:
-        return _Done(self.learner.learn_chunk(method, chunk))
-
-    def evaluate(self, job: Job) -> Hashable:
-        with self.signals.patience(False):  # nothing is written here: a stop need not wait
-            return _Done(self.evaluator.evaluate(job))
-
-    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
-        return [(done, done.value) for done in pending]
-
-    def stop(self, pending: list[Any]) -> None:
-        pass  # between two calls nothing runs
-
-    def latest(self) -> Progress | None:
-        return None
-
-    def restarts(self) -> list[Restart]:
-        return []
-
-    def folder_changed(self, folder: str) -> None:
-        pass
 
 
 class RayPool:

@@ -18,6 +18,7 @@ from typing import Any
 
 from streamcvit.config import ClusterConfig
 from streamcvit.errors import UserError
+from streamcvit.run.messages import Restart
 
 LONGEST_BACKOFF = 30.0
 TAKEN_SECONDS = 0.5  # until a name that a dead actor still holds is tried again
@@ -36,21 +37,6 @@ class Pulse:
     moves: int
     working: bool
     word: Any = None
-
-
-@dataclass(frozen=True)
-class Restart:
-    """An actor that was replaced.
-
-    Attributes:
-        actor: its name.
-        cause: `died` (the process is gone), `silent` (no pulse), `stuck` (a pulse, but no move), `failed` (an error).
-        detail: one line on how it was noticed.
-    """
-
-    actor: str
-    cause: str
-    detail: str
 
 
 @dataclass(eq=False)

@@ -15,10 +15,10 @@ import torch
 from faulty import FENCED, fork, leftovers
 from running import boundaries
 
-from streamcvit.cluster.boundaries import boundary_report
-from streamcvit.cluster.messages import Job
-from streamcvit.cluster.stream import prepare_stream
-from streamcvit.cluster.workers import EvaluatorWorker, LearnerWorker, local_feed
+from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.messages import Job
+from streamcvit.run.stream import prepare_stream
+from streamcvit.run.workers import EvaluatorWorker, LearnerWorker, local_feed
 from streamcvit.config import RunConfig, builtin, load_config
 from streamcvit.errors import UserError
 from streamcvit.learning import commit, read_ledger

@@ -11,9 +11,9 @@ import pytest
 from models import TINY, save
 from running import ROOT, streamcvit
 
-from streamcvit.cluster.run import execute
-from streamcvit.cluster.stream import prepare_stream
-from streamcvit.cluster.workers import LearnerWorker, local_feed
+from streamcvit.launch import execute
+from streamcvit.run.stream import prepare_stream
+from streamcvit.run.workers import LearnerWorker, local_feed
 from streamcvit.config import load_config
 from streamcvit.data.index import StreamIndex
 from streamcvit.learning import read_ledger

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from running import boundaries
 
-from streamcvit.cluster import workers
-from streamcvit.cluster.run import execute
+from streamcvit.run import workers
+from streamcvit.launch import execute
 from streamcvit.config import RunConfig, builtin, load_config
 from streamcvit.data import embedded
 from streamcvit.data.index import StreamIndex

@@ -13,7 +13,7 @@ from running import ROOT
 from sentence_models import save_sentence_model
 
 from streamcvit.adapters.instruction import encoder_identity
-from streamcvit.cluster.run import execute
+from streamcvit.launch import execute
 from streamcvit.config import load_config
 from streamcvit.errors import UserError
 from streamcvit.learning import commit

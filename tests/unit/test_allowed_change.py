@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from streams import TASKS, stream_samples, test_sets
 
-from streamcvit.cluster import run
-from streamcvit.cluster.folder import RunFolder
-from streamcvit.cluster.guard import Stop
-from streamcvit.cluster.resume import changes
+from streamcvit import launch
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.guard import Stop
+from streamcvit.run.resume import changes
 from streamcvit.config import RunConfig
 from streamcvit.data.shards import write_stream
 
@@ -35,18 +35,18 @@ def test_a_change_allowed_before_a_kill_is_asked_for_again_until_every_folder_no
     index = write_stream(tmp_path / "r" / "stream", stream_samples(), TASKS, test_sets(), 0)
     (old.folder() / "config.yaml").write_text(old.dump())
     for method in old.methods:
-        RunFolder(old, method, index, run.task_counts(old, index, method), "base")
+        RunFolder(old, method, index, launch.task_counts(old, index, method), "base")
 
     @contextlib.contextmanager
     def pool(*_: object) -> Iterator[types.SimpleNamespace]:
         yield types.SimpleNamespace(base_digest="base", url="")
 
-    monkeypatch.setattr(run, "_pool", pool)
-    monkeypatch.setattr(run, "weight_files", lambda _: [])
-    monkeypatch.setattr(run, "encoder_identity", lambda _: None)
-    monkeypatch.setattr(run, "model_digest", lambda _: "base")
-    monkeypatch.setattr(run.Driver, "run", lambda _: None)
-    monkeypatch.setattr(run, "_report", lambda _: None)
+    monkeypatch.setattr(launch, "_pool", pool)
+    monkeypatch.setattr(launch, "weight_files", lambda _: [])
+    monkeypatch.setattr(launch, "encoder_identity", lambda _: None)
+    monkeypatch.setattr(launch, "model_digest", lambda _: "base")
+    monkeypatch.setattr(launch.Driver, "run", lambda _: None)
+    monkeypatch.setattr(launch, "_report", lambda _: None)
     with monkeypatch.context() as patch:
         name = moment.split()[0]
         real = getattr(RunFolder, name)
@@ -58,9 +58,9 @@ def test_a_change_allowed_before_a_kill_is_asked_for_again_until_every_folder_no
 
         patch.setattr(RunFolder, name, killed)
         with pytest.raises(Killed):
-            run._execute(new, "weights", Stop(), True, True, ["learner.lr"])
+            launch._execute(new, "weights", Stop(), True, True, ["learner.lr"])
     assert changes(new, "base", index.digest) == {"learner.lr": ("0.001", "0.005")}
-    run._execute(new, "weights", Stop(), True, True, ["learner.lr"])
+    launch._execute(new, "weights", Stop(), True, True, ["learner.lr"])
     assert changes(new, "base", index.digest) == {}
     for method in new.methods:
         assert '"changed"' in (new.folder(method) / "events.jsonl").read_text()

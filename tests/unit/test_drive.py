@@ -16,12 +16,12 @@ from rich.console import Console
 from streams import TASKS, stream_samples, test_sets
 from test_run_folder import COUNTS, answer, report
 
-from streamcvit.cluster.drive import Driver
-from streamcvit.cluster.folder import RunFolder
-from streamcvit.cluster.guard import Stop
-from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.cluster.pools import LocalPool
-from streamcvit.cluster.supervise import Restart
+from streamcvit.run.drive import Driver
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.guard import Stop
+from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.local import LocalPool
+from streamcvit.run.messages import Restart
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
 from streamcvit.data.shards import write_stream

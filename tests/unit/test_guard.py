@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from streamcvit.cluster.guard import LOCK, Stop, alone
-from streamcvit.cluster.resume import changes, check_names, refuse
+from streamcvit.run.guard import LOCK, Stop, alone
+from streamcvit.run.resume import changes, check_names, refuse
 from streamcvit.config import RunConfig
 from streamcvit.errors import Stopped, UserError
 
@@ -68,7 +68,7 @@ def test_where_nothing_is_at_stake_the_first_signal_stops_at_once() -> None:
 @pytest.fixture
 def started(tmp_path: Path) -> RunConfig:
     """A run that was started and not finished."""
-    from streamcvit.cluster.folder import code_version, versions
+    from streamcvit.run.folder import code_version, versions
 
     config = RunConfig(name="r", out=str(tmp_path), methods={"lora": {"adapter": "lora"}})  # type: ignore[dict-item]
     config.folder("lora").mkdir(parents=True)

@@ -15,7 +15,7 @@ from streamcvit.adapters import InstructionEncoder
 from streamcvit.adapters.build import attach
 from streamcvit.adapters.moelora import MoELoraLayer
 from streamcvit.adapters.prototypes import Prototypes
-from streamcvit.cluster.workers import wrap
+from streamcvit.run.workers import wrap
 from streamcvit.config import load_config
 from streamcvit.data import embedded
 from streamcvit.errors import UserError

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from streams import TASKS, stream_samples, test_sets
 
-from streamcvit.cluster.boundaries import boundary_report, boundary_reports
-from streamcvit.cluster.folder import RunFolder
-from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
-from streamcvit.cluster.predictions import read_predictions
-from streamcvit.cluster.scores import ZERO
+from streamcvit.run.boundaries import boundary_report, boundary_reports
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.predictions import read_predictions
+from streamcvit.run.scores import ZERO
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.cluster.boundaries import boundary_reports
-from streamcvit.cluster.folder import RunFolder
-from streamcvit.cluster.guard import Stop
-from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
-from streamcvit.cluster.pools import Pool
-from streamcvit.cluster.scores import ZERO
+from streamcvit.run.boundaries import boundary_reports
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.guard import Stop
+from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.local import Pool
+from streamcvit.run.scores import ZERO
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import Stopped, UserError

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from streamcvit.cluster.folder import MISSING, code_version, read_run, versions
+from streamcvit.run.folder import MISSING, code_version, read_run, versions
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 

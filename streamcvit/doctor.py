@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamcvit.cluster.folder import MISSING, machine, versions
+from streamcvit.run.folder import MISSING, machine, versions
 from streamcvit.cluster.session import needed_mib
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError

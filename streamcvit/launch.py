@@ -9,14 +9,15 @@ from pathlib import Path
 
 from streamcvit.adapters import ADAPTERS, adapter_config
 from streamcvit.adapters.instruction import encoder_identity
-from streamcvit.cluster.drive import Driver, task_counts
-from streamcvit.cluster.folder import RunFolder, read_run
-from streamcvit.cluster.guard import Stop, alone
+from streamcvit.run.drive import Driver, task_counts
+from streamcvit.run.folder import RunFolder, read_run
+from streamcvit.run.guard import Stop, alone
 from streamcvit.cluster.head import Head
-from streamcvit.cluster.pools import LocalPool, Pool, RayPool
-from streamcvit.cluster.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
+from streamcvit.cluster.pools import RayPool
+from streamcvit.run.local import LocalPool, Pool
+from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
 from streamcvit.cluster.session import metrics_token, session
-from streamcvit.cluster.stream import prepare_stream, unreadable_rows
+from streamcvit.run.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
 from streamcvit.data.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped, UserError

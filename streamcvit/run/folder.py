@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from streamcvit import __version__
 from streamcvit.adapters.instruction import encoder_identity
-from streamcvit.cluster.boundaries import read_events
-from streamcvit.cluster.messages import ChunkReport, Job, TaskScores
-from streamcvit.cluster.predictions import read_predictions, write_predictions, write_table
-from streamcvit.cluster.scores import ZERO, Scores
+from streamcvit.run.boundaries import read_events
+from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.predictions import read_predictions, write_predictions, write_table
+from streamcvit.run.scores import ZERO, Scores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError

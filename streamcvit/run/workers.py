@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from streamcvit.adapters import InstructionEncoder, expert_usage, tuner_of
 from streamcvit.adapters.build import attach
-from streamcvit.cluster.boundaries import boundary_report
-from streamcvit.cluster.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader

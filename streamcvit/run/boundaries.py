@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamcvit.cluster.messages import ChunkReport
+from streamcvit.run.messages import ChunkReport
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import parse_name

@@ -80,7 +80,7 @@ class Scores:
         """Add a task's predictions at a boundary, in place of those that other weights gave there.
 
         Args:
-            table: as `streamcvit.cluster.predictions` gives it.
+            table: as `streamcvit.run.predictions` gives it.
 
         Raises:
             ValueError, KeyError: the table is not of this run.

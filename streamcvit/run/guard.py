@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from streamcvit.cluster.folder import now
+from streamcvit.run.folder import now
 from streamcvit.errors import Stopped, UserError
 
 LOCK = "lock.json"

@@ -105,3 +105,18 @@ class Progress:
     loss: float
     samples_per_second: float
     step_seconds: BucketCounts
+
+
+@dataclass(frozen=True)
+class Restart:
+    """An actor that was replaced.
+
+    Attributes:
+        actor: its name.
+        cause: `died` (the process is gone), `silent` (no pulse), `stuck` (a pulse, but no move), `failed` (an error).
+        detail: one line on how it was noticed.
+    """
+
+    actor: str
+    cause: str
+    detail: str
