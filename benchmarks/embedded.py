@@ -61,7 +61,7 @@ class Bench:
         import torch
 
         from streamcvit.adapters import InstructionEncoder
-        from streamcvit.data import embedded
+        from streamcvit.embedded import tasks as embedded
         from streamcvit.evaluation import Evaluator
         from streamcvit.models.base import load_base
 
@@ -80,7 +80,7 @@ class Bench:
 
     def batches(self, seed: int, order: str, conventions: Any) -> list[Any]:
         """All batches of a seed's stream; prepared once a seed."""
-        from streamcvit.data import embedded
+        from streamcvit.embedded import tasks as embedded
         from streamcvit.models.batch import Batch
 
         if self.held != (seed, conventions):
@@ -105,7 +105,7 @@ class Bench:
 
     def score(self, model: Any, tasks: list[str], conventions: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Per task: points [n] and following [n]."""
-        from streamcvit.data import embedded
+        from streamcvit.embedded import tasks as embedded
         from streamcvit.evaluation import FOLLOW_RULES, SCORERS
 
         found = {}
@@ -123,12 +123,12 @@ class Bench:
         import torch
 
         from streamcvit.adapters.build import attach
-        from streamcvit.run.folder import machine
-        from streamcvit.run.workers import routes
-        from streamcvit.data import embedded
+        from streamcvit.embedded import tasks as embedded
         from streamcvit.learning import STRATEGIES, OnlineLearner
         from streamcvit.models.base import target_modules
         from streamcvit.models.vision import vision_dim
+        from streamcvit.run.folder import machine
+        from streamcvit.run.workers import routes
 
         variant = VARIANTS[name]
         began = time.perf_counter()
@@ -200,8 +200,8 @@ class Bench:
         import torch
 
         from streamcvit.adapters import RoutingInputs, cluster_assignments
-        from streamcvit.run.workers import routes
         from streamcvit.models.vision import encode_images
+        from streamcvit.run.workers import routes
 
         if not routes(model):
             return {}
@@ -330,7 +330,7 @@ def gap_closed(confirmed: dict[str, list[dict[str, Any]]]) -> str:
 
 def banks_compared(rows: list[dict[str, Any]], confirmed: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Both banks against the instruction bank alone, seed by seed, and where the difference lies."""
-    from streamcvit.data.embedded import SHARED_TASKS
+    from streamcvit.embedded.tasks import SHARED_TASKS
 
     yield "\n## Both banks against the instruction bank alone\n"
     yield "Final points of both banks less those of the instruction bank alone, seed by seed: mean, 95 % interval (t)."

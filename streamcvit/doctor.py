@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamcvit.run.folder import MISSING, machine, versions
 from streamcvit.cluster.session import needed_mib
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
+from streamcvit.run.folder import MISSING, machine, versions
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,9 @@ from pathlib import Path
 
 from streamcvit.adapters import ADAPTERS, adapter_config
 from streamcvit.adapters.instruction import encoder_identity
-from streamcvit.run.drive import Driver, task_counts
-from streamcvit.run.folder import RunFolder, read_run
-from streamcvit.run.guard import Stop, alone
 from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import RayPool
-from streamcvit.run.local import LocalPool, Pool
-from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
 from streamcvit.cluster.session import metrics_token, session
-from streamcvit.run.stream import prepare_stream, unreadable_rows
 from streamcvit.config import RunConfig
 from streamcvit.data.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped, UserError
@@ -26,6 +20,12 @@ from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest, weight_files
 from streamcvit.monitoring.report import write_report
 from streamcvit.monitoring.terminal import LiveView
+from streamcvit.run.drive import Driver, task_counts
+from streamcvit.run.folder import RunFolder, read_run
+from streamcvit.run.guard import Stop, alone
+from streamcvit.run.local import LocalPool, Pool
+from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
+from streamcvit.run.stream import prepare_stream, unreadable_rows
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.adapters.build import attach
-from streamcvit.data import embedded
+from streamcvit.embedded import tasks as embedded
 from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner, commit, read_ledger
 from streamcvit.learning.epochs import Epoch, Fenced
 from streamcvit.models.base import load_base, target_modules

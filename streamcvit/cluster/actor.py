@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
-from streamcvit.run.messages import Progress
 from streamcvit.cluster.supervise import Pulse
 from streamcvit.config import RunConfig
+from streamcvit.run.messages import Progress
 
 PULSE = "pulse"  # the concurrency group that answers while a call is served
 

@@ -19,8 +19,6 @@ import ray
 from torch import nn
 
 from streamcvit.cluster.actor import Actor, work
-from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.run.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
@@ -28,6 +26,8 @@ from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
+from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
 
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
 

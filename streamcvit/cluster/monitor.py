@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 from streamcvit.cluster.actor import Actor, work
-from streamcvit.run.messages import Progress
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.report import live_page
 from streamcvit.monitoring.store import RunStore
+from streamcvit.run.messages import Progress
 
 MONITOR = "monitor"
 PORT_SECONDS = 20.0  # a stopped monitor keeps its port until its node has killed it

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from streamcvit.run.folder import build_labels
 from streamcvit.cluster.head import Head
-from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
 from streamcvit.cluster.supervise import Call, Post, Supervisor
 from streamcvit.config import RunConfig
+from streamcvit.run.folder import build_labels
+from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits

@@ -1,4 +1,4 @@
-"""Trains the embedded base model: `python -m streamcvit.models.embedded_base OUT`.
+"""Trains the embedded base model: `python -m streamcvit.embedded.base OUT`.
 
 The result is a folder with a stock Hugging Face `LlavaForConditionalGeneration` of about a million parameters (CLIP
 tower over 32-pixel images, Llama of width 128), its `LlavaProcessor` and a byte-level BPE tokenizer. `AutoProcessor`
@@ -6,7 +6,7 @@ and `AutoModelForImageTextToText` load it like any other model.
 
 Two stages, both with fixed numbers of steps and one seed, so that the same machine kind and thread count give the same
 weights: the tower learns the attributes of pictures through read-out heads that are thrown away; then projector and
-language model learn the lessons of `streamcvit.data.embedded_lessons` over the frozen tower, whose features are
+language model learn the lessons of `streamcvit.embedded.lessons` over the frozen tower, whose features are
 computed once. The program prints how well each skill is learned on pictures that it was not trained on: 93 % or more
 everywhere but picking from shuffled lists, which stays at chance (the stream lists its choices in one order). It runs
 on one thread, for roughly half an hour on one core of a server CPU.
@@ -31,11 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from streamcvit.data.embedded_corpus import exchange
-from streamcvit.data.embedded_images import Picture, rng_for
-from streamcvit.data.embedded_lessons import LESSONS
-from streamcvit.data.embedded_phrases import Exchange
-from streamcvit.models.embedded_model import (
+from streamcvit.embedded.corpus import exchange
+from streamcvit.embedded.images import Picture, rng_for
+from streamcvit.embedded.lessons import LESSONS
+from streamcvit.embedded.model import (
     IMAGE_PREFIX,
     MAX_TEXT,
     build_model,
@@ -44,9 +43,10 @@ from streamcvit.models.embedded_model import (
     draw_pool,
     normalise,
 )
-from streamcvit.models.embedded_tower import ABSENT, learning_rate, tower_accuracy, tower_features, train_tower
+from streamcvit.embedded.phrases import Exchange
+from streamcvit.embedded.tower import ABSENT, learning_rate, tower_accuracy, tower_features, train_tower
 
-FOLDER = Path(__file__).parent / "embedded"
+FOLDER = Path(__file__).parent / "weights"
 """The base that comes with the package."""
 
 FOCUS = {"scene": 3.0, "big": 2.0}

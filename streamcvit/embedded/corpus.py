@@ -13,9 +13,9 @@ import re
 
 import numpy as np
 
-from streamcvit.data.embedded import FORMATS, INSTRUCTIONS
-from streamcvit.data.embedded_images import BACKGROUNDS, BARS, COLOURS, LANDS, NUMBERS, REGIONS, SHAPES, Picture
-from streamcvit.data.embedded_phrases import Exchange, choose, judged, number, pick, position, styled
+from streamcvit.embedded.images import BACKGROUNDS, BARS, COLOURS, LANDS, NUMBERS, REGIONS, SHAPES, Picture
+from streamcvit.embedded.phrases import Exchange, choose, judged, number, pick, position, styled
+from streamcvit.embedded.tasks import FORMATS, INSTRUCTIONS
 
 KIND_SHARES: dict[str, float] = {"scene": 0.36, "big": 0.26, "text": 0.11, "chart": 0.08, "land": 0.08, "digit": 0.11}
 """How often each kind of picture occurs in the base's lessons."""

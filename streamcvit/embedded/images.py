@@ -234,7 +234,7 @@ def _draw_land(rng: np.random.Generator, split: Split) -> tuple[np.ndarray, dict
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    with resources.files("streamcvit.data").joinpath("digits.npz").open("rb") as file:
+    with resources.files("streamcvit.embedded").joinpath("digits.npz").open("rb") as file:
         archive = np.load(io.BytesIO(file.read()), allow_pickle=False)
     return archive["images"], archive["labels"]
 

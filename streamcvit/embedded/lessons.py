@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamcvit.data.embedded_corpus import exchange
-from streamcvit.data.embedded_images import BACKGROUNDS, COLOURS, SHAPES, Picture
-from streamcvit.data.embedded_phrases import (
+from streamcvit.embedded.corpus import exchange
+from streamcvit.embedded.images import BACKGROUNDS, COLOURS, SHAPES, Picture
+from streamcvit.embedded.phrases import (
     Exchange,
     judged,
     pick,

@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from streamcvit.data import embedded
-from streamcvit.data.embedded_corpus import KIND_SHARES, exchange, lexicon
-from streamcvit.data.embedded_images import CELL, SIZE, Picture, draw, rng_for
+from streamcvit.embedded import tasks as embedded
+from streamcvit.embedded.corpus import KIND_SHARES, exchange, lexicon
+from streamcvit.embedded.images import CELL, SIZE, Picture, draw, rng_for
 
 PATCHES = (SIZE // CELL) ** 2
 VOCABULARY = 1000

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streamcvit.data.embedded_images import NUMBERS
+from streamcvit.embedded.images import NUMBERS
 
 
 class Exchange(NamedTuple):

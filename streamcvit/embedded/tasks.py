@@ -5,7 +5,7 @@ pictures and questions, as AD, GQA, RS and VQAv2 do in StrCVIT; the other seven 
 format is part of the task: a right answer in another form scores nothing, so a model that has the skills but not the
 formats starts near 0.
 
-Everything is a pure function of its seeds; see `streamcvit.data.embedded_images` for how train, test and base pictures
+Everything is a pure function of its seeds; see `streamcvit.embedded.images` for how train, test and base pictures
 are kept apart.
 """
 
@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamcvit.data.embedded_images import (
+from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.embedded.images import (
     BARS,
     COLOURS,
     NUMBERS,
@@ -28,7 +29,6 @@ from streamcvit.data.embedded_images import (
     draw,
     rng_for,
 )
-from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.errors import UserError
 
 Wordings = Literal["single", "five"]

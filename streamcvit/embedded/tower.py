@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from streamcvit.data.embedded_corpus import KIND_SHARES
-from streamcvit.data.embedded_images import (
+from streamcvit.embedded.corpus import KIND_SHARES
+from streamcvit.embedded.images import (
     BACKGROUNDS,
     BARS,
     COLOURS,
@@ -23,7 +23,7 @@ from streamcvit.data.embedded_images import (
     SHAPES,
     Picture,
 )
-from streamcvit.models.embedded_model import PATCHES, VISION_WIDTH, normalise
+from streamcvit.embedded.model import PATCHES, VISION_WIDTH, normalise
 
 _SCENE_CLASSES = [f"{colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 _ATTRIBUTES: tuple[tuple[str, int], ...] = (

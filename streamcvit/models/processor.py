@@ -19,7 +19,7 @@ def resolve(name_or_path: str | Path) -> str:
         UserError: a path that does not exist, or a folder without `config.json`.
     """
     if str(name_or_path) == EMBEDDED:
-        return str(Path(__file__).parent / EMBEDDED)
+        return str(Path(__file__).parents[1] / EMBEDDED / "weights")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamcvit.run.messages import ChunkReport
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import parse_name
+from streamcvit.run.messages import ChunkReport
 
 _NOT_REST = ("time", "event", "chunk", "step", "digest")
 

@@ -9,12 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.run.boundaries import boundary_reports
-from streamcvit.run.folder import RunFolder
-from streamcvit.run.guard import Stop
-from streamcvit.run.messages import ChunkReport, Job, TaskScores
-from streamcvit.run.local import Pool
-from streamcvit.run.scores import ZERO
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import Stopped, UserError
@@ -22,6 +16,12 @@ from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import newest_epoch
 from streamcvit.monitoring.terminal import LiveView
+from streamcvit.run.boundaries import boundary_reports
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.guard import Stop
+from streamcvit.run.local import Pool
+from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.scores import ZERO
 
 POLL_SECONDS = 0.3
 

@@ -21,16 +21,16 @@ import pyarrow as pa
 
 from streamcvit import __version__
 from streamcvit.adapters.instruction import encoder_identity
-from streamcvit.run.boundaries import read_events
-from streamcvit.run.messages import ChunkReport, Job, TaskScores
-from streamcvit.run.predictions import read_predictions, write_predictions, write_table
-from streamcvit.run.scores import ZERO, Scores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import write_json, write_text
 from streamcvit.learning.ledger import check_coverage
+from streamcvit.run.boundaries import read_events
+from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.predictions import read_predictions, write_predictions, write_table
+from streamcvit.run.scores import ZERO, Scores
 
 MISSING = "not installed"
 ONCE = ("chunk", "quarantine", "damaged", "test_unreadable")  # events that a replayed step, or every boundary, repeats

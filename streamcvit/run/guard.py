@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from streamcvit.run.folder import now
 from streamcvit.errors import Stopped, UserError
+from streamcvit.run.folder import now
 
 LOCK = "lock.json"
 

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from streamcvit.run.folder import MISSING, code_version, read_run, versions
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
+from streamcvit.run.folder import MISSING, code_version, read_run, versions
 
 MAY_CHANGE = ("out", "cluster", "monitor")
 """Sections that a resumed run may change: they do not touch what is learned or scored."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.config import RunConfig
-from streamcvit.data import embedded
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
@@ -16,6 +15,7 @@ from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
 from streamcvit.data.shards import write_stream
 from streamcvit.data.taskfiles import TaskData, load_tasks
+from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
 

@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 
 from streamcvit.adapters import InstructionEncoder, expert_usage, tuner_of
 from streamcvit.adapters.build import attach
-from streamcvit.run.boundaries import boundary_report
-from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
@@ -34,6 +32,8 @@ from streamcvit.models.collate import Collator
 from streamcvit.models.snapshot import Snapshot, load_adapter_state
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.metrics import BucketCounts
+from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 
 Feed = Callable[[str, int, int], Iterator[Batch]]
 """(order, first cursor, cursor to stop at) -> the batches between, in order; fewer where the run stops meanwhile."""

@@ -15,14 +15,14 @@ import torch
 from faulty import FENCED, fork, leftovers
 from running import boundaries
 
-from streamcvit.run.boundaries import boundary_report
-from streamcvit.run.messages import Job
-from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker, local_feed
 from streamcvit.config import RunConfig, builtin, load_config
 from streamcvit.errors import UserError
 from streamcvit.learning import commit, read_ledger
 from streamcvit.learning.epochs import Fenced, last_turn
+from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.messages import Job
+from streamcvit.run.stream import prepare_stream
+from streamcvit.run.workers import EvaluatorWorker, LearnerWorker, local_feed
 
 CHUNKS, PER_CHUNK = 3, 24
 

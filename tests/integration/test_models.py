@@ -11,12 +11,12 @@ import pytest
 from models import TINY, save
 from running import ROOT, streamcvit
 
-from streamcvit.launch import execute
-from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import LearnerWorker, local_feed
 from streamcvit.config import load_config
 from streamcvit.data.index import StreamIndex
+from streamcvit.launch import execute
 from streamcvit.learning import read_ledger
+from streamcvit.run.stream import prepare_stream
+from streamcvit.run.workers import LearnerWorker, local_feed
 
 
 @pytest.mark.parametrize("kind", sorted(TINY))

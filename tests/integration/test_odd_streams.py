@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from running import boundaries
 
-from streamcvit.run import workers
-from streamcvit.launch import execute
 from streamcvit.config import RunConfig, builtin, load_config
-from streamcvit.data import embedded
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream
+from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
+from streamcvit.launch import execute
 from streamcvit.learning import commit, read_ledger
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.tables import happenings
+from streamcvit.run import workers
 
 TASKS = dict(list(embedded.TASKS.items())[:2])
 CHUNKS = (1, 3, 4, 5)  # 0 and 2 are empty

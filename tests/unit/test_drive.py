@@ -16,12 +16,6 @@ from rich.console import Console
 from streams import TASKS, stream_samples, test_sets
 from test_run_folder import COUNTS, answer, report
 
-from streamcvit.run.drive import Driver
-from streamcvit.run.folder import RunFolder
-from streamcvit.run.guard import Stop
-from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.run.local import LocalPool
-from streamcvit.run.messages import Restart
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
 from streamcvit.data.shards import write_stream
@@ -30,6 +24,11 @@ from streamcvit.learning import Ledger, commit
 from streamcvit.learning.epochs import Epoch
 from streamcvit.models.batch import Batch
 from streamcvit.monitoring.terminal import LiveView
+from streamcvit.run.drive import Driver
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.guard import Stop
+from streamcvit.run.local import LocalPool
+from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
 
 
 @dataclass

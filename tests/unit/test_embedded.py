@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamcvit.data import embedded
-from streamcvit.data.embedded import FORMATS, INSTRUCTIONS, SHARED_TASKS, TASKS, chunk_plan, stream, train_samples
-from streamcvit.data.embedded_corpus import KIND_SHARES, lexicon
-from streamcvit.data.embedded_images import KINDS, draw, rng_for, split_of
-from streamcvit.data.embedded_lessons import LESSONS
+from streamcvit.embedded import tasks as embedded
+from streamcvit.embedded.corpus import KIND_SHARES, lexicon
+from streamcvit.embedded.images import KINDS, draw, rng_for, split_of
+from streamcvit.embedded.lessons import LESSONS
+from streamcvit.embedded.tasks import FORMATS, INSTRUCTIONS, SHARED_TASKS, TASKS, chunk_plan, stream, train_samples
 from streamcvit.errors import UserError
 
 TESTS = {task: embedded.test_samples(task) for task in TASKS}
@@ -56,7 +56,7 @@ def test_pixels_alone_decide_the_split(split):
 
 
 def test_handwriting_is_split_by_source():
-    from streamcvit.data.embedded_images import _DIGITS_OF_SPLIT, _digits
+    from streamcvit.embedded.images import _DIGITS_OF_SPLIT, _digits
 
     indices = [set(range(len(_digits()[0])))] + [set(range(*part.indices(1797))) for part in _DIGITS_OF_SPLIT.values()]
     assert set.union(*indices[1:]) == indices[0]
@@ -128,7 +128,7 @@ def test_answers_of_a_task_are_balanced_enough_to_need_the_picture():
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process():
     code = (
-        "import hashlib; from streamcvit.data.embedded import TASKS, train_samples;"
+        "import hashlib; from streamcvit.embedded.tasks import TASKS, train_samples;"
         "parts = [s.text_bytes() + s.image for t in TASKS for s in train_samples(t, 3, 9)];"
         "print(hashlib.sha256(b''.join(parts)).hexdigest())"
     )

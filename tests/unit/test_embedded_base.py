@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from streamcvit.data import embedded
-from streamcvit.data.embedded_lessons import LESSONS
-from streamcvit.data.embedded_phrases import Exchange
-from streamcvit.models import embedded_base, embedded_model, embedded_tower
+from streamcvit.embedded import base as embedded_base
+from streamcvit.embedded import model as embedded_model
+from streamcvit.embedded import tasks as embedded
+from streamcvit.embedded import tower as embedded_tower
+from streamcvit.embedded.lessons import LESSONS
+from streamcvit.embedded.phrases import Exchange
 
 FOLDER = embedded_base.FOLDER
 

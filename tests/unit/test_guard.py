@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from streamcvit.run.guard import LOCK, Stop, alone
-from streamcvit.run.resume import changes, check_names, refuse
 from streamcvit.config import RunConfig
 from streamcvit.errors import Stopped, UserError
+from streamcvit.run.guard import LOCK, Stop, alone
+from streamcvit.run.resume import changes, check_names, refuse
 
 
 def test_a_second_run_in_a_folder_is_refused_by_name_until_the_first_is_gone(tmp_path: Path) -> None:

@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from streams import TASKS, stream_samples, test_sets
 
-from streamcvit.run.boundaries import boundary_report, boundary_reports
-from streamcvit.run.folder import RunFolder
-from streamcvit.run.messages import ChunkReport, Job, TaskScores
-from streamcvit.run.predictions import read_predictions
-from streamcvit.run.scores import ZERO
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream
 from streamcvit.errors import UserError
 from streamcvit.learning import commit
+from streamcvit.run.boundaries import boundary_report, boundary_reports
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.predictions import read_predictions
+from streamcvit.run.scores import ZERO
 
 NAMES = {task: [one.sample_id for one in samples] for task, samples in test_sets().items()}
 COUNTS = np.array([[10, 0], [10, 0], [5, 5], [5, 5]])
