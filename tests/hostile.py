@@ -26,7 +26,7 @@ from streamcvit.data.images import decode_image, image_fault
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.locations import is_url
 from streamcvit.data.reader import ShardReader
-from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.shards import write_stream
 from streamcvit.data.tarscan import Fault, Group, HashingStream, scan_groups
 from streamcvit.data.taskfiles import Row, load_chunks, load_tasks, read_rows
@@ -224,8 +224,8 @@ def _read_all(found: StreamIndex) -> None:
 def record(data: bytes, folder: Path) -> None:
     """A sample's JSON in every format; what is accepted can be written and read again."""
     try:
-        one = Sample.from_bytes(data, b"", "png")
-        assert Sample.from_bytes(one.text_bytes(), b"", "png") == one
+        one = Sample.from_bytes(data, [Picture(b"")])
+        assert Sample.from_bytes(one.text_bytes(), [Picture(b"")]) == one
     except ValueError:
         pass
     try:
@@ -236,7 +236,7 @@ def record(data: bytes, folder: Path) -> None:
     for read in FORMATS.values():
         try:
             found = read(value)
-            "".join((found.sample_id, *found.parts(["One word."]), *found.answers, found.image)).encode()
+            "".join((found.sample_id, *found.parts(["One word."]), *found.answers, *found.pictures)).encode()
         except (BadRow, ValueError) as fault:
             str(fault).encode()
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from streamcvit.data.sample import Sample
+from streamcvit.data.sample import Picture, Sample
 from streamcvit.models.base import Base
 from streamcvit.models.processor import image_only
 
@@ -255,7 +255,7 @@ def tiny_samples(
             question="What is " + "very " * (i * 7 % 5) + f"visible in picture {i}?",
             instruction=("Answer with one word.", "Describe it in a sentence.")[i % 2],
             answers=(words[i % len(words)],),
-            image=picture(seed * 1000 + i, sizes[i % len(sizes)]),
+            pictures=(Picture(picture(seed * 1000 + i, sizes[i % len(sizes)])),),
         )
         for i in range(n)
     ]

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.sample import Picture, Sample, TaskSpec
 
 T = TypeVar("T")
 TASKS = {name: TaskSpec(name, "exact", "single_word") for name in ("colour", "shape")}
@@ -33,8 +33,7 @@ def sample(number: int, task: str = "colour", **changes) -> Sample:
         "question": f"Größe {number}?",
         "instruction": "Answer with one word.",
         "answers": ("red", "rot"),
-        "image": picture(number),
-        "image_ext": "png",
+        "pictures": (Picture(picture(number)),),
         "meta": {"box": [0.5, number]},
     }
     return Sample(**{**fields, **changes})
@@ -66,7 +65,7 @@ def raw_tar(
 def pair(key: str, number: int) -> list[tuple[str | tarfile.TarInfo, bytes]]:
     """The two members of a whole sample."""
     one = sample(number)
-    return [(f"{key}.json", one.text_bytes()), (f"{key}.png", one.image)]
+    return [(f"{key}.json", one.text_bytes()), (f"{key}.png", one.pictures[0].data)]
 
 
 def only(kind: type[T], found: Iterable[object]) -> list[T]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamcvit.data.sample import Sample
+from streamcvit.data.sample import Picture, Sample, picture_count
 
 BAD_SHARE = 0.05
 """More bad rows than this share of a file stop the import: it is more likely the wrong format than bad data."""
@@ -44,7 +44,8 @@ class Record:
         answers: one reference or more.
         prompt: the whole prompt without picture marks; None where question and instruction are apart already.
         question, instruction: used where `prompt` is None.
-        image: path of the picture as the row gives it; empty where it lies beside the row (in shards).
+        pictures: paths of the pictures as the row gives them; empty where they lie beside the row (in shards).
+        count: how many pictures the row asks for; None: it does not say, so as many as lie beside it.
         task: empty where the row names none.
         meta: what else the row says (`answer_bbox`, `size` ...).
     """
@@ -54,7 +55,8 @@ class Record:
     prompt: str | None = None
     question: str = ""
     instruction: str = ""
-    image: str = ""
+    pictures: tuple[str, ...] = ()
+    count: int | None = None
     task: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,16 +67,14 @@ class Record:
         return split_prompt(self.prompt, instructions)
 
     def sample(
-        self, sample_id: str, task: str, image: bytes = b"", image_ext: str = "png", instructions: Sequence[str] = ()
+        self, sample_id: str, task: str, pictures: Sequence[Picture] = (), instructions: Sequence[str] = ()
     ) -> Sample:
         """The row as a sample, which can be written and read again.
 
         Raises:
             ValueError: it cannot: as one of our records the row would be nested too deep, or too long.
         """
-        sample = Sample(
-            sample_id, task, *self.parts(instructions), self.answers, image=image, image_ext=image_ext, meta=self.meta
-        )
+        sample = Sample(sample_id, task, *self.parts(instructions), self.answers, tuple(pictures), self.meta)
         sample.readable_bytes()
         return sample
 
@@ -109,9 +109,9 @@ def split_prompt(prompt: str, instructions: Sequence[str] = ()) -> tuple[str, st
 
 def read_canonical(row: Any) -> Record:
     """Our own records (`Sample.text_bytes`)."""
-    sample = Sample.from_record(row, b"", "png")
-    parts = {"question": sample.question, "instruction": sample.instruction}
-    return Record(sample.sample_id, sample.answers, task=sample.task, meta=sample.meta, **parts)
+    sample = Sample.from_record(row, [Picture(b"")] * picture_count(row))
+    texts = (sample.question, sample.instruction)
+    return Record(sample.sample_id, sample.answers, None, *texts, (), len(sample.pictures), sample.task, sample.meta)
 
 
 def read_llava(row: Any) -> Record:
@@ -124,7 +124,9 @@ def read_llava(row: Any) -> Record:
     if [who for who, _ in turns] != ["human", "gpt"]:
         raise BadRow("shape", f"expected one human and one gpt turn, found {[who for who, _ in turns]}")
     meta = _rest(row, "id", "image", "conversations")
-    return Record(_identity(row, "id"), (turns[1][1],), _clean(turns[0][1]), image=_image(row.get("image")), meta=meta)
+    return Record(
+        _identity(row, "id"), (turns[1][1],), _clean(turns[0][1]), pictures=_images(row.get("image")), meta=meta
+    )
 
 
 def read_swift(row: Any) -> Record:
@@ -140,7 +142,7 @@ def read_swift(row: Any) -> Record:
     if not isinstance(images, list) or len(images) != 1:
         raise BadRow("shape", f"expected one picture in 'images', found {images!r:.80}")
     first = images[0].get("path") if isinstance(images[0], dict) else images[0]
-    return Record(_identity(row, "id"), (turns[1][1],), _clean(turns[0][1]), image=_image(first), meta=meta)
+    return Record(_identity(row, "id"), (turns[1][1],), _clean(turns[0][1]), pictures=_images(first), meta=meta)
 
 
 def read_question_answer(row: Any) -> Record:
@@ -156,7 +158,7 @@ def read_question_answer(row: Any) -> Record:
     if not answers:
         raise BadRow("shape", "'answer' is an empty list")
     meta = _rest(row, "question_id", "image", "text", "answer")
-    return Record(_identity(row, "question_id"), answers, _clean(text), image=_image(row.get("image")), meta=meta)
+    return Record(_identity(row, "question_id"), answers, _clean(text), pictures=_images(row.get("image")), meta=meta)
 
 
 FORMATS: dict[str, Callable[[Any], Record]] = {
@@ -211,6 +213,10 @@ def _clean(prompt: str) -> str:
     if not cleaned:
         raise BadRow("shape", "the prompt is empty but for the picture")
     return cleaned
+
+
+def _images(path: Any) -> tuple[str, ...]:
+    return tuple(filter(None, [_image(path)]))
 
 
 def _image(path: Any) -> str:

@@ -16,7 +16,7 @@ from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import MAX_PIXELS, image_fault
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import ByteSource
-from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.tarscan import IMAGE_EXTENSIONS, Fault
 
 _GAP = 64 << 10
@@ -176,7 +176,7 @@ class ShardReader:
         record = self._parse(strictjson.loads(text))
         if self._own and record.task != task:
             raise BadRow("json", f"the record is of task {record.task!r:.80}, its place in the index of {task!r:.80}")
-        return record.sample(sample_id, task, image, ext)
+        return record.sample(sample_id, task, [Picture(image, ext)])
 
     def _source(self, shard: int) -> ByteSource:
         with self._lock:

@@ -130,14 +130,14 @@ def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: i
                 stream = open_shard.enter_context((folder / names[-1]).open("wb"))
                 open_shard.callback(_flush, stream)
                 writer = open_shard.enter_context(wds.TarWriter(stream, encoder=False, mtime=0))
-            if len(sample.image) > MAX_MEMBER:
+            if any(len(picture.data) > MAX_MEMBER for picture in sample.pictures):
                 raise UserError(f"sample {sample.sample_id!r:.200} is larger than {MAX_MEMBER} bytes")
             try:
                 text = sample.readable_bytes()
             except ValueError as fault:
                 raise UserError(f"sample {sample.sample_id!r:.200} could not be read again: {fault}") from None
             assert writer is not None
-            writer.write({"__key__": f"{position:09d}", "json": text, sample.image_ext: sample.image})
+            writer.write({"__key__": f"{position:09d}", "json": text, **members(sample)})
             chunks.append(chunk)
     scan = scan_shards((name, str(folder / name)) for name in names)
     if scan.faults or len(scan) != len(chunks):
@@ -145,6 +145,13 @@ def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: i
             f"the shards do not read back: {[str(fault) for fault in scan.faults[:3]]}", fix="Check the disk"
         )
     return scan, np.array(chunks, dtype=np.int32)
+
+
+def members(sample: Sample) -> dict[str, bytes]:
+    """A sample's pictures by the ending of their members: `png`; `0.png`, `1.jpg` ... where there are several."""
+    if len(sample.pictures) == 1:
+        return {sample.pictures[0].ext: sample.pictures[0].data}
+    return {f"{place}.{picture.ext}": picture.data for place, picture in enumerate(sample.pictures)}
 
 
 def _flush(stream: Any) -> None:

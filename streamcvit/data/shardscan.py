@@ -14,6 +14,7 @@ import pyarrow as pa
 from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import image_fault
+from streamcvit.data.sample import Picture
 from streamcvit.data.tarscan import Fault, Group, HashingStream, scan_groups
 from streamcvit.errors import UserError
 
@@ -82,7 +83,7 @@ def _add_row(scan: ShardScan, group: Group, name: str, format: str, task: str) -
     assert image is not None
     try:
         row = FORMATS[format](strictjson.loads(text.data))
-        row.sample(row.sample_id or group.key, row.task or task)
+        row.sample(row.sample_id or group.key, row.task or task, [Picture(b"")])
     except (ValueError, BadRow) as wrong:
         return Fault(name, text.offset, "json", f"key {group.key!r:.200}: {wrong}")
     if not (row.task or task):

@@ -16,7 +16,7 @@ from streamcvit.data import strictjson
 from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, BadRow, Ids, Record
 from streamcvit.data.images import sniff
 from streamcvit.data.locations import NotRegular, open_regular
-from streamcvit.data.sample import Quarantined, Sample, TaskSpec
+from streamcvit.data.sample import Picture, Quarantined, Sample, TaskSpec
 from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
 
@@ -81,7 +81,7 @@ class Row:
         except OSError as fault:
             raise UserError(f"the picture cannot be read: {fault.strerror}", where=self.image_path) from None
         texts = (self.sample_id, self.task, self.question, self.instruction)
-        return Sample(*texts, answers=self.answers, image=image, image_ext=self.image_ext, meta=self.meta)
+        return Sample(*texts, answers=self.answers, pictures=(Picture(image, self.image_ext),), meta=self.meta)
 
 
 class Rows(Sequence[Sample]):
@@ -186,24 +186,25 @@ def _rows_of(path: Path) -> Iterator[Any]:
 
 
 def _resolve(record: Record, name: str, task: str, images: Path, instructions: Sequence[str]) -> Row:
-    if not record.image:
+    if not record.pictures:
         raise BadRow("shape", "the row names no picture")
-    picture = images / record.image
+    image = record.pictures[0]
+    picture = images / image
     try:
         with os.fdopen(open_regular(picture), "rb") as stream:
             size, head = os.fstat(stream.fileno()).st_size, stream.read(12)
     except (FileNotFoundError, NotADirectoryError, NotRegular) as fault:
-        raise BadRow("missing", f"the picture {record.image!r:.200} cannot be opened: {fault.strerror}") from None
+        raise BadRow("missing", f"the picture {image!r:.200} cannot be opened: {fault.strerror}") from None
     except OSError as fault:
         if fault.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise BadRow("missing", f"the picture {record.image!r:.200} cannot be opened: {fault.strerror}") from None
+            raise BadRow("missing", f"the picture {image!r:.200} cannot be opened: {fault.strerror}") from None
         # Anything else says something of this machine, not of the row.
         raise UserError(f"the picture cannot be read: {fault.strerror}", where=str(picture)) from None
     ext = sniff(head)
     if not ext:
-        raise BadRow("image", f"the picture {record.image!r:.200} is neither PNG, JPEG nor WebP")
+        raise BadRow("image", f"the picture {image!r:.200} is neither PNG, JPEG nor WebP")
     if size > MAX_MEMBER:
-        raise BadRow("image", f"the picture {record.image!r:.200} has {size} bytes; at most {MAX_MEMBER} are allowed")
+        raise BadRow("image", f"the picture {image!r:.200} has {size} bytes; at most {MAX_MEMBER} are allowed")
     row = record.sample(f"{name}{SPARE}", task, instructions=instructions)
     return Row(name, task, row.question, row.instruction, row.answers, str(picture), ext, row.meta)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from streamcvit.data.sample import Picture as Encoded
 from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.embedded.images import (
     BARS,
@@ -212,7 +213,7 @@ def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings, con
                 question=question,
                 instruction=INSTRUCTIONS[task][wording],
                 answers=(answer,),
-                image=picture.png(),
+                pictures=(Encoded(picture.png()),),
                 meta={"follow_pattern": pattern or FORMATS[task], **meta},
             )
         )

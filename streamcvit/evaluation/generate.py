@@ -87,7 +87,7 @@ class Generator:
             except UnusableSamples as fault:
                 reasons |= fault.reasons
                 continue
-            keys = [hashlib.sha256(sample.image).hexdigest() for sample in part]
+            keys = [hashlib.sha256(sample.pictures[0].data).hexdigest() for sample in part]
             requests += _split(part, keys, inputs)
             if self._keeps and any(key not in self._features for key in keys) and self.held_bytes < self.cache_bytes:
                 self._encode(inputs.to(self.base.device), keys)

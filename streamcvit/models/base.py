@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from streamcvit.data.sample import Sample
+from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
 from streamcvit.models.processor import load_processor, loading_error, resolve
@@ -143,7 +143,7 @@ def load_base(
     # Fails here, with a clear message, if the processor gives no pixels.
     blank = io.BytesIO()
     Image.new("RGB", (32, 32)).save(blank, "PNG")
-    base.collator.prompts([Sample("probe", "probe", "probe", "", ("probe",), blank.getvalue())])
+    base.collator.prompts([Sample("probe", "probe", "probe", "", ("probe",), (Picture(blank.getvalue()),))])
     return base
 
 

@@ -222,7 +222,7 @@ class Collator:
         images, faults = [], {}
         for sample in samples:
             try:
-                images.append(decode_image(sample.image))
+                images.append(decode_image(sample.pictures[0].data))
             except ValueError as error:
                 faults[sample.sample_id] = ("image", str(error))
         if faults:
@@ -329,7 +329,7 @@ def _group_ends(samples: Sequence[Sample]) -> list[int]:
     held = 0
     for place, sample in enumerate(samples):
         try:
-            width, height = image_size(sample.image)
+            width, height = image_size(sample.pictures[0].data)
         except ValueError:
             continue  # decoding it says so
         held += width * height

@@ -25,6 +25,6 @@ def oracle_sample() -> Callable[[dict[str, Any]], Sample]:
     def build(row: dict[str, Any]) -> Sample:
         answers = row.get("answers") or [row.get("answer", row.get("answer_bbox"))]
         meta: dict[str, Any] = {key: row[key] for key in ("answer_bbox", "size") if key in row}
-        return Sample(row["id"], "task", "", "", tuple(answers), b"", meta=meta)
+        return Sample(row["id"], "task", "", "", tuple(answers), meta=meta)
 
     return build

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from streamcvit.data.sample import Picture
 from streamcvit.models import collate
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -237,8 +238,8 @@ def test_a_sample_longer_than_max_length_is_named_and_nothing_is_cut(llava):
 
 def test_images_that_cannot_be_decoded_are_named_all_of_them(llava):
     samples = tiny_samples(4)
-    samples[0] = replace(samples[0], image=samples[0].image[:200])
-    samples[2] = replace(samples[2], image=b"no picture")
+    samples[0] = replace(samples[0], pictures=(Picture(samples[0].pictures[0].data[:200]),))
+    samples[2] = replace(samples[2], pictures=(Picture(b"no picture"),))
     with pytest.raises(UnusableSamples) as caught:
         llava.collator.train(samples)
     assert {k: reason for k, (reason, _) in caught.value.reasons.items()} == {"s0-0": "image", "s0-2": "image"}
@@ -249,7 +250,7 @@ def test_images_that_cannot_be_decoded_are_named_all_of_them(llava):
 def test_faults_of_different_kinds_are_named_in_one_go(llava):
     samples = tiny_samples(4)
     samples[1] = replace(samples[1], question="word " * 100)
-    samples[3] = replace(samples[3], image=b"no picture")
+    samples[3] = replace(samples[3], pictures=(Picture(b"no picture"),))
     collator = Collator(llava.processor, max_length=200)
     with pytest.raises(UnusableSamples) as caught:
         collator.train(samples)
@@ -262,7 +263,7 @@ def test_an_image_that_the_processor_refuses_is_named(monkeypatch):
     monkeypatch.setattr("streamcvit.data.images.MAX_ASPECT", 300)  # Qwen's own limit is ours, 200
     collator = tiny_base("qwen25vl").collator
     samples = tiny_samples(3)
-    samples[2] = replace(samples[2], image=picture(1, (900, 4)))
+    samples[2] = replace(samples[2], pictures=(Picture(picture(1, (900, 4))),))
     with pytest.raises(UnusableSamples, match="aspect ratio") as caught:
         collator.prompts(samples)
     assert list(caught.value.reasons) == ["s0-2"]
@@ -319,7 +320,7 @@ def test_few_pixels_are_held_decoded_at_once_and_the_faults_of_all_groups_are_na
     assert len(inputs.tensors["pixel_values"]) == 20
     assert most[0] == 300_000 and alive[0] == 0
     samples[1] = replace(samples[1], question="word " * 100)
-    samples[19] = replace(samples[19], image=b"no picture")
+    samples[19] = replace(samples[19], pictures=(Picture(b"no picture"),))
     short = Collator(collator.processor, max_length=200)
     with pytest.raises(UnusableSamples) as caught:
         short.prompts(samples)

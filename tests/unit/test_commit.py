@@ -112,7 +112,7 @@ def test_pruning_drops_old_commits_inside_a_chunk_whole(tmp_path: Path) -> None:
 
 
 def batch_of(start: int, n: int) -> Batch:
-    samples = tuple(Sample(f"s{start + i}", "task", "q", "i", ("a",), b"") for i in range(n))
+    samples = tuple(Sample(f"s{start + i}", "task", "q", "i", ("a",)) for i in range(n))
     return Batch(start, start + n, 0, tuple(range(start, start + n)), samples, None)
 
 

@@ -91,7 +91,7 @@ def learn(run: Path, chunk: int, epoch: Epoch) -> None:
     """Chunk `chunk` in the ledger, but for position 7, and committed."""
     ledger, step = Ledger(run / "ledger", epoch), report(chunk).version
     places = tuple(place for place in range(10 * chunk, 10 * chunk + 10) if place != 7)
-    samples = tuple(Sample(f"s{place}", "colour", "q", "i", ("a",), b"") for place in places)
+    samples = tuple(Sample(f"s{place}", "colour", "q", "i", ("a",)) for place in places)
     batch = Batch(places[0], places[-1] + 1, chunk, places, samples, None)
     ledger.add(batch, step, torch.zeros(len(places)), torch.zeros(len(places), dtype=torch.bool))
     lost = [] if chunk else [{"position": 7}]

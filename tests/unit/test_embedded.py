@@ -23,7 +23,7 @@ TESTS = {task: embedded.test_samples(task) for task in TASKS}
 
 
 def _pixels(sample):
-    return np.asarray(Image.open(io.BytesIO(sample.image)))
+    return np.asarray(Image.open(io.BytesIO(sample.pictures[0].data)))
 
 
 def _sha(pixels):
@@ -129,24 +129,28 @@ def test_answers_of_a_task_are_balanced_enough_to_need_the_picture():
 def test_the_same_seed_gives_the_same_bytes_in_another_process():
     code = (
         "import hashlib; from streamcvit.embedded.tasks import TASKS, train_samples;"
-        "parts = [s.text_bytes() + s.image for t in TASKS for s in train_samples(t, 3, 9)];"
+        "parts = [s.text_bytes() + s.pictures[0].data for t in TASKS for s in train_samples(t, 3, 9)];"
         "print(hashlib.sha256(b''.join(parts)).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    here = hashlib.sha256(b"".join(s.text_bytes() + s.image for t in TASKS for s in train_samples(t, 3, 9))).hexdigest()
+    here = hashlib.sha256(
+        b"".join(s.text_bytes() + s.pictures[0].data for t in TASKS for s in train_samples(t, 3, 9))
+    ).hexdigest()
     assert there == here
 
 
 def test_a_longer_list_begins_with_the_shorter_and_seeds_differ():
     assert train_samples("ocr", 6, 1)[:3] == train_samples("ocr", 3, 1)
-    assert train_samples("ocr", 3, 1)[0].image != train_samples("ocr", 3, 2)[0].image
+    assert train_samples("ocr", 3, 1)[0].pictures[0].data != train_samples("ocr", 3, 2)[0].pictures[0].data
 
 
 def test_five_wordings_change_the_instruction_only():
     single, five = train_samples("land", 30, 1), train_samples("land", 30, 1, wordings="five")
     assert {sample.instruction for sample in single} == {INSTRUCTIONS["land"][0]}
     assert {sample.instruction for sample in five} == set(INSTRUCTIONS["land"])
-    assert [(s.image, s.question, s.answer) for s in single] == [(s.image, s.question, s.answer) for s in five]
+    assert [(s.pictures[0].data, s.question, s.answer) for s in single] == [
+        (s.pictures[0].data, s.question, s.answer) for s in five
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -195,7 +199,7 @@ def test_mistakes_are_told_to_the_user(mistake):
 def test_tasks_under_one_instruction_can_each_have_an_answer_style_of_their_own():
     for task in TASKS:
         plain, own = (train_samples(task, 8, 3, conventions=name) for name in ("shared", "own"))
-        assert [s.image for s in plain] == [s.image for s in own]
+        assert [s.pictures[0].data for s in plain] == [s.pictures[0].data for s in own]
         assert [s.question for s in plain] == [s.question for s in own]
         assert [s.instruction for s in plain] == [s.instruction for s in own]
         if task not in SHARED_TASKS:

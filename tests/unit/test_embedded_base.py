@@ -36,7 +36,7 @@ def _inputs(processor, samples):
         )
         for sample in samples
     ]
-    images = [[Image.open(io.BytesIO(sample.image))] for sample in samples]
+    images = [[Image.open(io.BytesIO(sample.pictures[0].data))] for sample in samples]
     return processor(images=images, text=texts, return_tensors="pt", padding=True, padding_side="left")
 
 

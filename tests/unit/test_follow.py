@@ -13,7 +13,7 @@ from streamcvit.evaluation import FOLLOW_RULES
 
 
 def follows(rule: str, prediction: str, *answers: str, **meta) -> bool:
-    (value,) = FOLLOW_RULES[rule]([prediction], [Sample("s0", "t", "q", "", answers or ("dog",), b"", meta=meta)])
+    (value,) = FOLLOW_RULES[rule]([prediction], [Sample("s0", "t", "q", "", answers or ("dog",), meta=meta)])
     return bool(value)
 
 

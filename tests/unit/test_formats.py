@@ -84,7 +84,7 @@ def test_swift_images_may_be_objects_and_system_turns_are_kept():
     row = swift(1, images=[{"path": "<STRCVIT_IMAGE_ROOT>/a/1.png"}])
     row["messages"].insert(0, {"role": "system", "content": "Be brief."})
     record = FORMATS["swift"](row)
-    assert (record.image, record.meta) == ("a/1.png", {"system": "Be brief."})
+    assert (record.pictures, record.meta) == (("a/1.png",), {"system": "Be brief."})
 
 
 BAD = [
@@ -132,8 +132,8 @@ def test_rows_of_a_file_are_good_or_quarantined_with_file_and_row(folder):
 def test_pictures_keep_their_bytes_and_are_called_what_they_are(folder):
     path = write(folder, "train.json", [llava(number) for number in range(3)])
     samples = [row.load() for row in only(Row, read_rows(path, "llava", "colour", folder))]
-    assert [one.image_ext for one in samples] == ["png", "jpg", "webp"]
-    assert [one.image for one in samples] == [(folder / f"{number}.png").read_bytes() for number in range(3)]
+    assert [one.pictures[0].ext for one in samples] == ["png", "jpg", "webp"]
+    assert [one.pictures[0].data for one in samples] == [(folder / f"{number}.png").read_bytes() for number in range(3)]
 
 
 def test_ids_that_come_again_are_numbered_and_equal_rows_quarantined(folder):

@@ -113,7 +113,7 @@ def test_each_image_is_encoded_once_and_repeats_share_it(llava, monkeypatch):
 
     monkeypatch.setattr(generate_module, "encode_images", counting)
     samples = tiny_samples(6)
-    samples[3:] = [replace(a, image=b.image) for a, b in zip(samples[3:], samples[:3], strict=True)]
+    samples[3:] = [replace(a, pictures=b.pictures) for a, b in zip(samples[3:], samples[:3], strict=True)]
     generator = Generator(llava, batch_size=3)
     requests = generator.prepare(samples)
     for _ in range(2):

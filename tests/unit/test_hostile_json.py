@@ -110,7 +110,7 @@ def test_a_megabyte_of_text_is_a_sample_like_any_other_until_the_model_refuses_i
     from streamcvit.models.collate import Collator, UnusableSamples
 
     long = sample(1, **change)
-    assert Sample.from_bytes(long.text_bytes(), long.image, "png") == long
+    assert Sample.from_bytes(long.text_bytes(), long.pictures) == long
     collator = Collator.from_pretrained("embedded", max_length=2048)
     with pytest.raises(UnusableSamples, match="1000... characters; at most 131072 are looked at") as fault:
         collator.train([sample(0), long])

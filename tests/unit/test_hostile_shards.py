@@ -116,7 +116,7 @@ def test_a_hundred_thousand_members_are_scanned_in_little_memory_and_each_is_rea
     read = only(Sample, ShardReader(index).read(places))
     os.remove(path)
     assert [one.sample_id for one in read] == [f"s{place}" for place in places]
-    assert {one.image for one in read} == {image}
+    assert {one.pictures[0].data for one in read} == {image}
 
 
 @pytest.mark.parametrize("data", [b"", bytes(512), b"\xff" * 512, b"x", bytes(511)])

@@ -131,7 +131,9 @@ def test_shards_written_by_webdataset_are_indexed_where_they_lie(tmp_path):
     with wds.ShardWriter(str(tmp_path / "w-%03d.tar"), maxcount=4, verbose=0) as writer:
         for number in range(10):
             one = sample(number)
-            writer.write({"__key__": f"a/b/{number:03d}", "json": one.text_bytes(), "png": one.image, "cls": b"3"})
+            writer.write(
+                {"__key__": f"a/b/{number:03d}", "json": one.text_bytes(), "png": one.pictures[0].data, "cls": b"3"}
+            )
     shards = sorted(tmp_path.glob("w-*.tar"))
     index = index_shards(shards, tmp_path / "i", TASKS)
     assert [one.question for one in only(Sample, ShardReader(index).read(range(10)))] == [
@@ -171,7 +173,7 @@ def test_conversations_in_shards_become_samples(tmp_path):
     index = index_shards([shard], tmp_path, TASKS, format="llava", task="colour", samples_per_chunk=4)
     assert [index.chunk_bounds(chunk) for chunk in range(2)] == [(0, 4), (4, 6)]
     (one,) = only(Sample, ShardReader(index).read([5]))
-    assert (one.sample_id, one.task, one.image_ext) == ("5", "colour", "jpg")
+    assert (one.sample_id, one.task, one.pictures[0].ext) == ("5", "colour", "jpg")
     assert (one.question, one.instruction, one.answers) == ("What 5?", "One word.", ("red",))
     assert StreamIndex.open(tmp_path).digest == index.digest
     assert verify(tmp_path).ok

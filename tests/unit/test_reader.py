@@ -23,7 +23,7 @@ from streamcvit.data import reader as reader_module
 from streamcvit.data.images import image_fault
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.reader import ShardReader
-from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.shards import write_stream
 from streamcvit.errors import UserError
 
@@ -207,7 +207,7 @@ BAD_PICTURES = {
 
 @pytest.mark.parametrize("says", BAD_PICTURES)
 def test_bad_pictures_are_quarantined_with_their_fault(tmp_path, says):
-    rows = [(0, sample(0)), (0, sample(1, image=BAD_PICTURES[says])), (0, sample(2))]
+    rows = [(0, sample(0)), (0, sample(1, pictures=(Picture(BAD_PICTURES[says]),))), (0, sample(2))]
     index = write_stream(tmp_path / "s", rows, TASKS, test_sets(), seed=0)
     found = ShardReader(index).read([0, 1, 2])
     assert [one.sample_id for one in only(Sample, found)] == ["colour-0", "colour-2"]
@@ -229,7 +229,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
 
 
 def test_pictures_are_decoded_once_when_indexed_and_never_again(tmp_path, monkeypatch):
-    rows = [(0, sample(0)), (0, sample(1, image=picture(1, 64)[:-500]))]
+    rows = [(0, sample(0)), (0, sample(1, pictures=(Picture(picture(1, 64)[:-500]),)))]
     index = write_stream(tmp_path / "s", rows, TASKS, test_sets(), seed=0)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     good, bad = ShardReader(StreamIndex.open(index.folder)).read([0, 1])

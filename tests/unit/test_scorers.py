@@ -17,7 +17,7 @@ from streamcvit.evaluation.text import parse_number, vqa_normalise
 
 
 def sample(*answers: str, **meta) -> Sample:
-    return Sample("s0", "task", "question", "", answers, b"", meta=meta)
+    return Sample("s0", "task", "question", "", answers, meta=meta)
 
 
 def points(scorer: str, prediction: str, *answers: str, **meta) -> float:

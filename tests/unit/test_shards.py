@@ -15,7 +15,7 @@ from streams import TASKS, picture, sample, stream_samples, test_sets
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.plan import Plan
 from streamcvit.data.reader import ShardReader
-from streamcvit.data.sample import Sample
+from streamcvit.data.sample import Picture, Sample
 from streamcvit.data.shards import write_stream
 from streamcvit.errors import UserError
 
@@ -42,7 +42,9 @@ def test_test_sets_read_back_in_the_order_of_the_tasks(tmp_path):
 
 def test_pictures_of_every_kind_keep_their_bytes(tmp_path):
     kinds = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
-    rows = [(0, sample(n, image=picture(n, format=kind), image_ext=ext)) for n, (ext, kind) in enumerate(kinds.items())]
+    rows = [
+        (0, sample(n, pictures=(Picture(picture(n, format=kind), ext),))) for n, (ext, kind) in enumerate(kinds.items())
+    ]
     index = write_stream(tmp_path / "s", rows, TASKS, test_sets(), seed=0)
     assert ShardReader(index).read(range(3)) == [one for _, one in rows]
 
@@ -57,7 +59,7 @@ def test_plain_webdataset_reads_the_shards(tmp_path):
     rows = stream_samples()
     index = write_stream(tmp_path / "s", rows, TASKS, test_sets(), seed=0, samples_per_shard=15)
     found = list(wds.WebDataset(index.shards, shardshuffle=False))
-    assert [Sample.from_bytes(one["json"], one["png"], "png") for one in found] == [one for _, one in rows]
+    assert [Sample.from_bytes(one["json"], [Picture(one["png"])]) for one in found] == [one for _, one in rows]
 
 
 def test_an_equal_stream_is_kept_and_another_refused(tmp_path):

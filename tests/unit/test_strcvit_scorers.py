@@ -59,7 +59,7 @@ GOLDEN = [
 
 
 def sample(*answers: str, **meta) -> Sample:
-    return Sample("s0", "task", "question", "", answers, b"", meta=meta)
+    return Sample("s0", "task", "question", "", answers, meta=meta)
 
 
 @pytest.mark.parametrize(("name", "prediction", "reference", "published", "strict"), GOLDEN)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamcvit.data.sample import Sample
+from streamcvit.data.sample import Picture, Sample
 from streamcvit.learning.strategies.base import Sequential
 from streamcvit.models.batch import Batch
 
@@ -56,8 +56,7 @@ class Replay(Sequential):
         kept = [
             {
                 "text": sample.text_bytes().decode(),
-                "image": base64.b64encode(sample.image).decode(),
-                "ext": sample.image_ext,
+                "pictures": [[base64.b64encode(p.data).decode(), p.ext] for p in sample.pictures],
             }
             for sample in self.kept
         ]
@@ -67,7 +66,9 @@ class Replay(Sequential):
         """Inverse of `state_dict`."""
         self.seen = values["seen"]
         self.rng.bit_generator.state = values["rng"]
-        self.kept = [
-            Sample.from_bytes(row["text"].encode(), base64.b64decode(row["image"]), row["ext"])
-            for row in values["kept"]
-        ]
+        self.kept = [Sample.from_bytes(row["text"].encode(), _pictures(row)) for row in values["kept"]]
+
+
+def _pictures(row: dict[str, Any]) -> list[Picture]:
+    held = row["pictures"] if "pictures" in row else [[row["image"], row["ext"]]]  # a sample had one picture once
+    return [Picture(base64.b64decode(data), ext) for data, ext in held]
