@@ -111,7 +111,7 @@ def scenario_show(
     plot: Annotated[Path | None, typer.Option(help="Also draw the plan into this SVG file.")] = None,
 ) -> None:
     """Print, and draw, how many samples each task gives to each chunk."""
-    from streamcvit.monitoring.plan import plan_svg
+    from streamcvit.monitoring.report.plandrawing import plan_svg
     from streamcvit.monitoring.terminal import plan_table
     from streamcvit.run.stream import plan_of
 

@@ -18,7 +18,7 @@ from streamcvit.errors import Stopped, UserError
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest, weight_files
-from streamcvit.monitoring.report import write_report
+from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run

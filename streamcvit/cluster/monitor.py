@@ -10,7 +10,7 @@ from streamcvit.cluster.actor import Actor, work
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import Server, serve
-from streamcvit.monitoring.report import live_page
+from streamcvit.monitoring.report.page import live_page
 from streamcvit.monitoring.store import RunStore
 from streamcvit.run.messages import Progress
 

@@ -3,11 +3,11 @@
 Nothing here imports torch, ray, learning or evaluation: it reads run folders and plain values.
 """
 
-from streamcvit.monitoring.compare import find_runs
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.metrics import BucketCounts, MetricStore
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import live_page, render_report, write_report
+from streamcvit.monitoring.report.page import live_page, render_report, write_report
+from streamcvit.monitoring.runs import find_runs
 from streamcvit.monitoring.terminal import LiveView, results_table
 
 __all__ = [

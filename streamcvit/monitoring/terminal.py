@@ -18,8 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamcvit.monitoring.compare import METRICS, best_of, compared
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.runs import METRICS, best_of, compared
 from streamcvit.screen import Screen
 
 if TYPE_CHECKING:

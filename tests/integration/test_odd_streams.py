@@ -19,7 +19,7 @@ from streamcvit.launch import execute
 from streamcvit.learning import commit, read_ledger
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore
-from streamcvit.monitoring.tables import happenings
+from streamcvit.monitoring.report.tables import happenings
 from streamcvit.run import workers
 
 TASKS = dict(list(embedded.TASKS.items())[:2])

@@ -13,10 +13,10 @@ import pytest
 from synthetic_run import TASKS, write_run
 
 from streamcvit.errors import UserError
-from streamcvit.monitoring.compare import best_of, compared, find_runs, labels_of
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import render_report
+from streamcvit.monitoring.report.page import render_report
+from streamcvit.monitoring.runs import best_of, compared, find_runs, labels_of
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,12 @@ import pytest
 from synthetic_run import TASKS, write_run, write_runs
 
 from streamcvit.errors import UserError
-from streamcvit.monitoring.charts import nice_ticks, number, shorten
-from streamcvit.monitoring.compare import compared
-from streamcvit.monitoring.figures import forgetting_by_chunk, same_plan
-from streamcvit.monitoring.plan import plan_svg
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import live_page, render_report, write_report
-from streamcvit.monitoring.tables import (
+from streamcvit.monitoring.report.charts import nice_ticks, number, shorten
+from streamcvit.monitoring.report.figures import forgetting_by_chunk, same_plan
+from streamcvit.monitoring.report.page import live_page, render_report, write_report
+from streamcvit.monitoring.report.plandrawing import plan_svg
+from streamcvit.monitoring.report.tables import (
     csv_table,
     differing_settings,
     findings,
@@ -32,6 +31,7 @@ from streamcvit.monitoring.tables import (
     headline,
     latex_table,
 )
+from streamcvit.monitoring.runs import compared
 
 HOSTILE = (
     """</title></style></script><script>document.title='pwned'</script><img src="http://evil.example/x" """

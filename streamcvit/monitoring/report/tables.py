@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.monitoring.charts import number
-from streamcvit.monitoring.compare import LOWER_IS_BETTER, METRICS, Records, best_of
-from streamcvit.monitoring.figures import stream_of
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report.charts import number
+from streamcvit.monitoring.report.figures import stream_of
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records, best_of
 
 HEADINGS = {
     "ap": ("AP", "mean score at the end"),

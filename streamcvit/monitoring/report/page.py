@@ -18,10 +18,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from streamcvit.errors import UserError
-from streamcvit.monitoring import figures, tables
-from streamcvit.monitoring.compare import METRICS, Records, compared, find_runs
-from streamcvit.monitoring.plan import plan_svg
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report import figures, tables
+from streamcvit.monitoring.report.plandrawing import plan_svg
+from streamcvit.monitoring.runs import METRICS, Records, compared, find_runs
 
 __all__ = ["live_page", "plan_svg", "render_report", "write_report"]
 
@@ -76,7 +76,7 @@ def render_report(records: Sequence[RunRecord], title: str = "streamcvit report"
     if not records:
         raise UserError("there is no run to report on", fix="Give one run folder or more")
     runs = compared(records)
-    templates = files("streamcvit.monitoring") / "templates"
+    templates = files("streamcvit.monitoring.report") / "templates"
     script, style = ((templates / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     # The page's own script is allowed by its digest; any other, however it got in, is not run.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

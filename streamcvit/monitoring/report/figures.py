@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from streamcvit.monitoring.charts import Cell, Heat, Series, dumbbells, line_chart, number, shorten, stacked_bars, tip
-from streamcvit.monitoring.compare import Records
 from streamcvit.monitoring.metrics import entropy_nats
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report.charts import (
+    Cell,
+    Heat,
+    Series,
+    dumbbells,
+    line_chart,
+    number,
+    shorten,
+    stacked_bars,
+    tip,
+)
+from streamcvit.monitoring.runs import Records
 
 WAITS = (
     ("learn", "learning", "busy_s"),
