@@ -29,7 +29,9 @@ app.add_typer(adapters, name="adapters")
 out = Screen()
 err = Screen(stderr=True)
 
-Pipeline = Annotated[Path, typer.Argument(help="YAML file, e.g. one in pipelines/.")]
+Pipeline = Annotated[
+    Path, typer.Argument(help="YAML file, or the name of one that comes with streamcvit: embedded, real-small.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. learner.lr=1e-3.")
 ]
@@ -71,8 +73,8 @@ def demo(
     _run(config, local=local)
     out.print(
         "\nNext: open the report, or try\n"
-        "  [bold]streamcvit scenario show pipelines/embedded.yaml[/bold]\n"
-        "  [bold]streamcvit run pipelines/embedded.yaml --method smolora --name mine[/bold]",
+        "  [bold]streamcvit scenario show embedded[/bold]\n"
+        "  [bold]streamcvit run embedded --method smolora --name mine[/bold]",
         soft_wrap=True,  # a command that is broken in two cannot be copied
     )
 
@@ -142,7 +144,7 @@ def adapters_import(
 ) -> None:
     """Convert a published adapter (SMoLoRA, StrLoRA, MoELoRA) into one that stock PEFT loads."""
     from streamcvit.adapters.published import import_adapter
-    from streamcvit.config import parse_setting
+    from streamcvit.pipeline import parse_setting
     from streamcvit.models.base import skeleton
     from streamcvit.monitoring.terminal import import_report
 
@@ -229,7 +231,7 @@ def doctor() -> None:
 
 
 def _config(pipeline: Path | str, settings: list[str] | None, *, data: str | None = None, **top: Any) -> Any:
-    from streamcvit.config import builtin, load_config
+    from streamcvit.pipeline import builtin, load_config
 
     path = builtin(pipeline) if isinstance(pipeline, str) else pipeline
     if data is not None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from streamcvit.errors import UserError
+from streamcvit.explain import NAME, NAME_RULE
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_TAKEN = ("stream", "config.yaml", "lock.json", "report.html")  # what else a run's folder holds
 
 
 class Section(BaseModel):
     """A part of the tree: unknown keys are errors, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskFiles(Section):
@@ -74,6 +74,8 @@ class StreamConfig(Section):
             check_location(self.data)  # before a password in it could be saved with the run
         if self.tasks:
             from streamcvit.data.formats import FORMATS
+            from streamcvit.data.indexcheck import check_task
+            from streamcvit.data.sample import TaskSpec
             from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
 
             kinds: dict[str, Collection[str]] = {
@@ -84,6 +86,10 @@ class StreamConfig(Section):
                 "follow": FOLLOW_RULES,
             }
             for name, task in self.tasks.items():
+                try:
+                    check_task(TaskSpec(name, task.scorer, task.follow))
+                except ValueError as error:
+                    raise ValueError(f"stream.tasks: {error}") from None
                 for key, allowed in kinds.items():
                     if (value := getattr(task, key)) not in allowed:
                         names = ", ".join(sorted(filter(None, allowed)))
@@ -194,6 +200,9 @@ class RunConfig(Section):
         from streamcvit.learning import STRATEGIES
 
         for name, method in self.methods.items():
+            if not re.match(NAME, name) or name in _TAKEN:
+                taken = f", and none of {', '.join(_TAKEN)}"
+                raise ValueError(f"methods.{name}: the name {NAME_RULE}{taken}: it becomes a folder's")
             if method.adapter not in {*ADAPTERS, "none"}:
                 raise ValueError(
                     f"methods.{name}.adapter: unknown adapter {method.adapter!r}; "
@@ -214,123 +223,3 @@ class RunConfig(Section):
     def dump(self) -> str:
         """The resolved tree as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load_config(path: str | Path | None, settings: list[str] | None = None, **top: Any) -> RunConfig:
-    """Read a YAML file, apply `key.path=value` settings, validate.
-
-    Args:
-        path: YAML file; None starts from the defaults.
-        settings: overrides such as `learner.lr=1e-3`; the value is YAML. Setting `learner.lr` also clears the
-            methods' own rates, so that the rate named on the command line is the rate that is used.
-        top: top-level keys that win over the file (None values are left out).
-
-    Raises:
-        UserError: unreadable file, bad YAML, unknown key or value (the message names the key and what is allowed).
-    """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                "no such file", where=str(path), fix="Give the path of a YAML file, e.g. one in pipelines/"
-            ) from None
-        except IsADirectoryError:
-            raise UserError(
-                "is a folder", where=str(path), fix="Give the path of a YAML file, for a run's folder its config.yaml"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot be read ({error})", where=str(path), fix="Check the path and its rights") from None
-        except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
-            raise UserError(
-                f"is not valid YAML ({_one_line(error)})", where=str(path), fix="Mend the line it names"
-            ) from None
-        if loaded is not None and not isinstance(loaded, dict):
-            raise UserError("must be a mapping of keys to values", where=str(path), fix="See pipelines/ for examples")
-        if not loaded:
-            raise UserError("is empty", where=str(path), fix="See pipelines/ for examples")
-        tree = loaded
-    for setting in settings or []:
-        _apply(tree, setting)
-    tree.update({key: value for key, value in top.items() if value is not None})
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_explain(error), where=str(path or "settings"), fix=_allowed(error)) from None
-
-
-def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """Key path and value of `key.path=value`; the value is YAML.
-
-    Raises:
-        UserError: it is not of that form.
-    """
-    key, equals, text = setting.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(f"--set {setting!r} is not of the form key.path=value", fix="For example --set learner.lr=1e-3")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {key}: bad value ({_one_line(error)})", fix="Quote the value as in YAML") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    return parts, value
-
-
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    parts, value = parse_setting(setting)
-    node = tree
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise UserError(f"--set {'.'.join(parts)}: {part} is a value, not a section", fix="Shorten the key")
-    node[parts[-1]] = value
-    if parts == ["learner", "lr"]:
-        methods = tree.get("methods")
-        for method in methods.values() if isinstance(methods, dict) else ():
-            if isinstance(method, dict):
-                method.pop("lr", None)
-
-
-def _explain(error: ValidationError) -> str:
-    faults = []
-    for item in error.errors()[:3]:
-        key = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "no such setting"
-        got = "" if item["type"] in {"extra_forbidden", "missing", "value_error"} else f" (got {item['input']!r})"
-        faults.append(f"{key}: {message}{got}" if key else f"{message}{got}")
-    more = len(error.errors()) - len(faults)
-    return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")
-
-
-def _allowed(error: ValidationError) -> str:
-    """For an unknown key: the keys that its section has."""
-    first = error.errors()[0]
-    if first["type"] != "extra_forbidden":
-        return ""
-    section: Any = RunConfig
-    for part in first["loc"][:-1]:
-        fields = getattr(section, "model_fields", {})
-        if part in fields:
-            section = fields[part].annotation
-        args = [a for a in getattr(section, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
-        if args:
-            section = args[-1]
-    fields = getattr(section, "model_fields", {})
-    return f"Allowed here: {', '.join(fields)}" if fields else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def builtin(name: str) -> Path:
-    """A pipeline that comes with the project, by name: in the installed package, or in the checkout."""
-    package = Path(__file__).resolve().parent
-    places = [root / "pipelines" / f"{name}.yaml" for root in (package, package.parent)]
-    return next((place for place in places if place.is_file()), places[-1])

@@ -71,7 +71,8 @@ def check_meta(meta: Mapping[str, Any]) -> None:
 def check_task(spec: TaskSpec) -> None:
     """ValueError where a task cannot be used: its name becomes a file's in a run folder, its rules are looked up."""
     if not (isinstance(spec.name, str) and _TASK_NAME.fullmatch(spec.name)):
-        raise ValueError(f"{spec.name!r:.80} is no name of a task")
+        rule = "it becomes a file's: a letter, digit or _ first, no / or \\ in it"
+        raise ValueError(f"{spec.name!r:.80} is no name of a task: {rule}")
     if (size := len(spec.name.encode())) > MAX_NAME:
         raise ValueError(f"the task name {spec.name!r:.80} takes {size} bytes; at most {MAX_NAME} are allowed")
     if not all(isinstance(rule, str) for rule in (spec.scorer, spec.follow, spec.strcvit)):

@@ -14,8 +14,10 @@ from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.run.folder import MISSING, code_version, read_run, versions
 
-MAY_CHANGE = ("out", "cluster", "monitor")
-"""Sections that a resumed run may change: they do not touch what is learned or scored."""
+MAY_CHANGE = ("out", "name", "cluster", "monitor")
+"""What a resumed run may change: it does not touch what is learned or scored."""
+BESIDE = {"code": "streamcvit", "versions": "packages", "model": "model files", "index": "stream"}
+"""What may differ although the settings are the same, in words."""
 DEPENDS = ("torch", "transformers", "peft", "numpy", "tokenizers", "pillow")
 """Packages whose versions results depend on."""
 ABSENT = "absent"
@@ -34,7 +36,8 @@ def check_folder(folder: Path, resume: bool) -> None:
     if saved and not resume:
         raise UserError("this run exists", where=str(folder), fix="Continue it with --resume, or choose another --name")
     if resume and not saved:
-        raise UserError("there is no run to resume", where=str(folder), fix="Start it without --resume")
+        fix = "Start it without --resume; one that was moved goes on with: streamcvit run FOLDER/config.yaml --resume"
+        raise UserError("there is no run to resume", where=str(folder), fix=fix)
 
 
 def check_names(config: RunConfig, allowed: Iterable[str]) -> None:
@@ -108,10 +111,15 @@ def refuse(found: Changes, allowed: Iterable[str], where: Path) -> None:
     left = {key: pair for key, pair in found.items() if not any(f"{key}.".startswith(f"{name}.") for name in names)}
     if left:
         said = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in left.items())
+        beside = [BESIDE.get(key if key == "model" else key.partition(".")[0], "") for key in left]
+        if all(beside):
+            own = f"Go on with the {' and '.join(dict.fromkeys(beside))} that it was started with"
+        else:
+            own = "Resume with the run's own config.yaml"
         raise UserError(
             f"differs from the run that is to go on: {said}",
             where=str(where),
-            fix="Resume with the run's own config.yaml, or allow it: " + " ".join(f"--allow-change {k}" for k in left),
+            fix=f"{own}, or allow it: " + " ".join(f"--allow-change {key}" for key in left),
         )
 
 

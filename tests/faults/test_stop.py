@@ -164,32 +164,43 @@ def test_sigterm_while_ray_starts_stops_with_one_line(tmp_path: Path, started: s
     assert said == "stopped before anything was learned; start it again with the same command\n"
 
 
-def test_sigterm_stops_a_local_run_which_goes_on_to_the_same_result(local_run: Run, tmp_path: Path) -> None:
+def fingerprints(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sigterm_stops_a_local_run_whose_copies_go_on_where_they_lie_to_the_same_result(
+    local_run: Run, tmp_path: Path
+) -> None:
     done = stopped(tmp_path, signal.SIGTERM, "--local")
     check_stopped(tmp_path, done, signal.SIGTERM, " --local")
     folder = tmp_path / "runs/small"
-    config = str(folder / "config.yaml")
+    before = fingerprints(folder)
+    copy, moved = tmp_path / "runs/other", tmp_path / "elsewhere/renamed"
+    shutil.copytree(folder, copy)
 
-    words = ["run", config, "--resume", "--local", "--set", "learner.weight_decay=0.5", "--set", "evaluation.draws=50"]
-    refused = streamcvit(*words, cwd=tmp_path)
+    words = ["--resume", "--local", "--set", "learner.weight_decay=0.5", "--set", "evaluation.draws=50"]
+    refused = streamcvit("run", str(copy / "config.yaml"), *words, cwd=tmp_path)
     assert refused.returncode == 2, refused.stdout
     assert "learner.weight_decay: 0.0 -> 0.5; evaluation.draws: 100 -> 50" in refused.stderr
-    shutil.copytree(folder, tmp_path / "runs/other")
-    allowed = ["--name", "other", *(f"--allow-change={key}" for key in ("learner.weight_decay", "evaluation", "name"))]
-    done = streamcvit(*words, *allowed, cwd=tmp_path)
+    assert "Resume with the run's own config.yaml, or allow it: --allow-change learner.weight_decay" in refused.stderr
+    allowed = [f"--allow-change={key}" for key in ("learner.weight_decay", "evaluation")]
+    done = streamcvit("run", str(copy / "config.yaml"), *words, *allowed, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    events = [json.loads(line) for line in (tmp_path / "runs/other/smolora/events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (copy / "smolora/events.jsonl").read_text().splitlines()]
     noted = {event["key"]: (event["before"], event["after"]) for event in events if event["event"] == "changed"}
-    assert noted["learner.weight_decay"] == ("0.0", "0.5") and set(noted) == {
-        "learner.weight_decay",
-        "evaluation.draws",
-        "name",
-    }
-    assert boundaries(tmp_path / "runs/other/smolora")[3] != boundaries(local_run.folder / "smolora")[3]
+    assert noted == {"learner.weight_decay": ("0.0", "0.5"), "evaluation.draws": ("100", "50")}
+    assert boundaries(copy / "smolora")[3] != boundaries(local_run.folder / "smolora")[3]
+    assert fingerprints(folder) == before
 
-    done = streamcvit("run", config, "--resume", "--local", cwd=tmp_path)
+    moved.parent.mkdir()
+    folder.rename(moved)
+    lost = streamcvit("run", EMBEDDED, "--name", "small", "--resume", "--local", cwd=tmp_path)
+    assert lost.returncode == 2 and "was moved goes on with: streamcvit run FOLDER/config.yaml" in lost.stderr
+    done = streamcvit("run", "renamed/config.yaml", "--resume", "--local", cwd=moved.parent)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert differences(local_run.folder, folder, ALL) == []
+    assert differences(local_run.folder, moved, ALL) == []
+    assert not folder.exists()
 
 
 def test_sigint_stops_a_run_on_ray_which_goes_on_with_other_numbers_of_actors_to_the_same_result(

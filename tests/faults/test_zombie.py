@@ -15,10 +15,11 @@ import torch
 from faulty import FENCED, fork, leftovers
 from running import boundaries
 
-from streamcvit.config import RunConfig, builtin, load_config
+from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.learning import commit, read_ledger
 from streamcvit.learning.epochs import Fenced, last_turn
+from streamcvit.pipeline import builtin, load_config
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.messages import Job
 from streamcvit.run.stream import prepare_stream

@@ -11,10 +11,10 @@ import pytest
 from models import TINY, save
 from running import ROOT, streamcvit
 
-from streamcvit.config import load_config
 from streamcvit.data.index import StreamIndex
 from streamcvit.launch import execute
 from streamcvit.learning import read_ledger
+from streamcvit.pipeline import load_config
 from streamcvit.run.stream import prepare_stream
 from streamcvit.run.workers import LearnerWorker, local_feed
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from running import boundaries
 
-from streamcvit.config import RunConfig, builtin, load_config
+from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.shards import write_stream
 from streamcvit.embedded import tasks as embedded
@@ -20,6 +20,7 @@ from streamcvit.learning import commit, read_ledger
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.report.tables import happenings
+from streamcvit.pipeline import builtin, load_config
 from streamcvit.run import workers
 
 TASKS = dict(list(embedded.TASKS.items())[:2])

@@ -13,12 +13,12 @@ from running import ROOT
 from sentence_models import save_sentence_model
 
 from streamcvit.adapters.instruction import encoder_identity
-from streamcvit.config import load_config
 from streamcvit.errors import UserError
 from streamcvit.launch import execute
 from streamcvit.learning import commit
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.pipeline import load_config
 
 SMALL = [
     "stream.scenario.chunks=1",

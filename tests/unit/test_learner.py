@@ -15,13 +15,13 @@ from streamcvit.adapters import InstructionEncoder
 from streamcvit.adapters.build import attach
 from streamcvit.adapters.moelora import MoELoraLayer
 from streamcvit.adapters.prototypes import Prototypes
-from streamcvit.config import load_config
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES, OnlineLearner, Replay
 from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
+from streamcvit.pipeline import load_config
 from streamcvit.run.workers import wrap
 
 TASKS = list(embedded.TASKS)

@@ -8,7 +8,6 @@ import pytest
 from streams import TASKS, stream_samples, test_sets
 from webserver import serving, storing
 
-from streamcvit.config import load_config
 from streamcvit.data import locations
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.reader import ShardReader
@@ -16,6 +15,7 @@ from streamcvit.data.sample import Sample
 from streamcvit.data.shards import write_stream
 from streamcvit.data.verify import verify
 from streamcvit.errors import UserError
+from streamcvit.pipeline import load_config
 
 ROWS = [one for _, one in stream_samples()]
 
