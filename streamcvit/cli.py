@@ -144,9 +144,9 @@ def adapters_import(
 ) -> None:
     """Convert a published adapter (SMoLoRA, StrLoRA, MoELoRA) into one that stock PEFT loads."""
     from streamcvit.adapters.published import import_adapter
-    from streamcvit.pipeline import parse_setting
     from streamcvit.models.base import skeleton
     from streamcvit.monitoring.terminal import import_report
+    from streamcvit.pipeline import parse_setting
 
     given = {".".join(key): value for key, value in map(parse_setting, settings or [])}
     base = None if model is None else skeleton(model)
