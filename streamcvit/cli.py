@@ -207,9 +207,10 @@ def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a ru
     for record in records:
         total = int(sum(map(sum, record.plan))) if len(record.plan) else 0
         state = "finished" if record.finished else "not finished"
+        skipped = sum(record.skipped.values())
         out.print(
             f"{record.method}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
-            f"{record.position} of {total} samples",
+            f"{record.position} of {total} samples" + (f", {skipped} steps skipped" if skipped else ""),
             markup=False,
         )
     out.print(results_table(records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -111,15 +111,21 @@ class ModelConfig(Section):
     )
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LearnerConfig(Section):
     """The update."""
 
     batch_size: int = Field(8, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(
+        5, ge=1, description="so many steps in a row whose loss or gradient is not finite stop the run"
+    )
     threads: int = Field(
         1, ge=1, description="CPU threads of learner and evaluators; other counts give other roundings"
     )
@@ -137,7 +143,7 @@ class MethodConfig(Section):
     strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES")
     strategy_options: dict[str, Any] = Field(default_factory=dict)
     order: Literal["stream", "joint"] = Field("stream", description="joint: the whole stream shuffled (upper bound)")
-    lr: float | None = Field(None, gt=0, description="this method's rate; null: learner.lr")
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False, description="this method's rate; null: learner.lr")
 
 
 class EvaluationConfig(Section):

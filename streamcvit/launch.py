@@ -149,7 +149,11 @@ def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView
     start = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
     if local:
         yield LocalPool(
-            config, stream, start, stop, lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second)
+            config,
+            stream,
+            start,
+            stop,
+            lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped),
         )
         return
     with (

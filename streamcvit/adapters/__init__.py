@@ -24,6 +24,7 @@ from streamcvit.adapters.calls import (
     expert_usage,
     routing_kwargs,
     tuner_of,
+    undo_step,
 )
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
@@ -55,6 +56,7 @@ __all__ = [
     "load_published",
     "routing_kwargs",
     "tuner_of",
+    "undo_step",
 ]
 
 TargetModules = list[str] | str | None

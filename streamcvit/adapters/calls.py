@@ -43,6 +43,13 @@ def after_step(peft_model: Any) -> None:
         tuner.step()
 
 
+def undo_step(peft_model: Any) -> None:
+    """To be called instead of `after_step` where a step is not taken: routers forget the batches since the last one."""
+    tuner = tuner_of(peft_model)
+    if tuner is not None:
+        tuner.undo()
+
+
 def expert_parameters(peft_model: Any) -> list[torch.nn.Parameter]:
     """The trainable parameters that stack experts along their first axis, A [E, r, I] and B [E, r, O] of every layer.
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 _FOREIGN = 4.0  # taken off a cosine: below every other, and still in order
 _NEVER = -9.0  # below even that: no such prototype
 _HOPELESS = -10.0  # below even that
+_HUGE = 1e15  # squares of features beyond it could not be summed
 
 
 class Prototypes(nn.Module):
@@ -20,8 +21,9 @@ class Prototypes(nn.Module):
     feature becomes the prototype; any other sample goes to the nearest. A batch sees the prototypes as they stood
     before it, and those spawned earlier in it; prototypes move and statistics grow only in `step`. Samples may come in
     groups: a prototype belongs to the group of the sample that spawned it, and others see it only where their own group
-    has none and no expert is free. Nothing waits for the device: the loop over a batch runs on tensors, two small
-    operations a sample. All state is in buffers, so it is saved with the adapter.
+    has none and no expert is free. A feature that is not finite, or huge, neither spawns nor moves
+    anything. Nothing waits for the device: the loop over a batch runs on tensors, two small operations a sample. All
+    state is in buffers, so it is saved with the adapter.
 
     Args:
         size: number of experts E.
@@ -55,6 +57,7 @@ class Prototypes(nn.Module):
         self.register_buffer("square", torch.zeros(dim))
         self.register_buffer("seen", torch.zeros(()))
         self._pending: tuple[torch.Tensor, ...] | None = None
+        self._before: tuple[torch.Tensor, ...] | None = None  # what spawning changes, as the last step left it
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Prototypes:
         # model.to(bfloat16) must not round the state: only the device of the move is taken over.
@@ -81,7 +84,9 @@ class Prototypes(nn.Module):
             features: [B, D].
             groups: [B] int64, the group of each sample; None: all one.
         """
-        features = self._prepared(features)
+        if self._before is None:
+            self._before = self.centroids, self.group, self.used
+        sound, features = self._sound(features), self._prepared(features)
         scaled, groups = self._scaled(features), self._groups(groups, features)
         similarity, mutual = self._similarity(scaled, groups), scaled @ scaled.T
         mutual = mutual - _FOREIGN * (groups.unsqueeze(1) != groups)
@@ -91,7 +96,7 @@ class Prototypes(nn.Module):
         # A sample that spawns keeps later ones like it from spawning. Those for whom no expert is free do so too, to no
         # effect: none is free for later ones either.
         compatible = (mutual < score) | (rows.unsqueeze(1) <= rows)
-        spawns = similarity.amax(1) < score
+        spawns = (similarity.amax(1) < score) & sound
         for row, others in enumerate(compatible.unbind(1)[:-1]):
             spawns = torch.where(spawns[row], spawns & others, spawns)
         place = self.used - 1 + spawns.cumsum(0)
@@ -104,12 +109,13 @@ class Prototypes(nn.Module):
         self.centroids = torch.where(taken.unsqueeze(1), fresh.T.float() @ features, self.centroids)
         self.group = torch.where(taken, groups.index_select(0, spawner), self.group)
         self.used = self.used + taken.sum()
-        self._remember(features, chosen, warm)
+        self._remember(features, chosen, warm, sound)
         return chosen
 
     @torch.no_grad()
     def step(self) -> None:
         """Apply what was learned since the last step: move prototypes to their samples, grow the statistics."""
+        self._before = None
         if self._pending is None:
             return
         (counts, sums, number, total, square), self._pending = self._pending, None
@@ -120,28 +126,42 @@ class Prototypes(nn.Module):
         self.counts = self.counts + counts
         if self.standardise:
             # Chan's merge of (n, mean, sum of squared deviations); both sides non-empty or zero.
-            seen = self.seen + number
-            batch_mean = total / number
+            seen = (self.seen + number).clamp_min(1)
+            batch_mean = total / number.clamp_min(1)
             delta = batch_mean - self.mean
             deviations = square - number * batch_mean.square()
             self.square = self.square + deviations.clamp_min(0) + delta.square() * (self.seen * number / seen)
             self.mean = self.mean + delta * (number / seen)
-            self.seen = seen
+            self.seen = self.seen + number
 
-    def _remember(self, features: torch.Tensor, routes: torch.Tensor, warm: torch.Tensor) -> None:
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Forget what was learned since the last step."""
+        self._pending = None
+        if self._before is not None:
+            (self.centroids, self.group, self.used), self._before = self._before, None
+
+    def _remember(self, features: torch.Tensor, routes: torch.Tensor, warm: torch.Tensor, sound: torch.Tensor) -> None:
         # Sums, not a list of batches: bounded memory however seldom `step` is called.
-        owner = (routes.unsqueeze(0) == torch.arange(self.size, device=routes.device).unsqueeze(1)).float() * warm
+        owner = routes.unsqueeze(0) == torch.arange(self.size, device=routes.device).unsqueeze(1)
+        owner = (owner & sound).float() * warm
         now = (
             owner.sum(1),
             owner @ features,
-            torch.full_like(self.seen, len(features)),
+            sound.sum().to(self.seen.dtype),
             features.sum(0),
             features.square().sum(0),
         )
         self._pending = now if self._pending is None else tuple(a + b for a, b in zip(self._pending, now, strict=True))
 
+    def _sound(self, features: torch.Tensor) -> torch.Tensor:
+        """[B] bool: whether a feature may be learned from."""
+        return (features.detach().to(self.centroids.device).abs() < _HUGE).all(1)
+
     def _prepared(self, features: torch.Tensor) -> torch.Tensor:
-        features = features.detach().to(self.centroids.device, torch.float32)
+        """In float32, zeros in place of one that is not sound."""
+        sound = self._sound(features).unsqueeze(1)
+        features = features.detach().to(self.centroids.device, torch.float32).masked_fill(~sound, 0.0)
         return features if self.standardise else F.normalize(features, dim=-1)
 
     def _scaled(self, features: torch.Tensor) -> torch.Tensor:

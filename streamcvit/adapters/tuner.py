@@ -333,6 +333,9 @@ class ExpertTuner(BaseTuner):
     def step(self) -> None:
         """Apply what routers learned from the batches since the last optimizer step."""
 
+    def undo(self) -> None:
+        """Forget what routers learned from the batches since the last optimizer step."""
+
     def usage(self, reset: bool) -> dict[str, ExpertUsage]:
         """Use of the experts per bank; see `expert_usage`."""
         return self._usage.read(reset)

@@ -84,7 +84,8 @@ class UsageCounter:
         for layer, weight in weights.items():
             by_shape.setdefault((weight.shape, layer in routes), []).append(layer)
         for (shape, routed), layers in by_shape.items():
-            stacked = torch.stack([weights[layer] for layer in layers])
+            # A step that is not finite is skipped; its weights must not spoil the counts of all others.
+            stacked = torch.nan_to_num(torch.stack([weights[layer] for layer in layers]), 0.0, 0.0, 0.0)
             if mask is not None and mask.shape == shape[:2]:
                 sums = (mask.to(stacked.dtype).unsqueeze(1) @ stacked).squeeze(2)
             else:

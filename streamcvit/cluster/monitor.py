@@ -64,7 +64,9 @@ class MonitorActor(Actor):
     def progress(self, progress: Progress) -> None:
         """The learner's newest word."""
         self.store.position(progress.run, progress.cursor, progress.total)
-        self.store.prequential(progress.run, progress.loss, {})
+        if progress.loss is not None:
+            self.store.prequential(progress.run, progress.loss, {})
+        self.store.steps_skipped(progress.run, progress.skipped)
         self.store.step_seconds(progress.run, progress.step_seconds)
         self.move()
 

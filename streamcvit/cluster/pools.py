@@ -49,6 +49,7 @@ class RayPool:
         self.snapshots: dict[tuple[str, str], Any] = {}
         self.port = config.monitor.port
         self.told: Progress | None = None
+        self.done: dict[str, int] = {}  # method -> the chunk whose last word came with its report
         gpus, labels = _gpus(ray, config), build_labels()
         # Beside the driver, so that the address it prints is this machine's.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -105,6 +106,7 @@ class RayPool:
             self.busy.pop(call, None)
             if isinstance(value, tuple):
                 value, snapshot = value
+                self._last_word(value)
                 if snapshot is not None:
                     self.snapshots[value.method, value.digest] = snapshot
                     for key in list(self.snapshots)[:-KEPT_SNAPSHOTS]:
@@ -125,10 +127,18 @@ class RayPool:
         pulse = self.learner.last
         if pulse is None or pulse.word is None:
             return None
+        if pulse.word.chunk <= self.done.get(pulse.word.run, -1):  # older than the chunk's report
+            return None
         if pulse.word is not self.told:
             self.told = pulse.word
             self._to_monitor("progress", pulse.word)
         return pulse.word
+
+    def _last_word(self, report: ChunkReport) -> None:
+        """What a pulse may have been too slow to hear."""
+        self.done[report.method] = max(report.chunk, self.done.get(report.method, -1))
+        if report.progress is not None:
+            self._to_monitor("progress", report.progress)
 
     def restarts(self) -> list[Restart]:
         found, self.supervisor.restarts = self.supervisor.restarts, []

@@ -190,11 +190,20 @@ def sweep(commits: Path, epoch: Epoch) -> None:
                 os.rename(path, path.with_name(f"{ASIDE}{path.name}"))
 
 
+def withdraw(commits: Path, epoch: Epoch) -> None:
+    """Hide the newest commits that were made while step after step was skipped: what led there is in their weights."""
+    for commit in reversed(list_commits(commits)):
+        if not _amid_skips(commit):
+            return
+        epoch.check()
+        os.rename(commit, commit.with_name(f"{ASIDE}{commit.name}"))
+
+
 def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
     """Drop what only a restart needs of all but the newest `keep` commits, and what does not count.
 
     A chunk boundary keeps its adapter for ever; a commit inside a chunk goes whole, so that the number of commits grows
-    with the chunks alone.
+    with the chunks alone. The newest that was not made amid skipped steps (see `withdraw`) stays whole too.
 
     Args:
         commits: folder of all commits.
@@ -207,7 +216,8 @@ def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
     for commit in there:
         shutil.rmtree(commit / DOOMED, ignore_errors=True)  # left by a process killed right here
     whole = [commit for commit in there if (commit / RESUME).is_dir()]
-    for commit in whole[: -max(keep, 2)]:
+    good = next((i for i in reversed(range(len(whole))) if not _amid_skips(whole[i])), 0)
+    for commit in whole[: min(good, max(0, len(whole) - max(keep, 2)))]:
         epoch.check()
         # Renaming first keeps a commit from ever showing half of its files.
         if _inside_a_chunk(commit):
@@ -217,6 +227,13 @@ def prune(commits: Path, keep: int, epoch: Epoch | None = None) -> None:
             doomed = commit / DOOMED
             os.rename(commit / RESUME, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _amid_skips(commit: Path) -> bool:
+    try:
+        return bool(read_note(commit).get("skips", {}).get("in_a_row"))
+    except UserError:
+        return False
 
 
 def _inside_a_chunk(commit: Path) -> bool:

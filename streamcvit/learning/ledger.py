@@ -1,5 +1,7 @@
 """One row for every learned sample: the proof of single pass and the prequential record.
 
+Samples of a step that was skipped, because its loss or gradient was not finite, have theirs too, marked `skipped`.
+
 Every part holds the name and SHA-256 of the part before it, and every commit those of its last part. So a commit of the
 same size, however long the stream, vouches for each byte of the ledger up to it.
 """
@@ -35,6 +37,7 @@ SCHEMA = pa.schema(
         ("step", pa.int64()),
         ("loss", pa.float32()),
         ("correct", pa.bool_()),
+        ("skipped", pa.bool_()),
     ]
 )
 
@@ -53,20 +56,28 @@ class Ledger:
 
     def __init__(self, folder: Path, epoch: Epoch | None = None) -> None:
         self.folder, self.epoch = folder, epoch or Epoch(folder.parent, 0)
-        self._rows: list[tuple[Batch, int, torch.Tensor, torch.Tensor]] = []
+        self._rows: list[tuple[Batch, int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._last: Link | None = None
         self._knows_last = False  # looked up when it is needed: only then are all parts there that will count
 
-    def add(self, batch: Batch, step: int, loss: torch.Tensor, correct: torch.Tensor) -> None:
+    def add(
+        self,
+        batch: Batch,
+        step: int,
+        loss: torch.Tensor,
+        correct: torch.Tensor,
+        skipped: torch.Tensor = torch.tensor(False),  # noqa: B008 - never written to
+    ) -> None:
         """Note a learned batch; its tensors stay on their device until the flush.
 
         Args:
             batch: its n samples.
             step: the optimizer step that learned them.
-            loss: [n] prequential loss, nats a token.
+            loss: [n] prequential loss, nats a token; may be NaN or infinite.
             correct: [n] bool.
+            skipped: 0-dim bool, whether the step changed nothing.
         """
-        self._rows.append((batch, step, loss, correct))
+        self._rows.append((batch, step, loss, correct, skipped))
 
     def flush(self, step: int) -> Link | None:
         """Write the rows so far, durably, to a part of its own.
@@ -89,8 +100,9 @@ class Ledger:
             [s.task for batch, *_ in rows for s in batch.samples],
             [batch.chunk for batch, *_ in rows for _ in batch.samples],
             [number for batch, number, *_ in rows for _ in batch.samples],
-            torch.cat([loss for *_, loss, _ in rows]).float().cpu().numpy(),
-            torch.cat([correct for *_, correct in rows]).cpu().numpy(),
+            torch.cat([loss for *_, loss, _, _ in rows]).float().cpu().numpy(),
+            torch.cat([correct for *_, correct, _ in rows]).cpu().numpy(),
+            torch.cat([skipped.expand(len(batch.samples)) for batch, *_, skipped in rows]).cpu().numpy(),
         ]
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
         sink = pa.BufferOutputStream()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from streamcvit.adapters import (
     begin_chunk,
     expert_parameters,
     routing_kwargs,
+    tuner_of,
+    undo_step,
 )
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import Epoch
 from streamcvit.learning.optim import ExpertAdamW
+from streamcvit.learning.soundness import Diverged, Verdicts, judge
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
@@ -44,16 +47,22 @@ class StepReport:
         loss: [n] float32, mean cross-entropy over each sample's answer tokens, nats.
         correct: [n] bool, every answer token is the arg-max under teacher forcing.
         grad_norm: norm of the gradient before clipping (a 0-dim tensor: reading it waits for the device).
+        skipped: 0-dim bool: loss or gradient was not finite, so that the step changed nothing (as `grad_norm`).
     """
 
     step: int
     loss: torch.Tensor
     correct: torch.Tensor
     grad_norm: torch.Tensor
+    skipped: torch.Tensor
 
 
 class OnlineLearner:
     """One adapter on one frozen base, updated batch by batch; works in a notebook without Ray.
+
+    A step whose loss or gradient is not finite is skipped: weights, optimizer, routers and strategy stay as they were
+    (random numbers that it drew stay drawn), its samples are not learned again, the count of steps goes on. See
+    `streamcvit.learning.optim` and `streamcvit.learning.soundness` for how that costs the device no wait.
 
     Args:
         base: the frozen model with its processor.
@@ -63,6 +72,7 @@ class OnlineLearner:
         lr, weight_decay, betas: of AdamW.
         warmup_steps: steps of linear warm-up; the rate is constant after them (a stream has no end to anneal to).
         max_grad_norm: gradients are clipped to it.
+        max_skipped_steps: steps in a row that may be skipped, less one.
         seed: of torch, NumPy and Python at the stream's start.
     """
 
@@ -78,6 +88,7 @@ class OnlineLearner:
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
         max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 5,
         seed: int = 0,
     ) -> None:
         self.base, self.model, self.encoder = base, model, encoder
@@ -88,6 +99,10 @@ class OnlineLearner:
             raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
         experts = expert_parameters(model)
         self.optimizer = ExpertAdamW(self.parameters, experts, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.verdicts = Verdicts(max_skipped_steps)
+        # What a step leaves behind for the next one must know the verdict; where nothing does, a GPU need not wait.
+        remembers = type(self.strategy).after_step is not Sequential.after_step
+        self.reads = base.device.type == "cpu" or remembers or tuner_of(model) is not None
         self.step, self.cursor, self.chunk = 0, 0, -1
         self._snapshot: Snapshot | None = None
         torch.manual_seed(seed)
@@ -104,6 +119,7 @@ class OnlineLearner:
 
         Raises:
             ValueError: the batch does not start at the cursor (a gap or a repetition).
+            Diverged: too many steps in a row were skipped.
         """
         if batch.cursor != self.cursor:
             raise ValueError(f"batch starts at {batch.cursor}, the stream's cursor is {self.cursor}")
@@ -113,13 +129,18 @@ class OnlineLearner:
             self.chunk = batch.chunk
             begin_chunk(self.model, batch.chunk)
             self.strategy.before_chunk(batch.chunk, self.model)
-        report = None if batch.inputs is None else self._step(batch, batch.inputs)
+        report = verdict = None
+        if batch.inputs is not None:
+            report, verdict = self._step(batch, batch.inputs)
         # A batch with nothing readable is a step too, so that every chunk boundary has a version of its own.
         self.step += 1
         self.cursor = batch.next_cursor
+        if verdict is not None:
+            self.verdicts.note(batch, self.step, verdict)
         return report
 
-    def _step(self, batch: Batch, inputs: ModelInputs) -> StepReport:
+    def _step(self, batch: Batch, inputs: ModelInputs) -> tuple[StepReport, float | torch.Tensor]:
+        """The report, and the verdict on the step as far as it is known."""
         losses_B, correct_B = self.losses(inputs)
         auxiliary = auxiliary_loss(self.model)
         extra = self.strategy.extend_batch(batch)
@@ -139,10 +160,15 @@ class OnlineLearner:
         if self.warmup_steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * min(1.0, (self.step + 1) / self.warmup_steps)
-        self.optimizer.step()
-        after_step(self.model)
-        self.strategy.after_step(batch, self.model)
-        return StepReport(self.step + 1, losses_B.detach(), correct_B, grad_norm)
+        verdict = judge(loss, grad_norm)
+        said = self.optimizer.step(verdict=verdict, read=self.reads)
+        if said:
+            undo_step(self.model)
+        else:
+            after_step(self.model)
+            self.strategy.after_step(batch, self.model)
+        report = StepReport(self.step + 1, losses_B.detach(), correct_B, grad_norm, verdict != 0)
+        return report, verdict if said is None else said
 
     def losses(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-sample loss on answer tokens, with graph.
@@ -212,8 +238,11 @@ class OnlineLearner:
 
         Raises:
             Fenced: a newer learner took over; nothing of this one's counts any more.
+            Diverged: a weight or a moment is not finite, or too many steps in a row were skipped; nothing is written.
         """
+        self.verdicts.settle()
         snapshot = self.snapshot()
+        _must_be_finite(snapshot.tensors, self.step)
 
         def fill(draft: Path) -> None:
             (draft / "adapter").mkdir()
@@ -223,13 +252,14 @@ class OnlineLearner:
             weights = {k: v.contiguous() for k, v in adapter_state(self.model).items()}
             save_file(weights, draft / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
             tensors, values = self._resume_state()
+            _must_be_finite({k: v for k, v in tensors.items() if k.startswith("optimizer.")}, self.step)
             save_file(tensors, draft / commits.RESUME / "state.safetensors")
             (draft / commits.RESUME / "state.json").write_text(json.dumps(values), encoding="utf-8")
             if before is not None:
                 state["ledger"] = before()
 
         state |= {"version": self.step, "cursor": self.cursor, "chunk": self.chunk, "digest": snapshot.digest}
-        state["encoder"] = self._encoder_identity()
+        state |= {"encoder": self._encoder_identity(), "skips": self.verdicts.state()}
         return commits.write_commit(folder, self.step, fill, state, epoch)
 
     def resume(self, commit: Path) -> dict[str, Any]:
@@ -260,6 +290,7 @@ class OnlineLearner:
         values = json.loads((commit / commits.RESUME / "state.json").read_text(encoding="utf-8"))
         self._load_resume_state(tensors, values)
         self.step, self.cursor, self.chunk = state["step"], state["cursor"], state["chunk"]
+        self.verdicts.load(state.get("skips", {}))
         if self.chunk >= 0:
             begin_chunk(self.model, self.chunk)
         self._snapshot = None
@@ -306,3 +337,13 @@ class OnlineLearner:
         np.random.set_state((kind, np.array(keys, np.uint32), place, has_gauss, gauss))  # noqa: NPY002
         version, internal, gauss_next = values["rng.python"]
         random.setstate((version, tuple(internal), gauss_next))
+
+
+def _must_be_finite(tensors: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raises `Diverged` where something that is about to be committed is not finite."""
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise Diverged(
+            f"{len(bad)} tensors are not finite after step {step} ({min(bad)} first), and are not committed",
+            fix="Go on from the last commit with a smaller rate",
+        )

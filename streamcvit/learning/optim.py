@@ -1,4 +1,4 @@
-"""AdamW in which an expert that no sample was routed to stands still."""
+"""AdamW in which an expert that no sample was routed to stands still, and a step that is not finite is not taken."""
 
 from __future__ import annotations
 
@@ -36,15 +36,35 @@ class ExpertAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        # `fused`: torch then loads counts of steps onto their parameter's device, where the fused kernel wants them.
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
         self._stacked = {id(parameter) for parameter in experts}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step; parameters without a gradient are left out. Reads once which experts are in use."""
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            used = self._in_use([p for p in weights if id(p) in self._stacked])
+    def step(  # type: ignore[override]
+        self, closure: None = None, *, verdict: torch.Tensor | None = None, read: bool = True
+    ) -> float | None:
+        """Take one step, or none; parameters without a gradient are left out.
+
+        With experts, one read from the device says which of them are in use, and the verdict comes along with it. So
+        it does where `read` asks for it. Else nothing waits for the device: there the verdict itself keeps the fused
+        kernel from writing.
+
+        Args:
+            closure: not used.
+            verdict: 0-dim float32, other than 0 where the step must change nothing; None: take it.
+            read: whether the caller must know the verdict now.
+
+        Returns:
+            The verdict, or None where it was not read.
+        """
+        found = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        stacked = [p for weights in found for p in weights if id(p) in self._stacked]
+        used, said = self._look(stacked, verdict, read)
+        if said:
+            return said
+        bar = None if said is not None or verdict is None else (verdict != 0).float()
+        for group, weights in zip(self.param_groups, found, strict=True):
             columns: tuple[list[torch.Tensor], ...] = ([], [], [], [], [])
             for weight in weights:
                 row = (weight, weight.grad, *self._state_of(weight))
@@ -56,8 +76,9 @@ class ExpertAdamW(torch.optim.Optimizer):
                 beta1, beta2 = group["betas"]
                 adamw(
                     parameters, grads, means, squares, [], counts, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
-                    lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+                    lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, found_inf=bar,
                 )  # fmt: skip
+        return said
 
     def _state_of(self, parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """First and second moment, and the count of steps: [E] for stacked experts."""
@@ -68,15 +89,18 @@ class ExpertAdamW(torch.optim.Optimizer):
             state["step"] = torch.zeros(shape, device=parameter.device)
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
-    def _in_use(self, stacked: list[torch.Tensor]) -> dict[int, list[int]]:
-        """Which experts of each parameter have a gradient; one read from the device for all of them."""
-        if not stacked:
-            return {}
-        norms = [torch.linalg.vector_norm(p.grad.flatten(1), dim=1) for p in stacked]  # type: ignore[union-attr]
-        flags = torch.cat(norms).tolist()
+    def _look(
+        self, stacked: list[torch.Tensor], verdict: torch.Tensor | None, read: bool
+    ) -> tuple[dict[int, list[int]], float | None]:
+        """Which experts of each parameter have a gradient, and the verdict; one read from the device for all."""
+        parts = [torch.linalg.vector_norm(p.grad.flatten(1), dim=1) for p in stacked]  # type: ignore[union-attr]
+        if verdict is not None and (stacked or read):
+            parts.append(verdict.reshape(1))
+        flags = torch.cat(parts).tolist() if parts else []
+        said = flags.pop() if verdict is not None and flags else None
         found, start = {}, 0
         for parameter in stacked:
             stop = start + len(parameter)
             found[id(parameter)] = [expert for expert, flag in enumerate(flags[start:stop]) if flag]
             start = stop
-        return found
+        return found, said

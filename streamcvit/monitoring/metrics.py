@@ -85,6 +85,9 @@ METRICS: dict[str, MetricDefinition] = {
         ),
         MetricDefinition("samples_learned_total", "counter", "Samples learned and committed.", ("task",)),
         MetricDefinition("samples_quarantined_total", "counter", "Samples that could not be read.", ("reason",)),
+        MetricDefinition(
+            "steps_skipped_total", "counter", "Steps not taken: their loss or gradient was not finite.", ("reason",)
+        ),
         MetricDefinition("chunks_completed_total", "counter", "Chunks learned to their end."),
         MetricDefinition("stream_position", "gauge", "Position of the next sample to learn."),
         MetricDefinition("stream_lag_samples", "gauge", "Samples that have arrived and are not learned yet."),
@@ -171,6 +174,11 @@ class MetricStore(Collector):
     def quarantined(self, run: str, reason: str, total: int) -> None:
         """Samples that could not be read so far, by class of fault."""
         self._set("samples_quarantined_total", run, total, reason)
+
+    def steps_skipped(self, run: str, totals: Mapping[str, int]) -> None:
+        """Steps that were not taken so far, by what was not finite; 0 is told too, so that a rate can be taken."""
+        for reason in ("loss", "gradient"):
+            self._set("steps_skipped_total", run, totals.get(reason, 0), reason)
 
     def chunk_done(self, run: str, total: int) -> None:
         """Chunks learned to their end so far."""
@@ -310,6 +318,7 @@ class MetricStore(Collector):
         self.position(run, record.position, record.total_samples or None)
         chunks = record.chunk_events()
         self.chunk_done(run, len(chunks))
+        self.steps_skipped(run, record.skipped)
         for reason in ("ingest", "evaluation"):
             self.wait_seconds(run, reason, sum(float(event.get(f"wait_{reason}_s") or 0) for event in chunks))
         if chunks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Ledger:
         position: place in the stream, int64.
         chunk: chunk it came in, int64, from 0.
         task: names, object array of str.
-        loss: loss in nats before learning from it, float64 (prequential).
+        loss: loss in nats before learning from it, float64 (prequential); NaN where it was not finite.
         correct: whether every answer token was the most likely one before learning from it, bool.
     """
 
@@ -68,7 +69,8 @@ class Ledger:
             rows = np.flatnonzero(self.chunk == chunk)
             for part, members in enumerate(np.array_split(rows, min(bins_per_chunk, len(rows)))):
                 places.append(chunk + (part + 0.5) / min(bins_per_chunk, len(rows)))
-                losses.append(self.loss[members].mean())
+                known = self.loss[members][np.isfinite(self.loss[members])]
+                losses.append(known.mean() if len(known) else np.nan)
                 hits.append(self.correct[members].mean())
         return np.array(places), np.array(losses), np.array(hits)
 
@@ -184,8 +186,10 @@ class RunRecord:
 
     @property
     def position(self) -> int:
-        """Position of the next sample to learn."""
-        return int(self.ledger.position.max()) + 1 if len(self.ledger) else 0
+        """How much of the stream is behind: all of each chunk that was learned to its end, quarantined samples too, and
+        what of the next one is in the ledger."""
+        done = [event["chunk"] for event in self.chunk_events() if 0 <= event["chunk"] < self.n_chunks]
+        return int(self.plan[done].sum() + (~np.isin(self.ledger.chunk, done)).sum())
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
@@ -266,6 +270,16 @@ class RunRecord:
         """The newest `chunk` event of each chunk, in order of chunks (a restart may report a chunk twice)."""
         newest = {event["chunk"]: event for event in self.events if event.get("event") == "chunk" and "chunk" in event}
         return [newest[chunk] for chunk in sorted(newest)]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Steps that were not taken, by what was not finite."""
+        found: Counter[str] = Counter()
+        for event in self.chunk_events():
+            counts = event.get("skipped")
+            for reason, count in counts.items() if isinstance(counts, dict) else ():
+                found[reason] += count if isinstance(count, int) else 0
+        return dict(found)
 
     def events_of(self, kind: str) -> list[dict[str, Any]]:
         """All events of one kind (`quarantine`, `restart` ...), in order."""
@@ -359,7 +373,7 @@ class RunRecord:
             position[rows],
             chunk[rows],
             np.asarray(task.dictionary.to_pylist(), dtype=object)[task.indices.to_numpy()[rows]],
-            table["loss"].to_numpy().astype(np.float64)[rows],
+            np.nan_to_num(table["loss"].to_numpy().astype(np.float64)[rows], nan=np.nan, posinf=np.nan, neginf=np.nan),
             table["correct"].to_numpy().astype(bool)[rows],
         )
 

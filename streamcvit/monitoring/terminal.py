@@ -50,6 +50,7 @@ class _Row:
     scores: dict[str, float] = field(default_factory=dict)
     scored_chunk: int | None = None
     forgetting: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
     started: float | None = None
     finished: float | None = None
 
@@ -91,8 +92,16 @@ class LiveView:
         if self._live.is_started:
             self._live.stop()
 
-    def progress(self, run: str, position: int, loss: float | None = None, rate: float | None = None) -> None:
-        """The learner's place in the stream, its prequential loss (nats) and its speed (samples/s)."""
+    def progress(
+        self,
+        run: str,
+        position: int,
+        loss: float | None = None,
+        rate: float | None = None,
+        skipped: Mapping[str, int] | None = None,
+    ) -> None:
+        """The learner's place in the stream, its prequential loss (nats), its speed (samples/s), and the steps that it
+        has skipped so far, by reason."""
         with self._lock:
             row = self._rows[run]
             row.started = row.started or time.monotonic()
@@ -101,6 +110,10 @@ class LiveView:
             row.rate = row.rate if rate is None else rate
             if position >= self.total_samples and row.finished is None:
                 row.finished = time.monotonic()
+            more = sum((skipped or {}).values()) - row.skipped
+            row.skipped += max(0, more)
+        if more > 0 and skipped:
+            self.message(f"{run}: {_skipped(skipped)} so far")
 
     def chunk_done(self, run: str, chunk: int, info: Mapping[str, Any] | None = None) -> None:
         """A chunk (counted from 0) was learned; `info` is its `chunk` event (samples, loss, correct, busy_s ...)."""
@@ -119,6 +132,8 @@ class LiveView:
             parts.append(f"right before learning {100 * info['correct']:.0f} %")
         if info.get("samples") and info.get("busy_s"):
             parts.append(f"{info['samples'] / info['busy_s']:.0f} samples/s")
+        if info.get("skipped"):
+            parts.append(_skipped(info["skipped"]))
         self._line(run, ", ".join(parts))
 
     def scores(
@@ -211,6 +226,11 @@ class LiveView:
             heading.append(f" {task}{NBSP}", "dim")
             heading.append(f"{value:.0f}", _score_style(value))
         return [line for line in (heading, lost) if line]
+
+
+def _skipped(reasons: Mapping[str, int]) -> str:
+    count, what = sum(reasons.values()), " or ".join(reasons)
+    return f"{count} step{'' if count == 1 else 's'} skipped ({what} not finite)"
 
 
 def _worst(forgetting: Mapping[str, float], n: int = 3) -> list[tuple[str, float]]:

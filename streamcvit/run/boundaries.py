@@ -41,8 +41,9 @@ def boundary_reports(folder: Path, method: str) -> dict[int, ChunkReport]:
     reports = _from_events(folder, method, damaged) if damaged else {}
     for commit, state in states.items():
         if state.get("boundary"):
+            lost = state["quarantined"], state.get("skipped", [])
             reports[state["chunk"]] = ChunkReport(
-                method, state["chunk"], str(commit), state["step"], state["digest"], state["info"], state["quarantined"]
+                method, state["chunk"], str(commit), state["step"], state["digest"], state["info"], *lost
             )
     return dict(sorted(reports.items()))
 
@@ -78,13 +79,16 @@ def _from_events(folder: Path, method: str, damaged: dict[Path, UserError]) -> d
     at = {place[0]: commit for commit in damaged if (place := parse_name(commit.name))}
     reports: dict[int, ChunkReport] = {}
     bad: dict[int, list[dict[str, Any]]] = {}
+    skipped: dict[int, list[dict[str, Any]]] = {}
     for event in read_events(folder / "events.jsonl"):
         rest = {key: value for key, value in event.items() if key not in _NOT_REST}
         match event:
             case {"event": "quarantine", "chunk": int(chunk), "position": int()}:
                 bad.setdefault(chunk, []).append(rest)
+            case {"event": "skipped", "chunk": int(chunk)}:
+                skipped.setdefault(chunk, []).append({**rest, "chunk": chunk, "step": event.get("step")})
             case {"event": "chunk", "chunk": int(chunk), "step": int(step), "digest": str(digest)} if step in at:
                 what = f"{at[step]}: {damaged[at[step]].what}; events.jsonl is used"
-                lost = bad.get(chunk, [])
-                reports[chunk] = ChunkReport(method, chunk, str(at[step]), step, digest, rest, lost, damaged=(what,))
+                lost = bad.get(chunk, []), skipped.get(chunk, [])
+                reports[chunk] = ChunkReport(method, chunk, str(at[step]), step, digest, rest, *lost, damaged=(what,))
     return reports

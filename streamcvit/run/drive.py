@@ -20,7 +20,7 @@ from streamcvit.run.boundaries import boundary_reports
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import Pool
-from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.scores import ZERO
 
 POLL_SECONDS = 0.3
@@ -81,6 +81,9 @@ class Driver:
                 if not folder.finished():
                     folder.event("stopped")
             raise
+        except UserError as error:
+            self._under_way().event("failed", what=str(error))
+            raise
 
     def _run(self) -> None:
         try:
@@ -121,6 +124,7 @@ class Driver:
         todo: list[tuple[str, int]] = []
         for name, folder in self.folders.items():
             if folder.finished():
+                self.view.progress(name, int(folder.counts.sum()))
                 continue
             folder.event("started")
             zero = folder.n_chunks == 0 or self.config.evaluation.zero_shot
@@ -136,6 +140,8 @@ class Driver:
                 for what in report.damaged:
                     self.view.message(f"{name}: {what}")
                 self._chunk_done(folder, report)
+            if done:
+                self.view.progress(name, int(folder.counts[: max(done) + 1].sum()))
             if zero:
                 self.boundaries.append((folder, None))
             todo += [(name, chunk) for chunk in range(folder.n_chunks) if chunk not in done]
@@ -178,6 +184,8 @@ class Driver:
     def _learned(self, report: ChunkReport) -> None:
         folder = self.folders[report.method]
         self._chunk_done(folder, report)
+        if report.progress is not None:
+            self._progress(report.progress)
         self.view.chunk_done(report.method, report.chunk, report.info)
         self.pool.folder_changed(str(folder.path))
 
@@ -204,14 +212,21 @@ class Driver:
         """Pass the learner's newest word on to the person watching, and note restarts."""
         progress = self.pool.latest()
         if progress is not None:
-            self.view.progress(progress.run, progress.cursor, progress.loss, progress.samples_per_second)
+            self._progress(progress)
         self._note_restarts()
 
+    def _progress(self, word: Progress) -> None:
+        self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+
+    def _under_way(self) -> RunFolder:
+        """The folder of the first method that is not finished, or of the last."""
+        folders = list(self.folders.values())
+        return next((folder for folder in folders if not folder.finished()), folders[-1])
+
     def _note_restarts(self) -> None:
-        """In the folder of the method that is under way: the first that is not finished, or the last."""
+        """In the folder of the method that is under way."""
         for restart in self.pool.restarts():
-            folders = list(self.folders.values())
-            folder = next((folder for folder in folders if not folder.finished()), folders[-1])
+            folder = self._under_way()
             folder.event("restart", actor=restart.actor, cause=restart.cause, detail=restart.detail)
             self.view.message(f"{restart.actor} is replaced ({restart.cause})")
             self.pool.folder_changed(str(folder.path))

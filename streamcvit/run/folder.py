@@ -25,7 +25,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
-from streamcvit.learning.durable import write_json, write_text
+from streamcvit.learning.durable import finite, write_json, write_text
 from streamcvit.learning.ledger import check_coverage
 from streamcvit.run.boundaries import read_events
 from streamcvit.run.messages import ChunkReport, Job, TaskScores
@@ -33,7 +33,13 @@ from streamcvit.run.predictions import read_predictions, write_predictions, writ
 from streamcvit.run.scores import ZERO, Scores
 
 MISSING = "not installed"
-ONCE = ("chunk", "quarantine", "damaged", "test_unreadable")  # events that a replayed step, or every boundary, repeats
+ONCE = (
+    "chunk",
+    "quarantine",
+    "skipped",
+    "damaged",
+    "test_unreadable",
+)  # events that a replayed step, or every boundary, repeats
 
 
 def now() -> str:
@@ -235,7 +241,7 @@ class RunFolder:
 
     def _append(self, event: dict[str, Any]) -> None:
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(finite(event)) + "\n")
 
     def chunk_done(self, report: ChunkReport) -> None:
         """Note a learned chunk, what of it was quarantined, and damage that its learner found."""
@@ -246,6 +252,8 @@ class RunFolder:
             self.event("damaged", what=what)
         for bad in report.quarantined:
             self.event("quarantine", chunk=report.chunk, **bad)
+        for skip in report.skipped:
+            self.event("skipped", **skip)
         self.event("chunk", chunk=report.chunk, step=report.version, digest=report.digest, **report.info)
 
     def add(self, found: TaskScores) -> None:

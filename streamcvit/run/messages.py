@@ -23,6 +23,8 @@ class ChunkReport:
         digest: SHA-256 of the adapter at that commit.
         info: the chunk's event: samples, seconds busy and waiting, loss, correct, expert shares (JSON values).
         quarantined: events of positions that could not be learned.
+        skipped: events of steps that were not taken (`streamcvit.learning.soundness.Skip`).
+        progress: the learner's last word on the chunk; None where another life learned it.
         epoch: of the learner that reports; a report of an older epoch than the run folder's newest is refused.
         damaged: a line for each damaged commit that this learner passed over when it began.
     """
@@ -34,6 +36,8 @@ class ChunkReport:
     digest: str
     info: dict[str, Any]
     quarantined: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    progress: Progress | None = None
     epoch: int = 0
     damaged: tuple[str, ...] = ()
 
@@ -93,18 +97,20 @@ class Progress:
         run: method name.
         chunk: being learned.
         cursor, total: samples behind it, samples in all.
-        loss: prequential, nats, mean of the last batches.
+        loss: prequential, nats, mean of the last batches; None where it is not finite.
         samples_per_second: since the chunk's start, waiting included.
         step_seconds: histogram of the run's steps so far.
+        skipped: steps that were not taken so far, by reason.
     """
 
     run: str
     chunk: int
     cursor: int
     total: int
-    loss: float
+    loss: float | None
     samples_per_second: float
     step_seconds: BucketCounts
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

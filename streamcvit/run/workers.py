@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, 
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
+from streamcvit.learning.soundness import Diverged
 from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
@@ -132,7 +134,8 @@ class LearnerWorker:
         Raises:
             Stopped: the run is to stop; what was learned is committed.
             Fenced: a newer learner took over this method's run, now or at any earlier call.
-            UserError: the disk is full (the last commit is whole); the chunk's commit is damaged.
+            UserError: the disk is full (the last commit is whole); the chunk's commit is damaged; too many steps in a
+                row could not be taken.
         """
         idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
         if self.stop():
@@ -152,10 +155,28 @@ class LearnerWorker:
             self.method = ""  # whatever comes next begins from the newest commit
             if isinstance(error, Fenced):
                 self.fenced = error
+            if isinstance(error, Diverged):
+                commits.withdraw(self.folder / "commits", self.epoch)
+                raise self._advice(method, error) from None
             raise
         self._last_end = time.perf_counter()
         found = report or boundary_report(self.folder, self.method, chunk)
         return replace(found, epoch=self.epoch.number, damaged=self.damaged + found.damaged)
+
+    def _advice(self, method: str, error: Diverged) -> UserError:
+        """How a run whose steps are not finite can go on."""
+        lr, learner = self.learner.lr, self.learner
+        where, told = str(self.folder), f"{error.what}. The run stops at its last good commit"
+        if 0 < learner.step == sum(learner.verdicts.total.values()):
+            fix = "No step of this method could be taken, so look at model.dtype, the base's weights and these samples"
+            return UserError(told, where=where, fix=fix)
+        key = "learner.lr" if "." in method else f"methods.{method}.lr"
+        saved = self.config.folder() / "config.yaml"
+        change = f"--set {key}={min(lr / 10, 1e-3):.3g} --allow-change {key}"
+        fix = f"Continue with another rate: streamcvit run {saved} --resume {change}"
+        if self.base.dtype == torch.float16:
+            fix += ". float16 overflows early: bfloat16 or float32 may be the better mend (model.dtype)"
+        return UserError(told, where=where, fix=fix)
 
     def _begin(self, method: str) -> None:
         """Set up a method's learner, from its newest commit where there is one."""
@@ -179,6 +200,7 @@ class LearnerWorker:
             betas=config.learner.betas,
             warmup_steps=config.learner.warmup_steps,
             max_grad_norm=config.learner.max_grad_norm,
+            max_skipped_steps=config.learner.max_skipped_steps,
             seed=config.seed,
         )
         self.epoch, found = commits.take_over(self.folder / "commits", self.turn)
@@ -205,22 +227,34 @@ class LearnerWorker:
         correct: list[torch.Tensor] = []
         part, self.part = self.part, {}
         quarantined: list[dict[str, Any]] = list(part.get("quarantined", ()))
+        skipped: list[dict[str, Any]] = list(part.get("skipped", ()))
+        before = len(skipped)
         batches = self.feed(self.config.methods[self.method].order, learner.cursor, stop)
 
         def note() -> dict[str, Any]:
+            learner.verdicts.settle()
+            skipped.extend(skip.event() for skip in learner.verdicts.take())
             now = {
                 "samples": sum(len(part) for part in losses),
                 "positions": learner.cursor - first,
-                "loss": float(torch.cat(losses).mean()) if losses else None,
+                "loss": _mean(losses),
                 "correct": float(torch.cat(correct).float().mean()) if correct else None,
                 "busy_s": time.perf_counter() - began - waited,
                 "wait_ingest_s": waited,
                 "wait_evaluation_s": idle,
+                "skipped": dict(Counter(skip["reason"] for skip in skipped[before:])),
                 "expert_share": {
                     bank: use.shares for bank, use in expert_usage(self.model, reset=learner.cursor == stop).items()
                 },
             }
             return _joined(part["info"], now) if part.get("info") else now
+
+        def tell() -> Progress:
+            rate = (learner.cursor - first) / max(time.perf_counter() - began, 1e-9)
+            mean, total, skips = _mean(losses[-20:]), len(self.schedule), dict(learner.verdicts.total)
+            word = Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds, skips)
+            self.progress(word)
+            return word
 
         if first == stop:
             learner.learn(Batch(first, stop, chunk, (), (), None))  # an empty chunk has a version of its own too
@@ -231,7 +265,7 @@ class LearnerWorker:
             waited += arrived - asked
             if batch is None:  # stopped while it waited
                 if learner.cursor > first:
-                    self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined)
+                    self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined, skipped=skipped)
                 raise Stopped
             report = learner.learn(batch)
             self.step_seconds.observe(time.perf_counter() - arrived)
@@ -239,25 +273,24 @@ class LearnerWorker:
             if report is not None:
                 losses.append(report.loss)
                 correct.append(report.correct)
-                self.ledger.add(batch, report.step, report.loss, report.correct)
+                self.ledger.add(batch, report.step, report.loss, report.correct, report.skipped)
             now = time.perf_counter()
             if now - told > 0.25 and losses:
                 told = now
-                rate = (learner.cursor - first) / max(now - began, 1e-9)
-                mean = float(torch.cat(losses[-20:]).mean())
-                total = len(self.schedule)
-                self.progress(Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds))
+                tell()
             every, stopping = self.config.learner.commit_every, self.stop()
             if learner.cursor < stop and (stopping or (every and learner.step % every == 0)):
-                self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined)
+                self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined, skipped=skipped)
                 if stopping:
                     raise Stopped
         learned = time.perf_counter()
         info = note()
-        folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined)
+        folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": _size(folder)}
-        return ChunkReport(self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined)
+        return ChunkReport(
+            self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
+        )
 
     def _commit(self, **state: Any) -> Path:
         step = self.learner.step
@@ -282,7 +315,22 @@ def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
     }
     means = {key: mean(first[key], then[key]) for key in ("loss", "correct")}
     sums = ("samples", "positions", "busy_s", "wait_ingest_s", "wait_evaluation_s")
-    return {**{key: first[key] + then[key] for key in sums}, **means, "expert_share": shares[0] | shares[1] | banks}
+    skips = Counter(first.get("skipped", {})) + Counter(then["skipped"])
+    return {
+        **{key: first[key] + then[key] for key in sums},
+        **means,
+        "skipped": dict(skips),
+        "expert_share": shares[0] | shares[1] | banks,
+    }
+
+
+def _mean(losses: list[torch.Tensor]) -> float | None:
+    """Mean of those that are finite; None where none is."""
+    if not losses:
+        return None
+    every = torch.cat(losses)
+    every = every[every.isfinite()]
+    return float(every.mean()) if len(every) else None
 
 
 def _event(bad: Quarantined) -> dict[str, Any]:

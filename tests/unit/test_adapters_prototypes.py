@@ -92,6 +92,40 @@ def test_assigning_changes_nothing(prototypes):
     assert all(torch.equal(before[name], tensor) for name, tensor in prototypes.state_dict().items())
 
 
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_feature_that_is_not_finite_neither_spawns_nor_moves_anything(standardise, value):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(12, 5, generator=generator)
+    states = []
+    for bad in (False, True):
+        prototypes = Prototypes(4, 5, 0.5, standardise=standardise, warmup=4)
+        for part in features.split(4):
+            rows = torch.cat([part[:2], torch.full((1, 5), value), part[2:]]) if bad else part
+            routes = prototypes.learn(rows)
+            assert ((routes >= 0) & (routes < 4)).all()
+            prototypes.step()
+        assert (prototypes.assign(torch.full((2, 5), value)) >= 0).all()
+        states.append({name: tensor.clone() for name, tensor in prototypes.state_dict().items()})
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])
+    alone = Prototypes(4, 5, 0.5, standardise=standardise, warmup=0)
+    alone.learn(torch.full((3, 5), value))
+    alone.step()
+    assert all(torch.isfinite(tensor).all() for tensor in alone.state_dict().values())
+    assert int(alone.used) == 0
+
+
+def test_what_a_step_that_is_not_taken_spawned_and_summed_is_forgotten(prototypes):
+    prototypes.learn(axes(0))
+    prototypes.step()
+    before = {name: tensor.clone() for name, tensor in prototypes.state_dict().items()}
+    prototypes.learn(axes(1, 2))
+    prototypes.learn(axes(3))
+    prototypes.undo()
+    prototypes.step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in prototypes.state_dict().items())
+
+
 def test_nothing_learned_yet_routes_to_the_first_expert(prototypes):
     assert prototypes.assign(axes(3, 1)).tolist() == [0, 0]
 

@@ -45,6 +45,19 @@ def test_without_a_terminal_there_is_a_plain_line_a_chunk() -> None:
     ]
 
 
+def test_skipped_steps_are_said_when_they_happen_and_in_the_chunks_line() -> None:
+    screen = console(terminal=False)
+    with LiveView(["lora"], total_samples=960, chunks=15, console=screen) as view:
+        for skipped in ({}, {"loss": 1}, {"loss": 1}, {"loss": 1, "gradient": 2}):
+            view.progress("lora", 32, None, 100.0, skipped)
+        view.chunk_done("lora", 0, {"samples": 64, "loss": None, "skipped": {"loss": 1, "gradient": 2}})
+    assert shown(screen).splitlines() == [
+        "lora: 1 step skipped (loss not finite) so far",
+        "lora: 3 steps skipped (loss or gradient not finite) so far",
+        "lora: chunk 1/15 learned, 64 samples, 3 steps skipped (loss or gradient not finite)",
+    ]
+
+
 def test_on_a_terminal_the_view_shows_progress_scores_and_what_is_forgotten() -> None:
     screen = console(terminal=True)
     with LiveView(["lora", "smolora"], total_samples=960, chunks=15, console=screen) as view:

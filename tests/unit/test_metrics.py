@@ -47,6 +47,7 @@ def filled_store() -> MetricStore:
     store.quarantined("lora", "image", 2)
     store.chunk_done("lora", 3)
     store.position("lora", 640, 1000)
+    store.steps_skipped("lora", {"loss": 2})
     store.prequential("lora", 0.7, {"digit": 0.5})
     store.scores(
         "lora", [row("digit", 60.0, following=0.9, disagreements=4, low=50.0, high=70.0), row("digit", 20.0, 1)]

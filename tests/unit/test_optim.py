@@ -92,6 +92,38 @@ def test_saved_state_continues_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(whole, split, strict=True))
 
 
+def test_a_verdict_keeps_the_step_from_being_taken_whether_it_is_read_or_not():
+    for read in (True, False):
+        for number in (2, 0):  # with experts, and none
+            ours = stacks()
+            optimizer = ExpertAdamW(ours, ours[:number], lr=0.01)
+            for seed, verdict in enumerate((0.0, 2.0, 0.0)):
+                give_gradients(ours, seed)
+                if verdict:
+                    ours[2].grad.fill_(torch.nan)
+                said = optimizer.step(verdict=torch.tensor(verdict), read=read)
+                assert said == (verdict if read or number else None)
+            plain = stacks()
+            expected = ExpertAdamW(plain, plain[:number], lr=0.01)
+            for seed in (0, 2):
+                give_gradients(plain, seed)
+                expected.step()
+            assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+            states = zip(optimizer.state_dict()["state"].values(), expected.state_dict()["state"].values(), strict=True)
+            assert all(torch.equal(mine[name], theirs[name]) for mine, theirs in states for name in theirs)
+
+
+def test_counts_of_steps_are_loaded_onto_the_device_of_their_parameter():
+    ours = stacks()
+    optimizer = ExpertAdamW(ours, ours[:2])
+    give_gradients(ours, 0)
+    optimizer.step()
+    there = [parameter.detach().to("meta").requires_grad_() for parameter in ours]
+    again = ExpertAdamW(there, there[:2])
+    again.load_state_dict(optimizer.state_dict())
+    assert {tensor.device.type for state in again.state.values() for tensor in state.values()} == {"meta"}
+
+
 @pytest.mark.parametrize("make", [smolora, moelora, strlora])
 def test_only_experts_of_the_routed_samples_move(make):
     model = adapted(make()).train()

@@ -40,6 +40,41 @@ def test_a_finished_run_is_read_whole(finished_run: Path) -> None:
     assert record.forgetting() == record.summary["forgetting"]
 
 
+def test_quarantined_rows_at_the_end_and_a_shuffled_order_leave_the_position_right(run_copy: Path) -> None:
+    for path in (run_copy / "ledger").glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pa.compute.less(table["position"], 957)), path)
+    assert RunRecord.load(run_copy).position == 960
+    events = (run_copy / "events.jsonl").read_text().splitlines()
+    begun = [line for line in events if json.loads(line).get("chunk") != 14]
+    (run_copy / "events.jsonl").write_text("\n".join(begun) + "\n")
+    # Of a chunk that is being learned its rows count, not its highest position: a shuffled one may come first.
+    assert RunRecord.load(run_copy).position == 957
+    for path in (run_copy / "ledger").glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pa.compute.not_equal(table["position"], 930)), path)
+    assert RunRecord.load(run_copy).position == 956
+
+
+def test_skipped_steps_are_counted_from_the_chunks_and_leave_the_loss_curve_whole(run_copy: Path) -> None:
+    path = sorted((run_copy / "ledger").glob("*.parquet"))[-1]
+    table = pq.read_table(path)
+    loss = table["loss"].to_numpy().copy()
+    loss[:2] = np.nan, np.inf
+    pq.write_table(table.set_column(table.schema.get_field_index("loss"), "loss", pa.array(loss, pa.float32())), path)
+    with open(run_copy / "events.jsonl", "a") as file:
+        for skipped in ({"loss": 9}, {"loss": 1, "gradient": 2}, "hostile"):
+            file.write(json.dumps({"event": "chunk", "chunk": 3 + isinstance(skipped, str), "skipped": skipped}) + "\n")
+    record = RunRecord.load(run_copy)
+    assert record.skipped == {"loss": 1, "gradient": 2}
+    assert np.isfinite(record.ledger.curve(4)[1]).all()
+    store = MetricStore()
+    store.load(record)
+    found = {tuple(s.labels.values()): s.value for m in store.collect() for s in m.samples if "skipped" in s.name}
+    assert found == {("smolora", "loss"): 1, ("smolora", "gradient"): 2}
+    assert "3 steps skipped" in render_report([record])
+
+
 def test_the_matrix_has_scores_of_seen_tasks_and_of_no_others(finished_run: Path) -> None:
     record = RunRecord.load(finished_run)
     table = record.matrix()

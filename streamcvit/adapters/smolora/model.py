@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -89,5 +90,13 @@ class SMoLoraModel(ExpertTuner):
 
     def step(self) -> None:
         """Move the prototypes."""
-        for prototypes in chain(self.smolora_prototypes_visual.values(), self.smolora_prototypes_instruction.values()):
-            prototypes.step()  # type: ignore[operator]
+        for prototypes in self._all_prototypes():
+            prototypes.step()
+
+    def undo(self) -> None:
+        """Put the prototypes back to where they stood after the last step."""
+        for prototypes in self._all_prototypes():
+            prototypes.undo()
+
+    def _all_prototypes(self) -> Iterator[Prototypes]:
+        yield from chain(self.smolora_prototypes_visual.values(), self.smolora_prototypes_instruction.values())  # type: ignore[misc]

@@ -189,6 +189,7 @@ def happenings(record: RunRecord) -> dict[str, Any]:
         ],
         "reasons": Counter(str(event.get("reason", "unknown")) for event in bad).most_common(),
         "quarantined": bad[:MAX_EVENTS],
+        "skipped": sum(record.skipped.values()),
         "more": max(0, len(lines) - MAX_EVENTS) + max(0, len(bad) - MAX_EVENTS),
         "problems": record.problems,
     }
