@@ -128,7 +128,7 @@ class Bench:
         from streamcvit.models.base import target_modules
         from streamcvit.models.vision import vision_dim
         from streamcvit.run.folder import machine
-        from streamcvit.run.workers import routes
+        from streamcvit.run.loading import routes
 
         variant = VARIANTS[name]
         began = time.perf_counter()
@@ -201,7 +201,7 @@ class Bench:
 
         from streamcvit.adapters import RoutingInputs, cluster_assignments
         from streamcvit.models.vision import encode_images
-        from streamcvit.run.workers import routes
+        from streamcvit.run.loading import routes
 
         if not routes(model):
             return {}

@@ -26,8 +26,9 @@ from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
+from streamcvit.run.loading import Feed, local_feed, settle
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.run.workers import EvaluatorWorker, Feed, LearnerWorker, local_feed, settle
+from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
 
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
 

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from streamcvit.config import RunConfig
 from streamcvit.run.guard import Stop
+from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker, local_feed
+from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
 
 
 class Pool(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,83 +15,25 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from streamcvit.adapters import InstructionEncoder, expert_usage, tuner_of
-from streamcvit.adapters.build import attach
+from streamcvit.adapters import expert_usage
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.errors import Stopped, UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
-from streamcvit.learning import STRATEGIES, BatchSource, Ledger, OnlineLearner, Schedule
+from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner, Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.soundness import Diverged
-from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
-from streamcvit.models.collate import Collator
 from streamcvit.models.snapshot import Snapshot, load_adapter_state
-from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.metrics import BucketCounts
 from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.loading import Feed, load_encoder, load_model, routes, settle, wrap
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-
-Feed = Callable[[str, int, int], Iterator[Batch]]
-"""(order, first cursor, cursor to stop at) -> the batches between, in order; fewer where the run stops meanwhile."""
-
-
-def settle(config: RunConfig) -> None:
-    """Make this process compute as every other process of the run does."""
-    torch.set_num_threads(config.learner.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def load_model(config: RunConfig) -> Base:
-    """The frozen base that a config names."""
-    model = config.model
-    return load_base(model.name_or_path, device=model.device, dtype=model.dtype, max_length=model.max_length)
-
-
-def load_encoder(config: RunConfig, base: Base) -> InstructionEncoder:
-    """The instruction encoder that a config names."""
-    return InstructionEncoder.load(config.model.instruction_encoder, base.model, base.tokenizer)
-
-
-def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
-    """The base with a method's fresh adapter on it; the same weights in every process."""
-    settings = config.methods[method]
-    return attach(
-        base.model,
-        settings.adapter,
-        target_modules(base.model),
-        seed=config.seed,
-        options=settings.options,
-        sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},
-    )
-
-
-def routes(model: PeftModel) -> bool:
-    """Whether the adapter on a model reads routing inputs."""
-    tuner = tuner_of(model)
-    return tuner is not None and tuner.needs_routing
-
-
-def local_feed(config: RunConfig, stream: str) -> Feed:
-    """Batches read in this process, one after another."""
-    index = StreamIndex.open(stream)
-    reader = ShardReader(index)
-    collator = Collator.from_pretrained(config.model.name_or_path, max_length=config.model.max_length)
-
-    def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
-        schedule = Schedule.of(index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
-        source = BatchSource(reader, collator, schedule)
-        while cursor < stop:
-            batch = source.batch(cursor)
-            yield batch
-            cursor = batch.next_cursor
-
-    return feed
+from streamcvit.run.notes import event_of, joined, mean_of, size_of
 
 
 class LearnerWorker:
@@ -237,7 +179,7 @@ class LearnerWorker:
             now = {
                 "samples": sum(len(part) for part in losses),
                 "positions": learner.cursor - first,
-                "loss": _mean(losses),
+                "loss": mean_of(losses),
                 "correct": float(torch.cat(correct).float().mean()) if correct else None,
                 "busy_s": time.perf_counter() - began - waited,
                 "wait_ingest_s": waited,
@@ -247,11 +189,11 @@ class LearnerWorker:
                     bank: use.shares for bank, use in expert_usage(self.model, reset=learner.cursor == stop).items()
                 },
             }
-            return _joined(part["info"], now) if part.get("info") else now
+            return joined(part["info"], now) if part.get("info") else now
 
         def tell() -> Progress:
             rate = (learner.cursor - first) / max(time.perf_counter() - began, 1e-9)
-            mean, total, skips = _mean(losses[-20:]), len(self.schedule), dict(learner.verdicts.total)
+            mean, total, skips = mean_of(losses[-20:]), len(self.schedule), dict(learner.verdicts.total)
             word = Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds, skips)
             self.progress(word)
             return word
@@ -269,7 +211,7 @@ class LearnerWorker:
                 raise Stopped
             report = learner.learn(batch)
             self.step_seconds.observe(time.perf_counter() - arrived)
-            quarantined += [_event(bad) for bad in batch.quarantined]
+            quarantined += [event_of(bad) for bad in batch.quarantined]
             if report is not None:
                 losses.append(report.loss)
                 correct.append(report.correct)
@@ -287,7 +229,7 @@ class LearnerWorker:
         info = note()
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
-        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": _size(folder)}
+        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": size_of(folder)}
         return ChunkReport(
             self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
         )
@@ -299,46 +241,6 @@ class LearnerWorker:
         )
         commits.prune(self.folder / "commits", self.config.learner.keep_commits, self.epoch)
         return folder
-
-
-def _joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    """One note of a chunk that was learned in two lives: sums add up, means weigh their samples."""
-    n, m = first["samples"], then["samples"]
-
-    def mean(a: float | None, b: float | None) -> float | None:
-        return b if a is None else a if b is None else (n * a + m * b) / max(n + m, 1)
-
-    shares = [first["expert_share"], then["expert_share"]]
-    banks = {
-        bank: [mean(a, b) for a, b in zip(*(share[bank] for share in shares), strict=True)]
-        for bank in shares[0].keys() & shares[1].keys()
-    }
-    means = {key: mean(first[key], then[key]) for key in ("loss", "correct")}
-    sums = ("samples", "positions", "busy_s", "wait_ingest_s", "wait_evaluation_s")
-    skips = Counter(first.get("skipped", {})) + Counter(then["skipped"])
-    return {
-        **{key: first[key] + then[key] for key in sums},
-        **means,
-        "skipped": dict(skips),
-        "expert_share": shares[0] | shares[1] | banks,
-    }
-
-
-def _mean(losses: list[torch.Tensor]) -> float | None:
-    """Mean of those that are finite; None where none is."""
-    if not losses:
-        return None
-    every = torch.cat(losses)
-    every = every[every.isfinite()]
-    return float(every.mean()) if len(every) else None
-
-
-def _event(bad: Quarantined) -> dict[str, Any]:
-    return {"position": bad.position, "sample_id": bad.sample_id, "reason": bad.reason, "detail": bad.detail}
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 class EvaluatorWorker:

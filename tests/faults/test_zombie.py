@@ -21,9 +21,10 @@ from streamcvit.learning import commit, read_ledger
 from streamcvit.learning.epochs import Fenced, last_turn
 from streamcvit.pipeline import builtin, load_config
 from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import Job
 from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker, local_feed
+from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
 
 CHUNKS, PER_CHUNK = 3, 24
 

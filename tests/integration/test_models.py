@@ -15,8 +15,9 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.launch import execute
 from streamcvit.learning import read_ledger
 from streamcvit.pipeline import load_config
+from streamcvit.run.loading import local_feed
 from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import LearnerWorker, local_feed
+from streamcvit.run.workers import LearnerWorker
 
 
 @pytest.mark.parametrize("kind", sorted(TINY))

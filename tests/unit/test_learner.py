@@ -22,7 +22,7 @@ from streamcvit.models.base import Base, load_base, target_modules
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
 from streamcvit.pipeline import load_config
-from streamcvit.run.workers import wrap
+from streamcvit.run.loading import wrap
 
 TASKS = list(embedded.TASKS)
 

@@ -26,8 +26,9 @@ from streamcvit.learning.soundness import Diverged, judge
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
 from streamcvit.run.boundaries import boundary_reports
+from streamcvit.run.loading import local_feed
 from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import LearnerWorker, local_feed
+from streamcvit.run.workers import LearnerWorker
 
 BAD = 3
 

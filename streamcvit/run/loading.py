@@ -1,0 +1,75 @@
+"""What every process of a run loads, and how it is set up to compute alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from peft import PeftModel
+
+from streamcvit.adapters import InstructionEncoder, tuner_of
+from streamcvit.adapters.build import attach
+from streamcvit.config import RunConfig
+from streamcvit.data.index import StreamIndex
+from streamcvit.data.reader import ShardReader
+from streamcvit.learning import BatchSource, Schedule
+from streamcvit.models.base import Base, load_base, target_modules
+from streamcvit.models.batch import Batch
+from streamcvit.models.collate import Collator
+from streamcvit.models.vision import vision_dim
+
+Feed = Callable[[str, int, int], Iterator[Batch]]
+"""(order, first cursor, cursor to stop at) -> the batches between, in order; fewer where the run stops meanwhile."""
+
+
+def settle(config: RunConfig) -> None:
+    """Make this process compute as every other process of the run does."""
+    torch.set_num_threads(config.learner.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def load_model(config: RunConfig) -> Base:
+    """The frozen base that a config names."""
+    model = config.model
+    return load_base(model.name_or_path, device=model.device, dtype=model.dtype, max_length=model.max_length)
+
+
+def load_encoder(config: RunConfig, base: Base) -> InstructionEncoder:
+    """The instruction encoder that a config names."""
+    return InstructionEncoder.load(config.model.instruction_encoder, base.model, base.tokenizer)
+
+
+def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
+    """The base with a method's fresh adapter on it; the same weights in every process."""
+    settings = config.methods[method]
+    return attach(
+        base.model,
+        settings.adapter,
+        target_modules(base.model),
+        seed=config.seed,
+        options=settings.options,
+        sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},
+    )
+
+
+def routes(model: PeftModel) -> bool:
+    """Whether the adapter on a model reads routing inputs."""
+    tuner = tuner_of(model)
+    return tuner is not None and tuner.needs_routing
+
+
+def local_feed(config: RunConfig, stream: str) -> Feed:
+    """Batches read in this process, one after another."""
+    index = StreamIndex.open(stream)
+    reader = ShardReader(index)
+    collator = Collator.from_pretrained(config.model.name_or_path, max_length=config.model.max_length)
+
+    def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
+        schedule = Schedule.of(index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
+        source = BatchSource(reader, collator, schedule)
+        while cursor < stop:
+            batch = source.batch(cursor)
+            yield batch
+            cursor = batch.next_cursor
+
+    return feed

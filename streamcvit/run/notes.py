@@ -1,0 +1,51 @@
+"""What a learner notes of a chunk: values that can be written as JSON, and joined where it took two lives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamcvit.data.sample import Quarantined
+
+
+def joined(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """One note of a chunk that was learned in two lives: sums add up, means weigh their samples."""
+    n, m = first["samples"], then["samples"]
+
+    def mean(a: float | None, b: float | None) -> float | None:
+        return b if a is None else a if b is None else (n * a + m * b) / max(n + m, 1)
+
+    shares = [first["expert_share"], then["expert_share"]]
+    banks = {
+        bank: [mean(a, b) for a, b in zip(*(share[bank] for share in shares), strict=True)]
+        for bank in shares[0].keys() & shares[1].keys()
+    }
+    means = {key: mean(first[key], then[key]) for key in ("loss", "correct")}
+    sums = ("samples", "positions", "busy_s", "wait_ingest_s", "wait_evaluation_s")
+    skips = Counter(first.get("skipped", {})) + Counter(then["skipped"])
+    return {
+        **{key: first[key] + then[key] for key in sums},
+        **means,
+        "skipped": dict(skips),
+        "expert_share": shares[0] | shares[1] | banks,
+    }
+
+
+def mean_of(losses: list[torch.Tensor]) -> float | None:
+    """Mean of those that are finite; None where none is."""
+    if not losses:
+        return None
+    every = torch.cat(losses)
+    every = every[every.isfinite()]
+    return float(every.mean()) if len(every) else None
+
+
+def event_of(bad: Quarantined) -> dict[str, Any]:
+    return {"position": bad.position, "sample_id": bad.sample_id, "reason": bad.reason, "detail": bad.detail}
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
