@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from test_learner import batches, learner_for
 
-from streamcvit.config import RunConfig, load_config
+from streamcvit.config import RunConfig
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.launch import execute
@@ -25,6 +25,7 @@ from streamcvit.learning.ledger import SCHEMA
 from streamcvit.learning.soundness import Diverged, judge
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
+from streamcvit.pipeline import load_config
 from streamcvit.run.boundaries import boundary_reports
 from streamcvit.run.loading import local_feed
 from streamcvit.run.stream import prepare_stream
