@@ -28,7 +28,8 @@ from streamcvit.data.locations import is_url
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.shards import write_stream
-from streamcvit.data.tarscan import Fault, Group, HashingStream, scan_groups
+from streamcvit.data.targroups import Group, scan_groups
+from streamcvit.data.tarscan import Fault, HashingStream
 from streamcvit.data.taskfiles import Row, load_chunks, load_tasks, read_rows
 from streamcvit.errors import UserError
 
@@ -146,7 +147,7 @@ def tar(data: bytes, folder: Path) -> None:
                 assert len(str(found)) < 10_000
                 continue
             assert isinstance(found, Group)
-            for member in found.members.values():
+            for member in (found.record, *found.pictures):
                 assert shard[member.offset : member.offset + member.size] == member.data
                 assert ".." not in found.key.split("/") and not found.key.startswith("/")
         assert stream.position <= len(shard)

@@ -24,6 +24,13 @@ MAX_SCANS = 100
 """JPEGs with more scans are refused: a few bytes each, every scan costs a pass over the whole picture. Encoders write
 about ten."""
 
+EXTENSIONS: dict[str, tuple[str, ...]] = {"png": ("png",), "jpg": ("jpg", "jpeg", "jpe", "jfif"), "webp": ("webp",)}
+"""The kinds of pictures that are read (`Picture.ext`), and the endings of file names that each goes by. What counts is
+the content."""
+
+HEAD = 12
+"""Bytes that tell the kind of a file."""
+
 _PIXEL_BYTES = 24
 """Memory that decoding takes a pixel: at most 20 bytes of any format and mode (WebP) as measured."""
 WHITE = (255, 255, 255)
@@ -41,7 +48,7 @@ _TURNS = {
 
 
 def sniff(head: bytes) -> str:
-    """`png`, `jpg` or `webp` from a file's first 12 bytes; empty for anything else."""
+    """A name in `EXTENSIONS` from a file's first `HEAD` bytes; empty for anything else."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if head.startswith(b"\xff\xd8\xff"):
@@ -144,7 +151,7 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ValueError("the picture has 0 bytes")
-    kind = sniff(data[:12])
+    kind = sniff(data[:HEAD])
     if not kind:
         raise ValueError("the picture is neither PNG, JPEG nor WebP")
     # Within a JPEG's coded data 0xFF is always followed by 0: these two bytes mark a scan, or stand in a comment.

@@ -14,20 +14,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids
 from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_task, read_parquet
 from streamcvit.data.plan import Plan
-from streamcvit.data.sample import TaskSpec
-from streamcvit.data.shardscan import SCHEMA, ShardScan, scan_shards
+from streamcvit.data.sample import MAX_PICTURES, TaskSpec
+from streamcvit.data.shardscan import PICTURE_COLUMNS, SCHEMA, ShardScan, scan_shards
+from streamcvit.data.targroups import MAX_SAMPLE
 from streamcvit.data.tarscan import MAX_MEMBER, Fault
 from streamcvit.errors import UserError
 
 INDEX_NAME = "index.parquet"
 EVAL_FOLDER = "eval"
-VERSION = 1
+VERSIONS = (1, 2)
+"""1: every sample has exactly one picture. 2: any number. The lowest that holds a stream is written, so that one of
+one-picture samples has the digest that it always had."""
 FAULTS_KEPT = 100
 """Faults of others' shards that the index names; it counts all."""
 _LOSSES = ("incomplete", "json", "order")
@@ -42,12 +46,14 @@ class StreamIndex:
 
     Attributes:
         folder: path or URL of the stream folder.
-        table: one row a sample, in stream order (columns as in `SCHEMA`; offsets and sizes in bytes).
+        table: one row a picture, in stream order (`SCHEMA`; offsets and sizes in bytes).
         meta: version, seed, format, shards [{path, bytes, sha256}], tasks, plan, eval (digest of the test sets'
             index or null), n_faults and the first faults found while indexing.
         digest: SHA-256 (hex) of the table and the metadata; names of folders and shards are no part of it.
         task_of, chunk_of, sample_id_of: numpy arrays [n]: task names (str objects), chunks (int32, -1 in test sets),
             ids (str objects).
+        pictures_of: numpy array [n]: how many pictures each sample has.
+        first_row: numpy array [n]: the row of its first picture; its other pictures have the rows behind it.
     """
 
     def __init__(self, folder: str | os.PathLike, table: pa.Table, meta: Mapping[str, Any]) -> None:
@@ -56,8 +62,12 @@ class StreamIndex:
         self.meta = dict(meta)
         self.digest = _digest(table, self.meta)
         self.tasks: dict[str, TaskSpec] = {task["name"]: TaskSpec(**task) for task in self.meta["tasks"]}
-        self.task_of = np.array(table["task"].to_pylist(), dtype=object)
-        self.sample_id_of = np.array(table["sample_id"].to_pylist(), dtype=object)
+        position = table["position"].to_numpy()
+        self.first_row = np.flatnonzero(np.diff(position, prepend=-1)) if len(position) else position
+        self.pictures_of = np.diff(self.first_row, append=table.num_rows)
+        self.pictures_of[self.texts("image_ext")[self.first_row] == ""] = 0
+        self.task_of = self.texts("task")
+        self.sample_id_of = np.array(self._of_samples("sample_id").to_pylist(), dtype=object)
         self.chunk_of = self.column("chunk")
 
     @classmethod
@@ -78,9 +88,9 @@ class StreamIndex:
         try:
             table, notes = read_parquet(raw)
             meta = strictjson.loads(notes[_META_KEY])
-            if meta["version"] != VERSION:
+            if meta["version"] not in VERSIONS:
                 raise UserError(
-                    f"index version {meta['version']}; this release reads {VERSION}", where=where, fix=_REBUILD
+                    f"index version {meta['version']}; this release reads {VERSIONS}", where=where, fix=_REBUILD
                 )
             check_meta(meta)
             index = cls(folder, table, meta)
@@ -129,15 +139,26 @@ class StreamIndex:
         part.replace(path)
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.first_row)
 
     def __reduce__(self) -> tuple:
         # Actors reopen the folder: megabytes of columns need not travel.
         return (StreamIndex.open, (self.folder,))
 
     def column(self, name: str) -> np.ndarray:
-        """A numeric column as numpy array [n]."""
-        return self.table[name].to_numpy()
+        """A numeric column as numpy array: [rows] of pictures', [n] of the others."""
+        return self._of_samples(name).to_numpy()
+
+    def texts(self, name: str) -> np.ndarray:
+        """A column of few different texts, likewise, as str objects."""
+        column = self._of_samples(name).combine_chunks().dictionary_encode()
+        return np.array([*column.dictionary.to_pylist(), ""], dtype=object)[column.indices.to_numpy()]
+
+    def _of_samples(self, name: str) -> pa.ChunkedArray:
+        column = self.table[name]
+        if name in PICTURE_COLUMNS or len(self) == self.table.num_rows:
+            return column
+        return column.take(pa.array(self.first_row))
 
     @property
     def plan(self) -> Plan:
@@ -181,38 +202,60 @@ class StreamIndex:
         return index
 
     def _check(self) -> None:
-        rows = len(self)
+        rows, samples = self.table.num_rows, len(self)
         if any(self.table[name].null_count for name in SCHEMA.names):
             raise ValueError("values are missing")
-        if not np.array_equal(self.column("position"), np.arange(rows)):
+        position = self.table["position"].to_numpy()
+        starts = np.array_equal(position[self.first_row], np.arange(samples)) and (samples > 0) == (rows > 0)
+        if not starts or np.diff(position).min(initial=0) < 0:
             raise ValueError("positions are not 0, 1, 2, ...")
+        if self.meta["version"] == 1 and not (self.pictures_of == 1).all():
+            raise ValueError("of version 1, but not every sample has one picture")
+        if rows > samples:
+            self._check_rows(position)
         lowest = 0 if self.n_chunks else -1
-        if rows and (
+        if samples and (
             np.diff(self.chunk_of).min(initial=0) < 0
             or self.chunk_of.min() < lowest
             or self.chunk_of.max() >= max(self.n_chunks, 0)
         ):
             raise ValueError("chunks are out of order")
         shard = self.column("shard")
-        if rows and not 0 <= shard.min() <= shard.max() < len(self.meta["shards"]):
+        if samples and not 0 <= shard.min() <= shard.max() < len(self.meta["shards"]):
             raise ValueError("rows name shards that are not listed")
         ends = np.array([note["bytes"] for note in self.meta["shards"]], dtype=np.int64)
-        for name in ("json", "image"):
+        for name, place in (("json", shard), ("image", self.table["shard"].to_numpy())):
             sizes, offsets = self.column(f"{name}_size"), self.column(f"{name}_offset")
-            if rows and not (
+            if samples and not (
                 sizes.min() >= 0
                 and sizes.max() <= MAX_MEMBER
                 and offsets.min() >= 0
-                and (offsets <= ends[shard] - sizes).all()
+                and (offsets <= ends[place] - sizes).all()
             ):
                 raise ValueError(f"{name} members lie outside their shards")
         if unknown := set(self.task_of) - set(self.tasks):
             raise ValueError(f"rows name tasks that are not listed: {sorted(unknown)}")
-        if len(set(self.sample_id_of)) < rows:
+        if len(set(self.sample_id_of)) < samples:
             raise ValueError("two samples have one id")
-        if self.n_chunks and self.plan.counts.sum() != rows:
+        if self.n_chunks and self.plan.counts.sum() != samples:
             raise ValueError("the plan does not count the rows")
         self.shards  # noqa: B018  raises where a name leads out of the folder
+
+    def _check_rows(self, position: np.ndarray) -> None:
+        """Where samples have several rows: these say the same of the sample, and are no more than it may have."""
+        again = pa.array(np.diff(position, prepend=-1) == 0)
+        for name in SCHEMA.names:
+            here = self.table[name].combine_chunks()
+            if (
+                name not in PICTURE_COLUMNS
+                and not pc.all(pc.equal(here[1:], here[:-1]).filter(again[1:]), min_count=0).as_py()
+            ):
+                raise ValueError(f"rows of one position differ in {name}")
+        if pc.any(pc.equal(self.table["image_ext"].combine_chunks(), "").filter(again)).as_py():
+            raise ValueError("a sample has a picture and none")
+        ends = np.append(0, np.cumsum(self.column("image_size")))[np.append(self.first_row, len(position))]
+        if self.pictures_of.max() > MAX_PICTURES or np.diff(ends).max() > MAX_SAMPLE:
+            raise ValueError("a sample has more pictures than are allowed")
 
 
 def _canonical(meta: Mapping[str, Any]) -> bytes:
@@ -271,7 +314,7 @@ def build_index(
             counts, (np.asarray(chunks, dtype=np.int64), np.array([column[name] for name in names], dtype=np.int64)), 1
         )
     meta = {
-        "version": VERSION,
+        "version": 1 if scan.one_each else 2,
         "seed": seed,
         "format": format,
         "shards": scan.shards,

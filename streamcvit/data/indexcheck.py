@@ -56,6 +56,13 @@ def check_meta(meta: Mapping[str, Any]) -> None:
     for note in meta["shards"]:
         if not (isinstance(note["path"], str) and isinstance(note["sha256"], str) and type(note["bytes"]) is int):
             raise ValueError("a shard's entry is incomplete")
+    for fault in meta["faults"]:
+        texts, offset = [fault[name] for name in ("shard", "reason", "detail")], fault["offset"]
+        odd = fault.keys() - {"shard", "offset", "reason", "detail", "fatal"}
+        if odd or not all(isinstance(text, str) for text in texts) or type(offset) is not int:
+            raise ValueError("a fault's entry is incomplete")
+    if type(meta["n_faults"]) is not int:
+        raise ValueError("the faults are not counted")
     if not isinstance(meta["eval"], str | None):
         raise ValueError("the test sets' digest is no text")
     for task in meta["tasks"]:

@@ -6,32 +6,33 @@ import functools
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from streamcvit.data import strictjson
 from streamcvit.data.formats import FORMATS, BadRow
-from streamcvit.data.images import MAX_PIXELS, image_fault
+from streamcvit.data.images import EXTENSIONS, MAX_PIXELS, image_fault
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import ByteSource
 from streamcvit.data.sample import Picture, Quarantined, Sample
-from streamcvit.data.tarscan import IMAGE_EXTENSIONS, Fault
+from streamcvit.data.tarscan import Fault
 
 _GAP = 64 << 10
 _SPAN = 8 << 20
 _OPEN_FILES = 4
+_KINDS = {ending: kind for kind, endings in EXTENSIONS.items() for ending in endings}
 
 
 class _Part(NamedTuple):
-    """A sample's `json` or `image`: bytes [start, stop) of a shard."""
+    """Of the sample at `place` the record (`row` is -1) or the picture of a row: bytes [start, stop) of a shard."""
 
     shard: int
     start: int
     stop: int
     place: int
-    name: str
+    row: int
     crc32: int
 
 
@@ -64,8 +65,7 @@ class ShardReader:
         self.index, self.max_pixels, self.decode = index, max_pixels, decode
         self._shards = index.shards
         self._parse, self._own = FORMATS[index.meta["format"]], index.meta["format"] == "streamcvit"
-        self._extensions = index.table["image_ext"].to_pylist()
-        self._image_faults = index.table["image_fault"].to_pylist()
+        self._extensions, self._image_faults = index.texts("image_ext"), index.texts("image_fault")
         names = ("shard", "json_offset", "json_size", "image_offset", "image_size", "json_crc32", "image_crc32")
         self._columns = {name: index.column(name) for name in names}
         self._sources: dict[int, ByteSource] = {}
@@ -106,24 +106,27 @@ class ShardReader:
         for place in places:
             if not 0 <= place < len(self.index):
                 raise IndexError(f"position {place} is not in a stream of {len(self.index)} samples")
-        parts: dict[tuple[int, str], bytes | Fault] = {}
+        parts: dict[tuple[int, int], bytes | Fault] = {}
         for span in self._spans(places):
             source = self._source(span.shard)
             sound = functools.partial(self._is_sound, span)
             data = memoryview(source.read(span.start, span.stop - span.start, sound))
             for part in span.parts:
-                parts[part.place, part.name] = self._cut(part, data, span.start)
-        return [(place, self._sample(place, parts[place, "json"], parts[place, "image"])) for place in places]
+                parts[part.place, part.row] = self._cut(part, data, span.start)
+        return [(place, self._sample(place, [parts[place, row] for row in self._rows(place)])) for place in places]
+
+    def _rows(self, place: int) -> Sequence[int]:
+        """Of its record (-1) and its pictures."""
+        first = int(self.index.first_row[place])
+        return [-1, *range(first, first + int(self.index.pictures_of[place]))]
 
     def _spans(self, places: Sequence[int]) -> Iterator[_Span]:
         rows = np.unique(np.array(places, dtype=np.int64))
-        wanted: list[_Part] = []
-        for name in ("json", "image"):
-            start, size = self._columns[f"{name}_offset"][rows], self._columns[f"{name}_size"][rows]
-            columns = (self._columns["shard"][rows], start, start + size, rows, self._columns[f"{name}_crc32"][rows])
-            shards, starts, stops, positions, checksums = (column.tolist() for column in columns)
-            names = [name] * len(rows)
-            wanted += map(_Part, shards, starts, stops, positions, names, checksums)
+        first, count = self.index.first_row[rows], self.index.pictures_of[rows]
+        before = np.cumsum(count) - count
+        pictures = np.arange(count.sum()) + np.repeat(first - before, count)
+        wanted = self._parts(rows, np.full(len(rows), -1), "json", rows)
+        wanted += self._parts(np.repeat(rows, count), pictures, "image", pictures)
         span: _Span | None = None
         for part in sorted(wanted):
             near = span is not None and span.shard == part.shard and part.start <= span.stop + _GAP
@@ -137,6 +140,18 @@ class ShardReader:
         if span:
             yield span
 
+    def _parts(self, places: np.ndarray, rows: np.ndarray, kind: str, at: np.ndarray) -> list[_Part]:
+        start, size = self._columns[f"{kind}_offset"][at], self._columns[f"{kind}_size"][at]
+        columns = (
+            self._columns["shard"][places],
+            start,
+            start + size,
+            places,
+            rows,
+            self._columns[f"{kind}_crc32"][at],
+        )
+        return list(map(_Part, *(column.tolist() for column in columns)))
+
     def _is_sound(self, span: _Span, data: bytes) -> bool:
         view = memoryview(data)
         return not any(isinstance(self._cut(part, view, span.start), Fault) for part in span.parts)
@@ -144,39 +159,56 @@ class ShardReader:
     def _cut(self, part: _Part, data: memoryview, base: int) -> bytes | Fault:
         found = bytes(data[part.start - base : part.stop - base])
         if len(found) < part.stop - part.start:
-            detail = f"the shard ends within the {part.name}"
-            return Fault(self._shard_name(part.place), part.start, "truncated", detail)
+            return self._fault(part.place, part.row, "truncated", f"the shard ends within {self._called(part)}")
         if zlib.crc32(found) != part.crc32:
-            detail = f"the {part.name} is not what was indexed"
-            return Fault(self._shard_name(part.place), part.start, "checksum", detail)
+            return self._fault(part.place, part.row, "checksum", f"{self._called(part)} is not what was indexed")
         return found
+
+    def _called(self, part: _Part) -> str:
+        if part.row < 0:
+            return "the record"
+        count, first = int(self.index.pictures_of[part.place]), int(self.index.first_row[part.place])
+        return "the picture" if count == 1 else f"picture {part.row - first + 1} of {count}"
+
+    def _fault(self, place: int, row: int, reason: str, detail: str) -> Fault:
+        offset = self._columns["json_offset"][place] if row < 0 else self._columns["image_offset"][row]
+        return Fault(self._shard_name(place), int(offset), reason, detail)
 
     def _shard_name(self, place: int) -> str:
         return self.index.meta["shards"][int(self._columns["shard"][place])]["path"]
 
-    def _sample(self, position: int, text: bytes | Fault, image: bytes | Fault) -> Sample | Fault:
-        for part in (text, image):
+    def _sample(self, position: int, parts: Sequence[bytes | Fault]) -> Sample | Fault:
+        text, *images = parts
+        for part in parts:
             if isinstance(part, Fault):
                 return part
-        assert isinstance(text, bytes) and isinstance(image, bytes)
-        shard = self._shard_name(position)
-        ext = self._extensions[position]
-        start = int(self._columns["image_offset"][position])
-        if ext not in IMAGE_EXTENSIONS:
-            return Fault(shard, start, "image", f"a picture of type {ext!r}")
-        if fault := self._image_faults[position] or image_fault(image, self.max_pixels, self.decode):
-            return Fault(shard, start, "image", fault)
+        pictures = []
+        for row, image in enumerate(images, int(self.index.first_row[position])):
+            assert isinstance(image, bytes)
+            ext = _KINDS.get(self._extensions[row])
+            fault = self._image_faults[row] or image_fault(image, self.max_pixels, self.decode)
+            if fault or ext is None:
+                return self._fault(position, row, "image", fault or f"a picture of type {self._extensions[row]!r}")
+            pictures.append(Picture(image, ext))
+        assert isinstance(text, bytes)
         try:
-            return self._read_text(text, position, image, "jpg" if ext == "jpeg" else ext)
+            return self._read_text(text, position, pictures)
         except (ValueError, BadRow) as bad:
-            return Fault(shard, int(self._columns["json_offset"][position]), "json", str(bad))
+            return self._fault(position, -1, "json", str(bad))
 
-    def _read_text(self, text: bytes, position: int, image: bytes, ext: str) -> Sample:
+    def _read_text(self, text: bytes, position: int, pictures: Sequence[Picture]) -> Sample:
         sample_id, task = str(self.index.sample_id_of[position]), str(self.index.task_of[position])
-        record = self._parse(strictjson.loads(text))
-        if self._own and record.task != task:
-            raise BadRow("json", f"the record is of task {record.task!r:.80}, its place in the index of {task!r:.80}")
-        return record.sample(sample_id, task, [Picture(image, ext)])
+        record = strictjson.loads(text)
+        if not self._own:
+            return self._parse(record).sample(sample_id, task, pictures)
+        sample = Sample.from_record(record, pictures)
+        if sample.task and sample.task != task:
+            raise ValueError(f"the record is of task {sample.task!r:.80}, its place in the index of {task!r:.80}")
+        if (sample.sample_id, sample.task) == (sample_id, task):
+            return sample
+        named = replace(sample, sample_id=sample_id, task=task)
+        named.readable_bytes()  # the other name may be too long for a record
+        return named
 
     def _source(self, shard: int) -> ByteSource:
         with self._lock:

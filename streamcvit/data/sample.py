@@ -191,10 +191,11 @@ def check_pictures(sample: Sample, count: int) -> None:
         raise ValueError(
             f"the conversation has {len(sample.turns)} turns before the last; at most {MAX_TURNS} are read"
         )
-    marks = sum(prompt.count(PICTURE) for prompt in (*(turn.prompt for turn in sample.turns), sample.prompt))
+    last = [sample.question, sample.instruction] if sample.whole is None else [sample.whole]
+    marks = "".join([*last, *[turn.prompt for turn in sample.turns]]).count(PICTURE)
     if marks not in (0, count):
         raise ValueError(f"the texts mark the places of {marks} pictures, the sample has {count}")
-    if any(PICTURE in text for text in (sample.system, *sample.answers, *(turn.answer for turn in sample.turns))):
+    if PICTURE in "".join([sample.system, *sample.answers, *[turn.answer for turn in sample.turns]]):
         raise ValueError("a system prompt or an answer marks the place of a picture")
 
 

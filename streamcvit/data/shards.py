@@ -17,8 +17,9 @@ import psutil
 
 from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index
 from streamcvit.data.plan import Plan
-from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.sample import MAX_PICTURES, Sample, TaskSpec
 from streamcvit.data.shardscan import ShardScan, scan_shards
+from streamcvit.data.targroups import MAX_SAMPLE
 from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
 
@@ -130,12 +131,12 @@ def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: i
                 stream = open_shard.enter_context((folder / names[-1]).open("wb"))
                 open_shard.callback(_flush, stream)
                 writer = open_shard.enter_context(wds.TarWriter(stream, encoder=False, mtime=0))
-            if any(len(picture.data) > MAX_MEMBER for picture in sample.pictures):
-                raise UserError(f"sample {sample.sample_id!r:.200} is larger than {MAX_MEMBER} bytes")
+            _check_number(sample)
             try:
                 text = sample.readable_bytes()
             except ValueError as fault:
                 raise UserError(f"sample {sample.sample_id!r:.200} could not be read again: {fault}") from None
+            _check_sizes(sample, text)
             assert writer is not None
             writer.write({"__key__": f"{position:09d}", "json": text, **members(sample)})
             chunks.append(chunk)
@@ -145,6 +146,19 @@ def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: i
             f"the shards do not read back: {[str(fault) for fault in scan.faults[:3]]}", fix="Check the disk"
         )
     return scan, np.array(chunks, dtype=np.int32)
+
+
+def _check_number(sample: Sample) -> None:
+    if (count := len(sample.pictures)) > MAX_PICTURES:
+        raise UserError(f"sample {sample.sample_id!r:.200} has {count} pictures; at most {MAX_PICTURES} are allowed")
+
+
+def _check_sizes(sample: Sample, text: bytes) -> None:
+    sizes = [len(text), *(len(picture.data) for picture in sample.pictures)]
+    if max(sizes) > MAX_MEMBER:
+        raise UserError(f"a part of sample {sample.sample_id!r:.200} is larger than {MAX_MEMBER} bytes")
+    if sum(sizes) > MAX_SAMPLE:
+        raise UserError(f"sample {sample.sample_id!r:.200} has {sum(sizes)} bytes; at most {MAX_SAMPLE} are allowed")
 
 
 def members(sample: Sample) -> dict[str, bytes]:

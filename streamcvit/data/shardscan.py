@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from streamcvit.data import locations, strictjson
 from streamcvit.data.formats import FORMATS, BadRow
-from streamcvit.data.images import image_fault
+from streamcvit.data.images import HEAD, image_fault, sniff
 from streamcvit.data.sample import Picture
-from streamcvit.data.tarscan import Fault, Group, HashingStream, scan_groups
+from streamcvit.data.targroups import MAX_SAMPLE, Group, scan_groups
+from streamcvit.data.tarscan import Fault, HashingStream, Member, unread
 from streamcvit.errors import UserError
 
 SCHEMA = pa.schema(
@@ -35,25 +36,45 @@ SCHEMA = pa.schema(
         ("image_fault", pa.string()),
     ]
 )
-"""`image_fault` is empty where the picture decodes. It is tried once, when the shards are indexed: with equal checksums
+"""One row a picture, in stream order; a sample without pictures has one row, whose `image_ext` is empty. Rows of one
+position differ in nothing but their picture. (Flat columns, not lists: of those, few bytes can unpack to gigabytes.)
+
+`image_fault` is empty where the picture decodes. It is tried once, when the shards are indexed: with equal checksums
 the verdict holds wherever the stream is read, whichever Pillow is there."""
+PICTURE_COLUMNS = ("image_offset", "image_size", "image_ext", "image_crc32", "image_fault")
+_NO_PICTURE = {"image_offset": 0, "image_size": 0, "image_ext": "", "image_crc32": 0, "image_fault": ""}
 
 
 @dataclasses.dataclass
 class ShardScan:
-    """What a scan of shards found: index rows by column, the shards and their faults."""
+    """What a scan of shards found: samples and pictures by column, the shards and their faults.
+
+    Attributes:
+        columns: columns of `SCHEMA` but `position` and `chunk`; those of pictures [rows], the others [samples].
+        rows: of each sample.
+    """
 
     columns: dict[str, list] = dataclasses.field(default_factory=lambda: {name: [] for name in SCHEMA.names})
+    rows: list[int] = dataclasses.field(default_factory=list)
     shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     faults: list[Fault] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.columns["sample_id"])
+        return len(self.rows)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether every sample has exactly one picture."""
+        return set(self.rows) <= {1} and "" not in self.columns["image_ext"]
 
     def table(self, chunks: Sequence[int] | np.ndarray) -> pa.Table:
-        """The index table; `chunks` [n] gives each row's chunk."""
+        """The index table; `chunks` [n] gives each sample's chunk."""
         columns = {**self.columns, "position": np.arange(len(self)), "chunk": np.asarray(chunks, dtype=np.int32)}
-        return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+        arrays = {field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}
+        if set(self.rows) - {1}:
+            sample = pa.array(np.repeat(np.arange(len(self)), self.rows))
+            arrays |= {name: arrays[name].take(sample) for name in SCHEMA.names if name not in PICTURE_COLUMNS}
+        return pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 def scan_shards(named: Iterable[tuple[str, str]], format: str = "streamcvit", task: str = "") -> ShardScan:
@@ -79,28 +100,65 @@ def scan_shards(named: Iterable[tuple[str, str]], format: str = "streamcvit", ta
 
 
 def _add_row(scan: ShardScan, group: Group, name: str, format: str, task: str) -> Fault | None:
-    text, image = group.members["json"], group.image
-    assert image is not None
+    text, count = group.record, len(group.pictures)
+    key = f"key {group.key!r:.200}"
     try:
         row = FORMATS[format](strictjson.loads(text.data))
-        row.sample(row.sample_id or group.key, row.task or task, [Picture(b"")])
+        if fault := _picture_fault(group, row.count if row.count is not None else len(row.pictures) or None):
+            return Fault(name, text.header, "incomplete", f"{key} {fault}")
+        sample_id, task = row.sample_id or group.key, row.task or task
+        # Written again, one of our own is hardly longer (1E5 becomes 100000.0), and nested as deep.
+        ours = format == "streamcvit" and (row.sample_id, row.task) == (sample_id, task)
+        if not (ours and text.size <= strictjson.MAX_TEXT // 16):
+            row.sample(sample_id, task, [Picture(b"")] * count)
     except (ValueError, BadRow) as wrong:
-        return Fault(name, text.offset, "json", f"key {group.key!r:.200}: {wrong}")
-    if not (row.task or task):
-        return Fault(name, text.offset, "json", f"key {group.key!r:.200} names no task")
+        return Fault(name, text.offset, "json", f"{key}: {wrong}")
+    if not task:
+        return Fault(name, text.offset, "json", f"{key} names no task")
+    if text.size + sum([picture.size for picture in group.pictures]) > MAX_SAMPLE:
+        return Fault(name, text.header, "incomplete", f"{key} takes more than {MAX_SAMPLE} bytes")
     values = {
-        "sample_id": row.sample_id or group.key,
-        "task": row.task or task,
+        "sample_id": sample_id,
+        "task": task,
         "shard": len(scan.shards),
         "json_offset": text.offset,
         "json_size": text.size,
+        "json_crc32": zlib.crc32(text.data),
+    }
+    _append(scan, values)
+    for image in group.pictures:
+        _append(scan, _picture_row(image))
+    if not count:
+        _append(scan, _NO_PICTURE)
+    scan.rows.append(count or 1)
+    return None
+
+
+def _append(scan: ShardScan, values: dict[str, Any]) -> None:
+    for column, value in values.items():
+        scan.columns[column].append(value)
+
+
+def _picture_row(image: Member) -> dict[str, Any]:
+    return {
         "image_offset": image.offset,
         "image_size": image.size,
-        "image_ext": image.ext,
-        "json_crc32": zlib.crc32(text.data),
+        "image_ext": sniff(image.data[:HEAD]) or image.kind,
         "image_crc32": zlib.crc32(image.data),
         "image_fault": image_fault(image.data),
     }
-    for column, value in values.items():
-        scan.columns[column].append(value)
-    return None
+
+
+def _picture_fault(group: Group, wanted: int | None) -> str:
+    """Why a record does not get its pictures, which are `wanted` many (None: those that are there); or empty."""
+    there = len(group.pictures)
+    if wanted is None:
+        if group.cut:
+            return "may have lost members: right behind it the shard is damaged"
+        return f"has no picture that is read; {unread(group.unread)}" if group.unread and not there else ""
+    if wanted == there:
+        return ""
+    if not there:
+        return f"has no picture{f'; {unread(group.unread)}' if group.unread else ''}"
+    names = ", ".join(picture.ext for picture in group.pictures[:8])
+    return f"asks for {wanted} picture{'s' if wanted != 1 else ''} and has {there} ({names})"

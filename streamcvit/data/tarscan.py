@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from streamcvit.data.images import EXTENSIONS
+
 BLOCK = 512
 MAX_MEMBER = 64 << 20
 """Bytes; a larger member is a fault: no picture or record of a stream is that large."""
@@ -22,9 +24,9 @@ MAX_EXTENSION = 64 << 10
 """Bytes of a pax header: some thousand times what names and time stamps need."""
 MAX_NAME = 1024
 """Characters of a member's name."""
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-EXTENSIONS = ("json", "txt", *IMAGE_EXTENSIONS)
-"""The only members that are ever looked at."""
+PICTURES = tuple(ending for endings in EXTENSIONS.values() for ending in endings)
+LOOKED_AT = ("json", "txt", *PICTURES)
+"""The endings of the only members that are ever looked at."""
 
 _MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
@@ -33,10 +35,17 @@ _HARMLESS_PAX = ("mtime", "atime", "ctime", "comment")
 
 @dataclass(frozen=True)
 class Member:
-    """One file inside a tar: its header starts at byte `header`, its `size` bytes of data at `offset`."""
+    """One file inside a tar: its header starts at byte `header`, its `size` bytes of data at `offset`.
+
+    Attributes:
+        key, ext: its name up to, and in small letters behind, the first dot of its last part, as WebDataset parts it.
+        kind: its name in small letters behind the last dot: `json`, `png` ...
+        data: its bytes; empty where it is none of `LOOKED_AT`.
+    """
 
     key: str
     ext: str
+    kind: str
     header: int
     offset: int
     size: int
@@ -63,19 +72,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.shard}: byte {self.offset}: {self.detail}"
-
-
-@dataclass(frozen=True)
-class Group:
-    """The members of one key, by extension: one sample."""
-
-    key: str
-    members: dict[str, Member]
-
-    @property
-    def image(self) -> Member | None:
-        """Its picture."""
-        return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
 
 
 class HashingStream:
@@ -147,10 +143,14 @@ def _refusal(name: str, kind: bytes) -> str:
         return f"member {name!r} is {kinds.get(kind, f'of unknown type {kind!r}')}"
     if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
         return f"member {name!r} points out of the shard"
-    match = _MEMBER_NAME.fullmatch(name)
-    if not match or match[2].lower() not in EXTENSIONS:
-        return f"member {name!r} is none of {', '.join(EXTENSIONS)}; it is never read"
+    if not _MEMBER_NAME.fullmatch(name):
+        return unread(name)
     return ""
+
+
+def unread(name: str) -> str:
+    """What is said of a member that is none of `LOOKED_AT`."""
+    return f"member {name!r} is none of {', '.join(LOOKED_AT)}; it is never read"
 
 
 def scan_members(stream: HashingStream, shard: str) -> Iterator[Member | Fault]:
@@ -211,52 +211,9 @@ def scan_members(stream: HashingStream, shard: str) -> Iterator[Member | Fault]:
             continue
         match = _MEMBER_NAME.fullmatch(name)
         assert match is not None
-        yield Member(match[1], match[2].lower(), start, start + BLOCK, size, data)
+        ext = match[2].lower()
+        last = ext.rpartition(".")[2]
+        yield Member(match[1], ext, last, start, start + BLOCK, size, data if last in LOOKED_AT else b"")
     rest = stream.position
     if stream.drain() and ended:
         yield Fault(shard, rest, "header", "data after the end-of-archive mark")
-
-
-def scan_groups(stream: HashingStream, shard: str) -> Iterator[Group | Fault]:
-    """Samples (members of one key, adjacent) and faults of a tar in file order.
-
-    A group that lost a member to a truncation is a fault, not a sample.
-    """
-    seen: set[str] = set()
-    open_group: Group | None = None
-    for found in scan_members(stream, shard):
-        if isinstance(found, Fault):
-            if open_group and not found.fatal:
-                yield found
-                continue
-            if open_group:
-                yield _complete(open_group, shard)
-                open_group = None
-            yield found
-            continue
-        if open_group is None or open_group.key != found.key:
-            if open_group:
-                yield _complete(open_group, shard)
-            open_group = None
-            if found.key in seen:
-                yield Fault(
-                    shard, found.header, "order", f"key {found.key!r} comes again; its members must be adjacent"
-                )
-                continue
-            seen.add(found.key)
-            open_group = Group(found.key, {})
-        pictures = found.ext in IMAGE_EXTENSIONS and open_group.image is not None
-        if found.ext in open_group.members or pictures:
-            yield Fault(shard, found.header, "order", f"key {found.key!r} has a second {found.ext}")
-            continue
-        open_group.members[found.ext] = found
-    if open_group:
-        yield _complete(open_group, shard)
-
-
-def _complete(group: Group, shard: str) -> Group | Fault:
-    missing = [what for what, there in (("json", "json" in group.members), ("picture", group.image)) if not there]
-    if not missing:
-        return group
-    first = min(member.header for member in group.members.values())
-    return Fault(shard, first, "incomplete", f"key {group.key!r} has no {' and no '.join(missing)}")

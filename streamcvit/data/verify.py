@@ -13,7 +13,8 @@ from streamcvit.data.images import MAX_PIXELS
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
-from streamcvit.data.tarscan import Fault, HashingStream, scan_groups
+from streamcvit.data.targroups import scan_groups
+from streamcvit.data.tarscan import Fault, HashingStream
 from streamcvit.errors import UserError
 
 _SHOWN = 50
@@ -29,7 +30,8 @@ class VerifyReport:
         shards, samples, bytes: what the indexes of stream and test sets list.
         unreadable: samples that would be quarantined.
         problems: what is wrong, with shard and byte position.
-        known: faults that were in the shards when they were indexed; no sample of the stream depends on them.
+        known: the first faults that were in the shards when they were indexed, of `n_known`; no sample of the stream
+            depends on them.
     """
 
     folder: str
@@ -39,6 +41,7 @@ class VerifyReport:
     unreadable: int = 0
     problems: list[Fault] = field(default_factory=list)
     known: list[Fault] = field(default_factory=list)
+    n_known: int = 0
 
     @property
     def ok(self) -> bool:
@@ -51,9 +54,7 @@ class VerifyReport:
         if len(self.problems) > _SHOWN:
             lines.append(f"and {len(self.problems) - _SHOWN} problems more")
         if self.known:
-            lines.append(
-                f"{len(self.known)} faults were known when the shards were indexed; the first: {self.known[0]}"
-            )
+            lines.append(f"{self.n_known} faults were known when the shards were indexed; the first: {self.known[0]}")
         verdict = "all well" if self.ok else f"{len(self.problems)} problems, {self.unreadable} samples unreadable"
         size = f"{self.shards} shards, {self.samples} samples, {self.bytes / 1e6:.1f} MB"
         return [*lines, f"{self.folder}: {size}: {verdict}"]
@@ -81,12 +82,13 @@ def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyRep
 def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> None:
     gone = set()
     report.samples += len(index)
+    report.known += [Fault(**fault) for fault in index.meta["faults"]]
+    report.n_known += index.meta["n_faults"]
     for place, (location, note) in enumerate(zip(index.shards, index.meta["shards"], strict=True)):
         report.shards += 1
         report.bytes += note["bytes"]
         try:
-            faults, same = _verify_shard(location, note)
-            (report.known if same else report.problems).extend(faults)
+            report.problems += _verify_shard(location, note)
         except (UserError, OSError) as fault:
             gone.add(place)
             report.problems.append(Fault(note["path"], 0, "missing", str(fault)))
@@ -113,16 +115,14 @@ def _examine(reader: ShardReader, places: list[int]) -> list[Sample | Fault]:
         return [Fault(shard, int(index.column("json_offset")[place]), "fetch", fault.what)]
 
 
-def _verify_shard(location: str, note: dict) -> tuple[list[Fault], bool]:
-    """The shard's faults, and whether it is byte for byte the one that was indexed (so that they were known)."""
+def _verify_shard(location: str, note: dict) -> list[Fault]:
+    """The shard's faults; none where it is byte for byte the one that was indexed, for then they were known."""
     with contextlib.closing(locations.open_binary(location)) as raw:
         stream = HashingStream(raw)
         faults = [found for found in scan_groups(stream, note["path"]) if isinstance(found, Fault)]
     if stream.position != note["bytes"]:
         detail = f"{stream.position} bytes; {note['bytes']} were indexed"
-        faults.append(Fault(note["path"], min(stream.position, note["bytes"]), "size", detail))
-        return faults, False
+        return [*faults, Fault(note["path"], min(stream.position, note["bytes"]), "size", detail)]
     if stream.hexdigest() != note["sha256"]:
-        faults.append(Fault(note["path"], 0, "checksum", "SHA-256 differs from the indexed one"))
-        return faults, False
-    return faults, True
+        return [*faults, Fault(note["path"], 0, "checksum", "SHA-256 differs from the indexed one")]
+    return []
