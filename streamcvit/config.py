@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 
 _TAKEN = ("stream", "config.yaml", "lock.json", "report.html")  # what else a run's folder holds
@@ -24,8 +25,11 @@ class Section(BaseModel):
 class TaskFiles(Section):
     """Where one task's samples lie and how it is judged (source `files`)."""
 
-    train: str = Field("", description="training file, relative to stream.data; empty: tested only")
-    test: str = Field(description="test file, relative to stream.data")
+    train: str = Field(
+        "",
+        description="training file, folder or pattern (`train-*.parquet`), relative to stream.data; empty: tested only",
+    )
+    test: str = Field(description="the same for the test set")
     format: str = Field("llava", description="format of the training file, a name in streamcvit.data.formats.FORMATS")
     test_format: str = Field("qa", description="format of the test file")
     images: str = Field("", description="image root, relative to stream.data")
@@ -35,9 +39,18 @@ class TaskFiles(Section):
     max_new_tokens: int = Field(16, ge=1, le=4096)
     in_average: bool = True
     instructions: list[str] = Field(
-        default_factory=list, description="wordings, where a prompt's last line is not the instruction"
+        default_factory=list, description="wordings of the instruction: the one a prompt ends or starts with is its own"
     )
-    wording: Literal["given", "single", "drawn"] = "given"
+    wording: Literal["given", "single", "drawn"] = Field(
+        "given",
+        description="`single`, `drawn`: the first of `instructions`, or one drawn by the sample's id, stands in the "
+        "place of each row's own, or behind its prompt",
+    )
+    instruction_field: str = Field("", description="key of the rows whose text is the instruction")
+    guess_instruction: bool = Field(False, description="take the last line of a prompt of several lines for it")
+    split_turns: bool = Field(
+        False, description="make one sample of each question of a conversation, with the turns before it"
+    )
 
 
 class ScenarioConfig(Section):
@@ -61,7 +74,12 @@ class StreamConfig(Section):
     conventions: Literal["shared", "own"] = Field(
         "shared", description="whether tasks under one instruction share their answer format (embedded)"
     )
-    test_samples: int = Field(100, ge=0, description="test items a task; 0: all there are")
+    test_samples: int = Field(
+        0, ge=0, description="test samples a task, drawn by the seed; 0: all there are (embedded: 100)"
+    )
+    bad_share: float = Field(
+        BAD_SHARE, ge=0, le=1, description="a task of which more rows or samples cannot be used stops the run"
+    )
     samples_per_shard: int = Field(2000, ge=1)
 
     @model_validator(mode="after")

@@ -21,11 +21,13 @@ from PIL import Image
 from streams import TASKS, pair, picture, raw_tar, sample
 
 from streamcvit.data import strictjson
-from streamcvit.data.formats import FORMATS, BadRow
+from streamcvit.data.formats import FORMATS
 from streamcvit.data.images import decode_image, image_fault
 from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.instructions import Naming
 from streamcvit.data.locations import is_url
 from streamcvit.data.reader import ShardReader
+from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.shards import write_stream
 from streamcvit.data.targroups import Group, scan_groups
@@ -34,6 +36,7 @@ from streamcvit.data.taskfiles import Row, load_chunks, load_tasks, read_rows
 from streamcvit.errors import UserError
 
 PIXELS = 1_000_000
+NAMING = Naming(("One word.",))
 Image.init()  # all of Pillow's plugins now, not when the first odd picture comes
 
 
@@ -237,7 +240,10 @@ def record(data: bytes, folder: Path) -> None:
     for read in FORMATS.values():
         try:
             found = read(value)
-            "".join((found.sample_id, *found.parts(["One word."]), *found.answers, *found.pictures)).encode()
+            question, instruction, whole, _ = found.parts(NAMING)
+            texts = [found.sample_id, question, instruction, whole or "", found.system, *found.answers]
+            texts += [text for turn in found.turns for text in (turn.prompt, turn.answer)]
+            "".join([*texts, *(one for one in found.pictures if isinstance(one, str))]).encode()
         except (BadRow, ValueError) as fault:
             str(fault).encode()
 
@@ -266,7 +272,7 @@ def importers(data: bytes, folder: Path) -> None:
         for format in FORMATS:
             good = 0
             with contextlib.suppress(UserError):
-                for row in read_rows(path, format, "colour", folder, ["One word."]):
+                for row in read_rows(path, format, "colour", folder, NAMING):
                     assert isinstance(row, Row | Quarantined)
                     good += isinstance(row, Row)
                     if isinstance(row, Quarantined):
@@ -285,6 +291,8 @@ def _import(name: str, format: str, folder: Path) -> None:
     except UserError:
         return  # the file as a whole is none
     rows = [(0, one) for task in tasks.values() for one in task.train]
+    if not all(len(one.pictures) == 1 for _, one in rows):
+        return  # shards hold one picture a sample
     specs, tests = [task.spec for task in tasks.values()], {name: task.test for name, task in tasks.items()}
     with contextlib.chdir(folder):  # what removes a folder opens the names below it without their path
         stream = write_stream(folder / "s", rows, specs, tests, 0)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
-from streamcvit.data import strictjson
-from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, BadRow, Ids, Record
-from streamcvit.data.images import sniff
-from streamcvit.data.locations import NotRegular, open_regular
-from streamcvit.data.sample import Picture, Quarantined, Sample, TaskSpec
-from streamcvit.data.tarscan import MAX_MEMBER
+from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, Ids, Record
+from streamcvit.data.imports import FileReport, ImportReport, TaskReport
+from streamcvit.data.indexcheck import check_task
+from streamcvit.data.instructions import UNNAMED, Naming, Wording
+from streamcvit.data.references import BadRow
+from streamcvit.data.rows import rows_of
+from streamcvit.data.sample import Picture, Quarantined, TaskSpec
+from streamcvit.data.spool import Spool
+from streamcvit.data.taskrows import PictureFile, Row, Rows, look_at
 from streamcvit.errors import UserError
-
-MAX_FILE = 2 << 30
-"""Bytes of a file of rows, which is read as a whole (LLaVA's mix of 665,000 rows has half of it)."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,12 @@ class TaskFiles:
     """Where a task's rows lie and how it is judged; paths are relative to the data folder.
 
     Attributes:
-        train, test: JSON files (a list of rows, or one row a line); `train` is empty for a task that is only tested.
+        train, test: files of rows, folders or patterns of them (see `rows`); `train` is empty for a task that is only
+            tested.
         format, test_format: names in `FORMATS`.
         images: folder that the rows' picture paths start from.
-        instructions: the task's wordings, where the last line of a prompt is not the instruction (see `formats`).
-        wording: `given` keeps each row's wording; `single` gives all rows `instructions[0]`; `drawn` gives each one of
-            `instructions`, drawn by its id.
+        instructions, wording, instruction_field, guess_instruction: how the instruction is named (see `Naming`).
+        split_turns: make one sample of each question of a conversation.
         scorer, strcvit, follow, max_new_tokens, in_average: as in `TaskSpec`.
     """
 
@@ -44,7 +42,10 @@ class TaskFiles:
     test_format: str = "qa"
     images: str = ""
     instructions: Sequence[str] = ()
-    wording: Literal["given", "single", "drawn"] = "given"
+    wording: Wording = "given"
+    instruction_field: str = ""
+    guess_instruction: bool = False
+    split_turns: bool = False
     scorer: str = "exact"
     strcvit: str = ""
     follow: str = "single_word"
@@ -55,52 +56,13 @@ class TaskFiles:
         """How the task is answered and judged."""
         return TaskSpec(name, self.scorer, self.follow, self.strcvit, self.max_new_tokens, self.in_average)
 
-
-@dataclass(frozen=True)
-class Row:
-    """A sample whose picture still lies on disk (`image_path`; it was there and a PNG, JPEG or WebP when looked at)."""
-
-    sample_id: str
-    task: str
-    question: str
-    instruction: str
-    answers: tuple[str, ...]
-    image_path: str
-    image_ext: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    def load(self) -> Sample:
-        """The sample with its picture's bytes as they are.
+    def naming(self) -> Naming:
+        """How its instruction is named.
 
         Raises:
-            UserError: the picture is gone.
+            UserError: settings that contradict each other.
         """
-        try:
-            with os.fdopen(open_regular(self.image_path), "rb") as stream:
-                image = stream.read(MAX_MEMBER + 1)
-        except OSError as fault:
-            raise UserError(f"the picture cannot be read: {fault.strerror}", where=self.image_path) from None
-        texts = (self.sample_id, self.task, self.question, self.instruction)
-        return Sample(*texts, answers=self.answers, pictures=(Picture(image, self.image_ext),), meta=self.meta)
-
-
-class Rows(Sequence[Sample]):
-    """Rows as a sequence of samples; each picture is read when its sample is asked for, and not kept."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Rows: ...
-
-    def __getitem__(self, place: int | slice) -> Sample | Rows:
-        return Rows(self.rows[place]) if isinstance(place, slice) else self.rows[place].load()
+        return Naming(tuple(self.instructions), self.wording, self.instruction_field, self.guess_instruction)
 
 
 @dataclass(frozen=True)
@@ -111,106 +73,120 @@ class TaskData:
         spec: how it is judged.
         train, test: good rows in file order.
         quarantined: the others; `detail` names file, row and fault.
+        report: what was found.
     """
 
     spec: TaskSpec
     train: Rows
     test: Rows
     quarantined: list[Quarantined]
+    report: TaskReport
+
+
+@dataclass
+class Reading:
+    """How rows become samples, and what was found on the way.
+
+    Attributes:
+        task: the rows' task.
+        format: a name in `FORMATS`.
+        images: folder that the rows' picture paths start from.
+        naming: how the instruction is named.
+        split_turns: make one sample of each question of a conversation.
+        spool: where pictures go that the rows themselves hold.
+        report: counted as the rows are read.
+        odd: the first row that had another shape than the format's.
+    """
+
+    task: str
+    format: str
+    images: Path
+    naming: Naming = UNNAMED
+    split_turns: bool = False
+    spool: Spool = field(default_factory=Spool)
+    report: FileReport = field(default_factory=FileReport)
+    odd: Any = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            fix = f"Choose one of {', '.join(FORMATS)}"
+            raise UserError(f"unknown format {self.format!r}", where=self.task, fix=fix)
+
+    def rows(self, path: str | os.PathLike) -> Iterator[Row | Quarantined]:
+        """Every row of a file (or folder, or pattern), good or bad, in order.
+
+        A second row with the id of an earlier one becomes `id#2`, `id#3` ... if it says something else (LLaVA-style ids
+        are often the picture's), and is quarantined if it says the same. Rows without an id are named after file and
+        row.
+
+        Raises:
+            UserError: no such file, or the file as a whole is of no kind that is read.
+        """
+        self.report.file = os.fspath(path)
+        seen: set[bytes] = set()
+        ids = Ids()
+        for file, number, raw in rows_of(Path(path)):
+            self.report.rows += 1
+            name = f"{self.task}/{file.stem}/{number:06d}"
+            try:
+                if isinstance(raw, ValueError):
+                    raise raw
+                record = FORMATS[self.format](raw)
+                records = record.split() if self.split_turns else [record]
+                name = record.sample_id or name
+                names = [name] if len(records) == 1 else [f"{name}/{turn}" for turn in range(len(records))]
+                found = [self._row(*one, ids, seen) for one in zip(records, names, strict=True)]
+            except (BadRow, ValueError) as fault:
+                reason = fault.reason if isinstance(fault, BadRow) else "json"
+                if reason == "shape" and self.odd is None:
+                    self.odd = raw
+                bad = Quarantined(-1, name, reason, f"{file}: row {number}: {fault}")
+                self.report.add_bad(bad)
+                yield bad
+                continue
+            for row, known in found:
+                self.report.add(row.sample, len(row.pictures), known, self.naming)
+                yield row
+
+    def _row(self, record: Record, name: str, ids: Ids, seen: set[bytes]) -> tuple[Row, bool]:
+        """The row, and whether it holds an instruction itself."""
+        asked, images = record.count or 0, os.fspath(self.images)
+        if len(record.pictures) != asked:
+            named = len(record.pictures) or "none"
+            raise BadRow("pictures", f"the texts mark the places of {asked} pictures, the row names {named}")
+        pictures = tuple(look_at(one, images, self.spool) for one in record.pictures)
+        if (said := _digest(record, name)) in seen:
+            raise BadRow("duplicate", f"the same as an earlier row with the id {name!r}")
+        parts = record.parts(self.naming, unique := ids.free(name))
+        sample, text = record.checked(f"{unique}{SPARE}", self.task, [Picture(b"")] * asked, parts)
+        seen.add(said)
+        ids.take(unique)
+        return Row(replace(sample, sample_id=unique, pictures=()), pictures, text, self.spool), parts.found
+
+    def hint(self) -> str:
+        """Which other format reads the rows that this one did not; empty: none."""
+        for name, read in FORMATS.items():
+            try:
+                if self.odd is not None and name != self.format:
+                    read(self.odd)
+                    return f"Format {name!r} reads such rows, {self.format!r} does not"
+            except (BadRow, ValueError):
+                pass
+        return ""
 
 
 def read_rows(
-    path: str | os.PathLike, format: str, task: str, images: str | os.PathLike, instructions: Sequence[str] = ()
+    path: str | os.PathLike, format: str, task: str, images: str | os.PathLike, naming: Naming = UNNAMED
 ) -> Iterator[Row | Quarantined]:
-    """Every row of a file, good or bad, in order.
-
-    A second row with the id of an earlier one becomes `id#2`, `id#3` ... if it says something else (LLaVA-style ids are
-    often the picture's), and is quarantined if it says the same. Rows without an id are named after file and row.
-
-    Args:
-        path: JSON (a list of rows) or JSON lines.
-        format: a name in `FORMATS`.
-        task: the rows' task.
-        images: folder that the rows' picture paths start from.
-        instructions: the task's wordings (see `formats.split_prompt`).
-
-    Raises:
-        UserError: no such file or format, or the file as a whole is too long or no JSON.
-    """
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}", where=task, fix=f"Choose one of {', '.join(FORMATS)}")
-    path = Path(path)
-    seen: dict[str, Row] = {}
-    ids = Ids()
-    for number, raw in enumerate(_rows_of(path)):
-        name = f"{task}/{path.stem}/{number:06d}"
-        try:
-            if isinstance(raw, ValueError):
-                raise raw
-            record = FORMATS[format](raw)
-            name = record.sample_id or name
-            row = _resolve(record, name, task, Path(images), instructions)
-            if seen.get(name) == row:
-                raise BadRow("duplicate", f"the same as an earlier row with the id {name!r}")
-            seen.setdefault(name, row)
-            yield replace(row, sample_id=ids.take(name))
-        except BadRow as fault:
-            yield Quarantined(-1, name, fault.reason, f"{path}: row {number}: {fault}")
-        except ValueError as fault:
-            yield Quarantined(-1, name, "json", f"{path}: row {number}: {fault}")
-
-
-def _rows_of(path: Path) -> Iterator[Any]:
-    """Rows; those that are no sound JSON come as the ValueError that says so."""
-    try:
-        with os.fdopen(open_regular(path), encoding="utf-8") as stream:
-            if (size := os.fstat(stream.fileno()).st_size) > MAX_FILE:
-                raise UserError(f"{size} bytes; at most {MAX_FILE} are read", where=str(path), fix="Split the file")
-            text = stream.read()
-    except OSError as fault:
-        raise UserError(f"cannot be read: {fault.strerror}", where=str(path), fix="Check the path") from None
-    except UnicodeDecodeError as fault:
-        raise UserError(f"is not UTF-8: {fault}", where=str(path), fix="Convert the file to UTF-8") from None
-    if path.suffix == ".jsonl":
-        for line in filter(str.strip, text.split("\n")):
-            try:
-                yield strictjson.loads(line)
-            except ValueError as fault:
-                yield fault
-        return
-    try:
-        yield from strictjson.rows(text)
-    except ValueError as fault:
-        fix = "Fetch the file again, or name JSON lines *.jsonl"
-        raise UserError(f"is no JSON list of rows: {fault}", where=str(path), fix=fix) from None
-
-
-def _resolve(record: Record, name: str, task: str, images: Path, instructions: Sequence[str]) -> Row:
-    if not record.pictures:
-        raise BadRow("shape", "the row names no picture")
-    image = record.pictures[0]
-    picture = images / image
-    try:
-        with os.fdopen(open_regular(picture), "rb") as stream:
-            size, head = os.fstat(stream.fileno()).st_size, stream.read(12)
-    except (FileNotFoundError, NotADirectoryError, NotRegular) as fault:
-        raise BadRow("missing", f"the picture {image!r:.200} cannot be opened: {fault.strerror}") from None
-    except OSError as fault:
-        if fault.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise BadRow("missing", f"the picture {image!r:.200} cannot be opened: {fault.strerror}") from None
-        # Anything else says something of this machine, not of the row.
-        raise UserError(f"the picture cannot be read: {fault.strerror}", where=str(picture)) from None
-    ext = sniff(head)
-    if not ext:
-        raise BadRow("image", f"the picture {image!r:.200} is neither PNG, JPEG nor WebP")
-    if size > MAX_MEMBER:
-        raise BadRow("image", f"the picture {image!r:.200} has {size} bytes; at most {MAX_MEMBER} are allowed")
-    row = record.sample(f"{name}{SPARE}", task, instructions=instructions)
-    return Row(name, task, row.question, row.instruction, row.answers, str(picture), ext, row.meta)
+    """As `Reading.rows`, for who wants the rows alone."""
+    return Reading(task, format, Path(images), naming).rows(path)
 
 
 def load_tasks(
-    root: str | os.PathLike, tasks: Mapping[str, TaskFiles | Mapping[str, Any]], bad_share: float = BAD_SHARE
+    root: str | os.PathLike,
+    tasks: Mapping[str, TaskFiles | Mapping[str, Any]],
+    bad_share: float = BAD_SHARE,
+    spool: Spool | None = None,
 ) -> dict[str, TaskData]:
     """Read every task's files.
 
@@ -220,29 +196,55 @@ def load_tasks(
         root: data folder; all paths are relative to it.
         tasks: name -> where its files are (a mapping holds the fields of `TaskFiles`).
         bad_share: more bad rows than this share of a file stop the import.
+        spool: where the rows go, and the pictures that they hold.
 
     Raises:
-        UserError: a file is missing or no JSON, too many bad rows, no test set, an unknown key or format.
+        UserError: a file is missing or no rows, too many bad rows, no test set, an unknown key or format.
     """
-    root = Path(root)
-    loaded = {}
+    spool = Spool() if spool is None else spool
+    known = {}
     for name, given in tasks.items():
         try:
             files = given if isinstance(given, TaskFiles) else TaskFiles(**given)
+            check_task(files.spec(name))
+            files.naming()
         except TypeError as fault:
             raise UserError(f"task {name!r}: {fault}", fix="Name the fields of TaskFiles") from None
+        except ValueError as fault:
+            fix = "Rename it, or mend its settings"
+            raise UserError(str(fault), where="stream.tasks", fix=fix) from None
+        except UserError as fault:
+            raise UserError(fault.what, where=f"task {name!r}", fix=fault.fix) from None
         if not files.test:
             raise UserError(f"task {name!r} has no test set", fix="Name a test file")
-        train, bad_train = (
-            _read_file(root, files, files.train, files.format, name, bad_share) if files.train else ([], [])
-        )
-        test, bad_test = _read_file(root, files, files.test, files.test_format, name, bad_share)
-        if not test:
-            raise UserError(f"the test set of task {name!r} is empty", where=str(root / files.test))
-        loaded[name] = TaskData(files.spec(name), Rows(train), Rows(test), bad_train + bad_test)
-    _make_unique([data.train.rows for data in loaded.values()])
-    _make_unique([data.test.rows for data in loaded.values()])
+        known[name] = files
+    _check_root(root, known)
+    loaded = {}
+    for name, files in known.items():
+        train, trained, bad = _read(Path(root), files, files.train, files.format, name, bad_share, spool)
+        test, tested, bad_test = _read(Path(root), files, files.test, files.test_format, name, bad_share, spool)
+        if not len(test):
+            raise UserError(f"the test set of task {name!r} is empty", where=str(Path(root, files.test)))
+        report = TaskReport(trained if files.train else None, tested, len(test))
+        loaded[name] = TaskData(files.spec(name), train, test, bad + bad_test, report)
+    _make_unique({name: data.train for name, data in loaded.items()})
+    _make_unique({name: data.test for name, data in loaded.items()})
     return loaded
+
+
+def _check_root(root: str | os.PathLike, tasks: Mapping[str, TaskFiles]) -> None:
+    fix = "Name the data folder with --data FOLDER (stream.data)"
+    if os.fspath(root) and not os.path.isdir(root):
+        raise UserError("there is no such folder", where=os.fspath(root), fix=fix)
+    for files in tasks.values():
+        for file in filter(None, (files.train, files.test)):
+            if not os.fspath(root) and "*" not in file and not os.path.exists(file):
+                raise UserError("there is no such file, and no data folder is named", where=file, fix=fix)
+
+
+def report_of(tasks: Mapping[str, TaskData]) -> ImportReport:
+    """What was found in the files of all tasks."""
+    return ImportReport({name: data.report for name, data in tasks.items()})
 
 
 def load_chunks(
@@ -252,6 +254,7 @@ def load_chunks(
     tasks: Mapping[str, str],
     format: str = "swift",
     bad_share: float = BAD_SHARE,
+    naming: Naming = UNNAMED,
 ) -> tuple[list[tuple[int, Row]], list[Quarantined]]:
     """A published stream whose chunks are files of mixed tasks (StrCVIT's `data_001.json` ...): its rows in order.
 
@@ -259,7 +262,10 @@ def load_chunks(
         root: data folder.
         files: one a chunk, in stream order.
         images: folder that the rows' picture paths start from.
-        tasks: start of a picture's path -> task; the longest start that fits counts.
+        tasks: start of a path of the row's first picture -> task; the longest start that fits counts.
+        format: a name in `FORMATS`.
+        bad_share: more bad rows than this share stop the import.
+        naming: how the instruction is named.
 
     Returns:
         (chunk, row) in stream order, and what was quarantined.
@@ -270,70 +276,65 @@ def load_chunks(
     rows: list[tuple[int, Row]] = []
     bad: list[Quarantined] = []
     starts = sorted(tasks, key=len, reverse=True)
+    report, spool = FileReport(), Spool()
     for chunk, file in enumerate(files):
         path = Path(root, file)
-        for row in read_rows(path, format, path.stem, Path(root, images)):
+        for row in Reading(path.stem, format, Path(root, images), naming, spool=spool).rows(path):
             if isinstance(row, Quarantined):
                 bad.append(row)
                 continue
-            picture = Path(row.image_path).relative_to(Path(root, images)).as_posix()
+            first = row.pictures[0] if row.pictures else None
+            picture = first.path if isinstance(first, PictureFile) else ""
+            picture = Path(picture).relative_to(Path(root, images)).as_posix() if picture else ""
             start = next((start for start in starts if picture.startswith(start)), None)
             if start is None:
                 detail = f"{path}: the picture {picture!r} belongs to no task"
                 bad.append(Quarantined(-1, row.sample_id, "task", detail))
                 continue
-            rows.append((chunk, replace(row, task=tasks[start])))
-    check_share(len(rows), bad, bad_share)
-    unique = _apart([row for _, row in rows], [chunk for chunk, _ in rows])
-    return [(chunk, row) for (chunk, _), row in zip(rows, unique, strict=True)], bad
-
-
-def _make_unique(tasks: Sequence[list[Row]]) -> None:
-    rows = [row for one in tasks for row in one]
-    unique = iter(_apart(rows, [row.task for row in rows]))
-    for one in tasks:
-        one[:] = islice(unique, len(one))
-
-
-def _apart(rows: Sequence[Row], fronts: Sequence[object]) -> list[Row]:
-    """The rows, those that share their id with `front/` before it."""
-    users, ids = Counter(row.sample_id for row in rows), Ids()
+            rows.append((chunk, replace(row, sample=replace(row.sample, task=tasks[start]))))
+    report.rows = len(rows) + len(bad)
+    for one in bad:
+        report.add_bad(one)
+    report.check(bad_share)
+    unique = _apart([row.sample_id for _, row in rows], [chunk for chunk, _ in rows])
     return [
-        replace(row, sample_id=ids.take(f"{front}/{row.sample_id}" if users[row.sample_id] > 1 else row.sample_id))
-        for row, front in zip(rows, fronts, strict=True)
-    ]
+        (chunk, replace(row, sample=replace(row.sample, sample_id=name)))
+        for (chunk, row), name in zip(rows, unique, strict=True)
+    ], bad
 
 
-def _read_file(
-    root: Path, files: TaskFiles, file: str, format: str, task: str, bad_share: float
-) -> tuple[list[Row], list[Quarantined]]:
-    rows: list[Row] = []
-    bad: list[Quarantined] = []
-    if not file:
-        return rows, bad
-    for row in read_rows(root / file, format, task, root / files.images, files.instructions):
-        if isinstance(row, Quarantined):
-            bad.append(row)
-        else:
-            rows.append(_reworded(row, files))
-    check_share(len(rows), bad, bad_share)
-    return rows, bad
+def _digest(record: Record, name: str) -> bytes:
+    """Of all that a row says."""
+    texts = (name, record.prompt, record.question, record.instruction, record.whole, record.answers, record.system)
+    digest = hashlib.blake2b(repr((texts, record.turns, sorted(record.meta.items()))).encode(), digest_size=16)
+    for picture in record.pictures:
+        digest.update(b"\0" + (picture if isinstance(picture, bytes) else picture.encode()))
+    return digest.digest()
 
 
-def _reworded(row: Row, files: TaskFiles) -> Row:
-    if files.wording == "given":
-        return row
-    if not files.instructions:
-        raise UserError(f"task {row.task!r} has no instruction wordings", fix="List them under `instructions`")
-    drawn = zlib.crc32(row.sample_id.encode()) % len(files.instructions) if files.wording == "drawn" else 0
-    return replace(row, instruction=files.instructions[drawn])
+def _make_unique(tasks: Mapping[str, Rows]) -> None:
+    names = [name for rows in tasks.values() for name in rows.ids]
+    unique = iter(_apart(names, [task for task, rows in tasks.items() for _ in rows.ids]))
+    for rows in tasks.values():
+        rows.ids = [next(unique) for _ in rows.ids]
 
 
-def check_share(good: int, bad: Sequence[Quarantined], bad_share: float = BAD_SHARE) -> None:
-    """Raise UserError where more than `bad_share` of the rows are bad; the message tells the first and the kinds."""
-    if len(bad) > bad_share * (good + len(bad)):
-        kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(row.reason for row in bad).most_common())
-        raise UserError(
-            f"{len(bad)} of {good + len(bad)} rows cannot be read ({kinds}); the first: {bad[0].detail}",
-            fix=f"Check format and image folder; at most {bad_share:.0%} may be bad",
-        )
+def _apart(names: Sequence[str], fronts: Sequence[object]) -> list[str]:
+    """The ids, those that are shared with `front/` before them."""
+    users, ids = Counter(names), Ids()
+    return [ids.take(f"{front}/{name}" if users[name] > 1 else name) for name, front in zip(names, fronts, strict=True)]
+
+
+def _read(
+    root: Path, files: TaskFiles, file: str, format: str, task: str, bad_share: float, spool: Spool
+) -> tuple[Rows, FileReport, list[Quarantined]]:
+    rows, bad = Rows(spool), []
+    reading = Reading(task, format, root / files.images, files.naming(), files.split_turns, spool)
+    if file:
+        for row in reading.rows(root / file):
+            if isinstance(row, Quarantined):
+                bad.append(row)
+            else:
+                rows.append(row)
+        reading.report.check(bad_share, reading.hint())
+    return rows, reading.report, bad

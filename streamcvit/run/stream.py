@@ -147,7 +147,7 @@ def _by_name(config: RunConfig, available: dict[str, int]) -> Plan:
 
 def _load(config: RunConfig) -> dict[str, TaskData]:
     tasks = {name: task.model_dump() for name, task in config.stream.tasks.items()}
-    return load_tasks(config.stream.data, tasks)
+    return load_tasks(config.stream.data, tasks, config.stream.bad_share)
 
 
 def unreadable_rows(folder: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from hostile import guarded, mend_tar
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
-from streamcvit.data import locations, tarscan, taskfiles
+from streamcvit.data import locations, rows, tarscan, taskrows
 from streamcvit.data.index import StreamIndex, index_shards
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
@@ -221,10 +221,10 @@ def test_a_file_of_rows_that_is_a_pipe_is_refused_and_nobody_waits_for_it(tmp_pa
 
 
 def test_a_file_of_rows_that_is_too_long_is_refused_unread(tmp_path):
-    with open(tmp_path / "train.jsonl", "wb") as file:
-        file.truncate(taskfiles.MAX_FILE + 1)  # sparse
-    with pytest.raises(UserError, match="train.jsonl: 2147483649 bytes; at most 2147483648 are read"):
-        list(read_rows(tmp_path / "train.jsonl", "qa", "colour", tmp_path))
+    with open(tmp_path / "train.json", "wb") as file:
+        file.truncate(rows.MAX_FILE + 1)  # sparse
+    with pytest.raises(UserError, match="train.json: 2147483649 bytes; at most 2147483648 are read"):
+        list(read_rows(tmp_path / "train.json", "qa", "colour", tmp_path))
 
 
 def test_a_picture_that_is_a_pipe_is_quarantined_and_one_that_cannot_be_read_stops(tmp_path, monkeypatch):
@@ -233,13 +233,13 @@ def test_a_picture_that_is_a_pipe_is_quarantined_and_one_that_cannot_be_read_sto
     (bad,) = read_rows(tmp_path / "x.jsonl", "qa", "colour", tmp_path)
     assert isinstance(bad, Quarantined) and bad.reason == "missing"
 
-    plain = taskfiles.open_regular
+    plain = taskrows.open_regular
 
     def broken(path):
-        if path.name == "a.png":
+        if path.endswith("a.png"):
             raise OSError(5, "Input/output error")
         return plain(path)
 
-    monkeypatch.setattr(taskfiles, "open_regular", broken)
+    monkeypatch.setattr(taskrows, "open_regular", broken)
     with pytest.raises(UserError, match="a.png: the picture cannot be read: Input/output error"):
         list(read_rows(tmp_path / "x.jsonl", "qa", "colour", tmp_path))

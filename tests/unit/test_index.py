@@ -174,7 +174,7 @@ def test_conversations_in_shards_become_samples(tmp_path):
     assert [index.chunk_bounds(chunk) for chunk in range(2)] == [(0, 4), (4, 6)]
     (one,) = only(Sample, ShardReader(index).read([5]))
     assert (one.sample_id, one.task, one.pictures[0].ext) == ("5", "colour", "jpg")
-    assert (one.question, one.instruction, one.answers) == ("What 5?", "One word.", ("red",))
+    assert (one.question, one.instruction, one.answers) == ("What 5?\nOne word.", "", ("red",))
     assert StreamIndex.open(tmp_path).digest == index.digest
     assert verify(tmp_path).ok
 
