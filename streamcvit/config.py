@@ -122,6 +122,9 @@ class ModelConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
+    template_options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the chat template, such as `enable_thinking: false`"
+    )
     instruction_encoder: str = Field(
         "tokens",
         min_length=1,
@@ -136,6 +139,7 @@ class LearnerConfig(Section):
     """The update."""
 
     batch_size: int = Field(8, ge=1)
+    turns: Literal["all", "last"] = Field("all", description="which answers of a conversation are learned")
     lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     betas: tuple[Decay, Decay] = (0.9, 0.999)

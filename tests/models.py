@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from streamcvit.data.sample import Picture, Sample
+from streamcvit.data.sample import PICTURE, Picture, Sample, Turn
 from streamcvit.models.base import Base
 from streamcvit.models.processor import image_only
 
@@ -259,6 +259,27 @@ def tiny_samples(
         )
         for i in range(n)
     ]
+
+
+def tiny_conversations() -> dict[str, Sample]:
+    """Samples of every shape a conversation may have, by what is special about them."""
+    first, second, third = (Picture(picture(90 + k, size)) for k, size in enumerate(((32, 32), (70, 33), (40, 90))))
+
+    def sample(name: str, question: str, answer: str, **more: Any) -> Sample:
+        return Sample(name, "tiny", question, "Answer with one word.", (answer,), **more)
+
+    return {
+        "one": sample("one", "What is it?", "red", pictures=(first,)),
+        "none": sample("none", "What is two and two?", "four"),
+        "two": sample(
+            "two", f"Is {PICTURE} as large as {PICTURE}?", "no", pictures=(second, first), system="You are brief."
+        ),
+        "turns": sample(
+            "turns", f"And now {PICTURE}, is it the same?", "not at all", pictures=(first, third),
+            turns=(Turn(f"{PICTURE}Which colour?", "yes red"), Turn("Say yes red.", "yes red")),
+        ),
+        "talk": sample("talk", "Why?", "so", turns=(Turn("Who?", "me"),)),
+    }  # fmt: skip
 
 
 def _text(vocabulary: int, width: int, layers: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from streamcvit.models.vision import unwrap
 def greedy(
     model: Any,
     text: dict[str, torch.Tensor],
-    vision: Any,
+    vision: Mapping[str, Any],
     max_new_tokens: int,
     stop_ids: Collection[int],
     pad_id: int,
@@ -29,7 +29,7 @@ def greedy(
     Args:
         model: an image-text-to-text model in eval mode, or a PEFT model around one.
         text: `input_ids` and `attention_mask` [B, S], and what else the model's forward reads besides pixels.
-        vision: encoder outputs of the B images, as `encode_images(...).outputs`.
+        vision: what stands for the pixels of the prompts' pictures, as `encode_images(...).given`.
         max_new_tokens: the most tokens a row may get.
         stop_ids: a row ends with the first of these.
         pad_id: fills a row behind its end.
@@ -41,14 +41,19 @@ def greedy(
     base = unwrap(model)
     mask = text["attention_mask"]
     stops = torch.tensor(sorted(stop_ids), device=mask.device)
-    inputs = dict(text)
-    if not _three_axes(base):
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    inputs = {**text, **vision}
+    if not (three_axes := _three_axes(base)) or not vision:
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        inputs["position_ids"] = positions.expand(3, -1, -1) if three_axes else positions
     tokens: list[torch.Tensor] = []
     with _routed(model, routing):
-        out = base(**inputs, mm_encoder_outputs={"image": vision}, use_cache=True, logits_to_keep=1)
+        out = base(**inputs, use_cache=True, logits_to_keep=1)
         ended = torch.zeros(mask.shape[0], dtype=torch.bool, device=mask.device)
         positions = mask.sum(1, keepdim=True)
+        if three_axes:
+            # Equal on all axes in text. Without pictures the model keeps what an earlier batch left there.
+            deltas = base.model.rope_deltas if vision else None
+            positions = (positions if deltas is None else positions + deltas.to(mask.device)).expand(3, -1, -1)
         while True:
             chosen = out.logits[:, -1].argmax(-1).masked_fill(ended, pad_id)
             tokens.append(chosen)
@@ -59,7 +64,7 @@ def greedy(
             out = base(
                 input_ids=chosen[:, None],
                 attention_mask=mask,
-                position_ids=_decode_positions(base, positions),
+                position_ids=positions,
                 past_key_values=out.past_key_values,
                 use_cache=True,
                 logits_to_keep=1,
@@ -74,11 +79,4 @@ def _routed(model: Any, routing: RoutingInputs | None) -> AbstractContextManager
 
 def _three_axes(base: Any) -> bool:
     """Whether positions are three-dimensional (Qwen-VL); its prefill works them out from the image grids."""
-    return hasattr(base.model, "rope_deltas")
-
-
-def _decode_positions(base: Any, positions: torch.Tensor) -> torch.Tensor:
-    """Position ids of the next token: [B, 1]; [3, B, 1] where positions have three axes, equal in text."""
-    if not _three_axes(base):
-        return positions
-    return (positions + base.model.rope_deltas.to(positions.device)).expand(3, -1, -1)
+    return hasattr(base.model, "get_rope_index")

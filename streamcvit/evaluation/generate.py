@@ -15,7 +15,7 @@ from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import UnusableSamples
-from streamcvit.models.vision import encode_images, join_features, joinable, text_tensors
+from streamcvit.models.vision import Vision, encode_images, join_features, joinable, pool, text_tensors
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,19 @@ class Request:
 
     Attributes:
         sample: what is asked.
-        key: SHA-256 of its image's bytes.
+        keys: SHA-256 of each picture's bytes, with the number of its image tokens; of all together where the processor
+            does not tell their tokens apart.
+        counts: image tokens of each key's features.
         tokens: per-token tensors [n] by the model's keyword (`input_ids`, token types ...).
-        image: per-image tensors by keyword (`image_grid_thw` ...), without pixels.
+        grids: per-picture tensors [pictures, ...] by keyword (`image_grid_thw` ...), without pixels.
         image_mask, prompt_mask: [n] bool, as in `ModelInputs`.
     """
 
     sample: Sample
-    key: str
+    keys: tuple[str, ...]
+    counts: tuple[int, ...]
     tokens: dict[str, torch.Tensor]
-    image: dict[str, torch.Tensor]
+    grids: dict[str, torch.Tensor]
     image_mask: torch.Tensor
     prompt_mask: torch.Tensor
 
@@ -67,7 +70,7 @@ class Generator:
         self.batch_size = batch_size
         self.cache_bytes = cache_bytes
         self._encoder = instruction_encoder
-        self._features: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._features: dict[str, torch.Tensor] = {}
         self.held_bytes = 0
         self._layout: Any = None
         self._keeps = True
@@ -87,10 +90,11 @@ class Generator:
             except UnusableSamples as fault:
                 reasons |= fault.reasons
                 continue
-            keys = [hashlib.sha256(sample.pictures[0].data).hexdigest() for sample in part]
-            requests += _split(part, keys, inputs)
-            if self._keeps and any(key not in self._features for key in keys) and self.held_bytes < self.cache_bytes:
-                self._encode(inputs.to(self.base.device), keys)
+            fresh = _split(part, inputs)
+            requests += fresh
+            unknown = any(key not in self._features for request in fresh for key in request.keys)
+            if self._keeps and unknown and self.held_bytes < self.cache_bytes:
+                self._encode(inputs.to(self.base.device), fresh)
         if reasons:
             raise UnusableSamples(reasons)
         return requests
@@ -133,19 +137,19 @@ class Generator:
     def _decode(self, model: Any, requests: list[Request], max_new_tokens: int) -> list[str]:
         collator, device = self.base.collator, self.base.device
         inputs = _join(requests, collator.pad_token_id).to(device)
-        vision, pooled = self._vision(requests)
+        vision = self._vision(requests)
         routing = None
         tuner = tuner_of(model)
         if tuner is not None and tuner.needs_routing:
             routing = RoutingInputs(
                 instruction=self.encoder.encode(inputs.instructions).to(device),
-                visual=pooled,
+                visual=vision.pooled,
                 image_mask=inputs.image_mask,
                 prompt_mask=inputs.prompt_mask,
             )
         stops = set(collator.stop_ids) | _eos(self.base.model)
         tokens = greedy(
-            model, text_tensors(inputs), vision, max_new_tokens, stops, collator.pad_token_id, routing=routing
+            model, text_tensors(inputs), vision.given, max_new_tokens, stops, collator.pad_token_id, routing=routing
         )
         return collator.decode(_until_stop(tokens.tolist(), stops))
 
@@ -156,38 +160,50 @@ class Generator:
             self._encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
         return self._encoder
 
-    def _vision(self, requests: list[Request]) -> tuple[Any, torch.Tensor]:
-        """Encoder outputs and pooled features [B, D] of the requests' images."""
-        if not self._keeps:
-            vision = encode_images(self.base.model, self._inputs([r.sample for r in requests]))
-            return vision.outputs, vision.pooled
-        found = {r.key: self._features[r.key] for r in requests if r.key in self._features}
-        missing = {r.key: r.sample for r in requests if r.key not in found}
+    def _vision(self, requests: list[Request]) -> Vision:
+        """Features of the requests' pictures."""
+        if not any(request.keys for request in requests) or not self._keeps:
+            return encode_images(self.base.model, self._inputs(requests))
+        found = {key: self._features[key] for r in requests for key in r.keys if key in self._features}
+        missing = [request for request in requests if any(key not in found for key in request.keys)]
         if missing:
-            found |= self._encode(self._inputs(list(missing.values())), list(missing))
+            found |= self._encode(self._inputs(missing), missing)
             if not self._keeps:
                 return self._vision(requests)
-        outputs = join_features([found[r.key][0] for r in requests], self._layout)
-        return outputs, torch.stack([found[r.key][1] for r in requests])
+        none = next(iter(found.values()))[:0]
+        features = tuple(_joined([found[key] for key in request.keys], none) for request in requests)
+        outputs = join_features([found[key] for request in requests for key in request.keys], self._layout)
+        return Vision(outputs, features, pool(features))
 
-    def _inputs(self, samples: list[Sample]) -> ModelInputs:
-        return self.base.collator.prompts(samples).to(self.base.device)
+    def _inputs(self, requests: list[Request]) -> ModelInputs:
+        return self.base.collator.prompts([request.sample for request in requests]).to(self.base.device)
 
-    def _encode(self, inputs: ModelInputs, keys: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _encode(self, inputs: ModelInputs, requests: list[Request]) -> dict[str, torch.Tensor]:
+        """Features of every picture of the requests, by key; kept as far as there is room."""
         vision = encode_images(self.base.model, inputs)
+        if vision.outputs is None:
+            return {}
         if not joinable(vision.outputs):
             self._keeps = False
             return {}
+        found = {
+            key: own
+            for request, features in zip(requests, vision.features, strict=True)
+            for key, own in zip(request.keys, features.split(list(request.counts)), strict=True)
+        }
         if self._layout is None:
-            self._layout = join_features(vision.features[:1], vision.outputs)
-        found = {key: (f, p) for key, f, p in zip(keys, vision.features, vision.pooled, strict=True)}
-        for key, (features, pooled) in found.items():
-            size = features.numel() * features.element_size() + pooled.numel() * 4
+            self._layout = join_features([next(iter(found.values()))], vision.outputs)
+        for key, features in found.items():
+            size = features.numel() * features.element_size()
             if key not in self._features and self.held_bytes + size <= self.cache_bytes:
                 # Clones: a view would keep the whole batch's features alive.
-                self._features[key] = (features.clone(), pooled.clone())
+                self._features[key] = features.clone()
                 self.held_bytes += size
         return found
+
+
+def _joined(features: list[torch.Tensor], none: torch.Tensor) -> torch.Tensor:
+    return features[0] if len(features) == 1 else torch.cat([none, *features])
 
 
 def _eos(model: Any) -> set[int]:
@@ -200,25 +216,36 @@ def _until_stop(rows: list[list[int]], stops: set[int]) -> list[list[int]]:
     return [row[: next((k for k, token in enumerate(row) if token in stops), len(row))] for row in rows]
 
 
-def _split(samples: Sequence[Sample], keys: list[str], inputs: ModelInputs) -> list[Request]:
+def _split(samples: Sequence[Sample], inputs: ModelInputs) -> list[Request]:
     """One request a sample, cut out of a padded batch."""
     shape = inputs.image_mask.shape
     text = text_tensors(inputs)
-    is_token = {name: tensor.shape == shape for name, tensor in text.items()}
+    numbers = [len(sample.pictures) for sample in samples]
+    grids = {name: tensor.split(numbers) for name, tensor in text.items() if tensor.shape != shape}
+    names = [name for name in text if name not in grids and name != "attention_mask"]
     requests = []
-    for i, (sample, key) in enumerate(zip(samples, keys, strict=True)):
+    for i, (sample, counts) in enumerate(zip(samples, inputs.pictures, strict=True)):
         held = inputs.tensors["attention_mask"][i].bool()
         requests.append(
             Request(
                 sample,
-                key,
-                {name: tensor[i][held] for name, tensor in text.items() if is_token[name] and name != "attention_mask"},
-                {name: tensor[i] for name, tensor in text.items() if not is_token[name]},
+                _keys(sample, counts),
+                counts,
+                {name: text[name][i][held] for name in names},
+                {name: each[i] for name, each in grids.items()},
                 inputs.image_mask[i][held],
                 inputs.prompt_mask[i][held],
             )
         )
     return requests
+
+
+def _keys(sample: Sample, counts: tuple[int, ...]) -> tuple[str, ...]:
+    digests = [hashlib.sha256(picture.data).hexdigest() for picture in sample.pictures]
+    if len(digests) != len(counts):
+        digests = ["+".join(digests)]
+    # A picture may be given to the tower otherwise among others than alone (LLaVA-OneVision's tiles).
+    return tuple(f"{digest}/{count}" for digest, count in zip(digests, counts, strict=True))
 
 
 def _join(requests: list[Request], pad_id: int) -> ModelInputs:
@@ -231,15 +258,24 @@ def _join(requests: list[Request], pad_id: int) -> ModelInputs:
             out[i, width - len(row) :] = row
         return out
 
-    names = requests[0].tokens
-    tensors = {name: pad([r.tokens[name] for r in requests], pad_id if name == "input_ids" else 0) for name in names}
+    names = dict.fromkeys(name for request in requests for name in request.tokens)
+    tensors = {
+        # Values that prompts without a picture lack are zero there.
+        name: pad(
+            [r.tokens[name] if name in r.tokens else torch.zeros(len(r), dtype=torch.long) for r in requests],
+            pad_id if name == "input_ids" else 0,
+        )
+        for name in names
+    }
     tensors["attention_mask"] = pad([torch.ones(len(r), dtype=torch.long) for r in requests])
-    tensors |= {name: torch.stack([r.image[name] for r in requests]) for name in requests[0].image}
+    grids = dict.fromkeys(name for request in requests for name in request.grids)
+    tensors |= {name: torch.cat([r.grids[name] for r in requests if name in r.grids]) for name in grids}
     image_mask = pad([r.image_mask for r in requests])
     return ModelInputs(
         tensors,
         torch.zeros_like(image_mask),
         pad([r.prompt_mask for r in requests]),
         image_mask,
-        tuple(r.sample.instruction for r in requests),
+        tuple(r.sample.routing_text for r in requests),
+        tuple(r.counts for r in requests),
     )

@@ -201,7 +201,7 @@ class OnlineLearner:
         keep_BS[:, :-1] = inputs.answer_mask[:, 1:]
         logits_nV = self.model(
             **text_tensors(inputs),
-            mm_encoder_outputs={"image": vision.outputs},
+            **vision.given,
             logits_to_keep=keep_BS,
             use_cache=False,
             **routing,

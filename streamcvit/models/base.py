@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from PIL import Image
 from torch import nn
 
-from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
 from streamcvit.models.processor import load_processor, loading_error, resolve
+from streamcvit.models.sight import check_sight
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # what a model consists of
@@ -38,10 +37,18 @@ class Base:
         source: the folder it came from.
     """
 
-    def __init__(self, model: Any, processor: Any, source: str | None = None, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        source: str | None = None,
+        max_length: int | None = None,
+        turns: str = "all",
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.processor = processor
-        self.collator = Collator(processor, max_length)
+        self.collator = Collator(processor, max_length, turns, template_options)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.source = source
@@ -93,6 +100,8 @@ def load_base(
     attn: str = "sdpa",
     load_in_8bit: bool = False,
     max_length: int | None = None,
+    turns: str = "all",
+    template_options: Mapping[str, Any] | None = None,
 ) -> Base:
     """Loads a base model, frozen and ready for adapters.
 
@@ -103,10 +112,13 @@ def load_base(
         attn: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
         load_in_8bit: load the linear layers of the language model in 8 bits (needs CUDA and bitsandbytes).
         max_length: the most tokens a row may have; see `Collator`.
+        turns: which answers of a conversation are learned; see `Collator`.
+        template_options: keyword arguments of the chat template; see `ChatTemplate`.
 
     Raises:
         UserError: nothing there, no network, no image-text-to-text model, weights missing in the files, a processor
-            that does not do images, an unknown dtype, or too little memory for the weights.
+            that does not do images, a model that would not see them, a chat template that cannot be served, an unknown
+            dtype, or too little memory for the weights.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
@@ -139,11 +151,8 @@ def load_base(
             where=folder,
             fix="Download or save the model again",
         )
-    base = Base(model, processor, folder, max_length)
-    # Fails here, with a clear message, if the processor gives no pixels.
-    blank = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(blank, "PNG")
-    base.collator.prompts([Sample("probe", "probe", "probe", "", ("probe",), (Picture(blank.getvalue()),))])
+    base = Base(model, processor, folder, max_length, turns, template_options)
+    check_sight(base.model, base.collator)
     return base
 
 

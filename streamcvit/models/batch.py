@@ -15,11 +15,16 @@ class ModelInputs:
 
     Attributes:
         tensors: keyword arguments of the model's forward: `input_ids` [B, S] int64, `attention_mask` [B, S],
-            `pixel_values` (any layout the processor gives) and whatever else it gives.
-        answer_mask: [B, S] bool, true at answer tokens (end-of-turn token included); all false for prompts.
-        prompt_mask: [B, S] bool, true at text tokens of the prompt (no image, padding or answer tokens).
+            `pixel_values` (any layout the processor gives; none where no sample has a picture) and whatever else it
+            gives.
+        answer_mask: [B, S] bool, true at the answer tokens to learn (end-of-turn tokens included); all false for
+            prompts.
+        prompt_mask: [B, S] bool, true at text tokens of the prompt (no image or padding tokens, and none of an answer
+            that is learned, be it of an earlier turn).
         image_mask: [B, S] bool, true at image placeholder tokens.
-        instructions: the B instructions, for the routing embedding.
+        instructions: the B texts that route by instruction; empty where a sample has none.
+        pictures: image tokens of each picture of each sample; one number for all of a sample where the processor does
+            not tell them apart.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -27,6 +32,7 @@ class ModelInputs:
     prompt_mask: torch.Tensor
     image_mask: torch.Tensor
     instructions: tuple[str, ...]
+    pictures: tuple[tuple[int, ...], ...]
 
     def to(self, device: torch.device | str) -> ModelInputs:
         """The same inputs with every tensor on `device` (pixel dtype is left to the model)."""
@@ -36,6 +42,7 @@ class ModelInputs:
             self.prompt_mask.to(device, non_blocking=True),
             self.image_mask.to(device, non_blocking=True),
             self.instructions,
+            self.pictures,
         )
 
 

@@ -2,58 +2,82 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
-
-# What the processors give that only the vision tower reads.
-_PIXELS = frozenset({"pixel_values", "pixel_attention_mask", "image_sizes"})
-_TOWER = _PIXELS | {"image_grid_thw"}
 
 
 @dataclass(frozen=True)
 class Vision:
-    """Image features of B samples, one image each.
+    """Image features of B samples, each of any number of pictures.
 
     Attributes:
-        outputs: what `get_image_features` gave, for `mm_encoder_outputs={"image": outputs}`; `pooler_output` holds
-            the projected features, in the layout that the model's forward expects.
-        features: per sample, its projected features [image tokens, D], views into `outputs`.
-        pooled: [B, D] float32, the mean over each sample's image tokens: what routers read.
+        outputs: what `get_image_features` gave; `pooler_output` holds the projected features, in the layout that the
+            model's forward expects. None where no sample has a picture.
+        features: per sample, its projected features [image tokens, D], those of its pictures in order; views into
+            `outputs`.
+        pooled: [B, D] float32, what routers read: the mean over each sample's image tokens, zeros where it has none.
     """
 
     outputs: Any
     features: tuple[torch.Tensor, ...]
     pooled: torch.Tensor
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The model's keyword arguments that stand for the pixels; none where there is no picture."""
+        return {} if self.outputs is None else {"mm_encoder_outputs": {"image": self.outputs}}
+
 
 @torch.no_grad()
 def encode_images(model: Any, inputs: ModelInputs) -> Vision:
-    """Runs the vision tower and the projector, without gradient.
+    """Runs the vision tower and the projector, without gradient; neither where no sample has a picture.
 
     Args:
         model: a Hugging Face image-text-to-text model, or a PEFT model around one.
         inputs: with `pixel_values` and whatever else the tower reads; on the model's device.
+
+    Raises:
+        UserError: the tower wants something that the processor does not give, or gives another number of features
+            than there are places for them.
     """
-    tower = {name: tensor for name, tensor in inputs.tensors.items() if name in _TOWER}
-    outputs = unwrap(model).get_image_features(**tower, return_dict=True)
+    base = unwrap(model)
+    if "pixel_values" not in inputs.tensors:
+        none = torch.zeros(0, vision_dim(base), dtype=base.dtype, device=inputs.image_mask.device)
+        return Vision(None, (none,) * len(inputs.image_mask), pool([none] * len(inputs.image_mask)))
+    encode, names, needed = _tower(base)
+    if lacking := sorted(needed - inputs.tensors.keys()):
+        raise UserError(
+            f"the vision tower of {type(base).__name__} wants {lacking[0]}, which the processor does not give",
+            fix="Use the model's own processor",
+        )
+    outputs = encode(**{name: tensor for name, tensor in inputs.tensors.items() if name in names}, return_dict=True)
     # Only the projected features are read from here on; the tower's hidden states would be kept alive for nothing.
     for name in ("last_hidden_state", "hidden_states", "attentions"):
         if getattr(outputs, name, None) is not None:
             setattr(outputs, name, None)
-    features = _split(outputs.pooler_output, inputs.image_mask)
-    return Vision(outputs, features, torch.stack([feature.float().mean(0) for feature in features]))
+    features = _split(outputs.pooler_output, inputs.pictures)
+    return Vision(outputs, features, pool(features))
+
+
+def pool(features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of each sample's features [image tokens, D]; [B, D] float32, zeros where a sample has none."""
+    return torch.stack([f.float().mean(0) if len(f) else f.new_zeros(f.shape[1:], dtype=torch.float) for f in features])
 
 
 def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:
-    """Encoder outputs of a new batch, from per-sample features that `encode_images` gave in other batches.
+    """Encoder outputs of a new batch, from features that `encode_images` gave in other batches.
 
     Args:
-        features: per sample, [image tokens, D].
+        features: of each picture (or each sample), [image tokens, D].
         like: the encoder outputs of any earlier batch of the same model; sets type and layout.
 
     Raises:
@@ -68,7 +92,7 @@ def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:
             joined = joined.unflatten(0, (-1, held.shape[1]))
     else:
         joined = type(held)(features)
-    return type(like)(pooler_output=joined)
+    return type(like)(**{f.name: None for f in dataclasses.fields(like)} | {"pooler_output": joined})
 
 
 def joinable(outputs: Any) -> bool:
@@ -77,8 +101,12 @@ def joinable(outputs: Any) -> bool:
 
 
 def text_tensors(inputs: ModelInputs) -> dict[str, torch.Tensor]:
-    """The model's keyword arguments besides the pixels, to go with `mm_encoder_outputs`."""
-    return {name: tensor for name, tensor in inputs.tensors.items() if name not in _PIXELS}
+    """The model's keyword arguments besides the pixels, to go with `Vision.given`.
+
+    All per-token values, and the grids of pictures from which three-dimensional positions are worked out.
+    """
+    shape = inputs.image_mask.shape
+    return {n: t for n, t in inputs.tensors.items() if t.shape == shape or n.endswith("_grid_thw")}
 
 
 def vision_dim(model: Any) -> int:
@@ -91,10 +119,47 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _split(pooled: Any, image_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Per-sample features from any of the layouts: a list of images, [images, tokens, D], or [tokens, D]."""
-    samples = image_mask.shape[0]
-    if len(pooled) == samples and pooled[0].ndim == 2:
+def _tower(base: Any) -> tuple[Any, frozenset[str], frozenset[str]]:
+    """What gives a model's image features, the names of what it reads, and of those that it cannot do without."""
+    owner: Any = base if hasattr(base, "get_image_features") else getattr(base, "model", None)
+    if not hasattr(owner, "get_image_features"):
+        raise UserError(f"{type(base).__name__} does not give image features", fix="Use another family of models")
+    outer: Any = type(owner)
+    inner: Any = type(getattr(owner, "model", owner))
+    return (owner.get_image_features, *_arguments(outer, inner))
+
+
+@lru_cache
+def _arguments(outer: Any, inner: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """Names by signature; the outer class hands on to the inner one what only that one names."""
+    names: set[str] = set()
+    for kind in (outer, inner):
+        parameters = list(inspect.signature(getattr(kind, "get_image_features", _none)).parameters.values())[1:]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if kind is outer:
+            needed = frozenset(p.name for p in named if p.default is p.empty)
+        names |= {p.name for p in named}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return frozenset(names), needed
+
+
+def _none(self: Any) -> None: ...
+
+
+def _split(pooled: Any, pictures: Sequence[Sequence[int]]) -> tuple[torch.Tensor, ...]:
+    """Per-sample features from any of the layouts: a list of images, [images, tokens, D], or [tokens, D].
+
+    Raises:
+        UserError: there are not as many features as image tokens.
+    """
+    counts = [sum(own) for own in pictures]
+    if pooled[0].ndim == 2 and [len(each) for each in pooled] == counts:
         return tuple(pooled)
     flat = pooled.flatten(0, -2) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))
-    return flat.split(image_mask.sum(1).tolist())
+    if len(flat) != sum(counts):
+        raise UserError(
+            f"the vision tower gives {len(flat)} features for {sum(counts)} image tokens",
+            fix="Use the processor that was saved with the model",
+        )
+    return flat.split(counts)

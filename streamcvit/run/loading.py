@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -31,7 +32,17 @@ def settle(config: RunConfig) -> None:
 def load_model(config: RunConfig) -> Base:
     """The frozen base that a config names."""
     model = config.model
-    return load_base(model.name_or_path, device=model.device, dtype=model.dtype, max_length=model.max_length)
+    return load_base(model.name_or_path, device=model.device, dtype=model.dtype, **collation(config))
+
+
+def collation(config: RunConfig) -> dict[str, Any]:
+    """What a config says of how samples become model inputs, as `Collator` takes it."""
+    model = config.model
+    return {
+        "max_length": model.max_length,
+        "turns": config.learner.turns,
+        "template_options": model.template_options,
+    }
 
 
 def load_encoder(config: RunConfig, base: Base) -> InstructionEncoder:
@@ -62,7 +73,7 @@ def local_feed(config: RunConfig, stream: str) -> Feed:
     """Batches read in this process, one after another."""
     index = StreamIndex.open(stream)
     reader = ShardReader(index)
-    collator = Collator.from_pretrained(config.model.name_or_path, max_length=config.model.max_length)
+    collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
 
     def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
         schedule = Schedule.of(index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]

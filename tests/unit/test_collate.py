@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from streamcvit.data.sample import Picture
-from streamcvit.models import collate
+from streamcvit.models import rows
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.models.vision import encode_images
@@ -285,11 +285,13 @@ def test_a_batch_of_large_pictures_gives_the_same_bits_group_by_group(kind, monk
     collator = Collator(tiny_idefics3_processor() if kind == "idefics3" else TINY[kind]()[1])
     samples = tiny_samples(7, sizes=((40, 90), (64, 8), (64, 64), (20, 20)))
     calls = []
-    plain = collator._call
-    monkeypatch.setattr(collator, "_call", lambda texts, images: calls.append(len(texts)) or plain(texts, images))
+    plain = collator._reader._call
+    monkeypatch.setattr(
+        collator._reader, "_call", lambda texts, images: calls.append(len(texts)) or plain(texts, images)
+    )
     whole = [collator.train(samples), collator.prompts(samples)]
     assert calls == [7, 7]
-    monkeypatch.setattr(collate, "MAX_DECODED", 4100)  # 3600 and 512; 4096; 400 and 3600; 512 ...
+    monkeypatch.setattr(rows, "MAX_DECODED", 4100)  # 3600 and 512; 4096; 400 and 3600; 512 ...
     parts = [collator.train(samples), collator.prompts(samples)]
     assert calls[2:] == [1, 1, 1, 2, 1, 1] * 2
     for one, other in zip(whole, parts, strict=True):
@@ -302,7 +304,7 @@ def test_a_batch_of_large_pictures_gives_the_same_bits_group_by_group(kind, monk
 
 def test_few_pixels_are_held_decoded_at_once_and_the_faults_of_all_groups_are_named(monkeypatch):
     alive, most = [0], [0]
-    plain = collate.decode_image
+    plain = rows.decode_image
 
     def counted(data):
         picture = plain(data)
@@ -312,8 +314,8 @@ def test_few_pixels_are_held_decoded_at_once_and_the_faults_of_all_groups_are_na
         weakref.finalize(picture, lambda: alive.__setitem__(0, alive[0] - pixels))
         return picture
 
-    monkeypatch.setattr(collate, "decode_image", counted)
-    monkeypatch.setattr(collate, "MAX_DECODED", 250_000)
+    monkeypatch.setattr(rows, "decode_image", counted)
+    monkeypatch.setattr(rows, "MAX_DECODED", 250_000)
     collator = Collator(tiny_base("llava").processor)
     samples = tiny_samples(20, sizes=((300, 400), (300, 400), (600, 500)))
     inputs = collator.prompts(samples)

@@ -53,7 +53,7 @@ def test_greedy_gives_the_tokens_that_generate_gives(base, adapted):
     for seed in range(3):
         inputs = collator.prompts(tiny_samples(7, seed))
         vision = encode_images(model, inputs)
-        ours = greedy(model, text_tensors(inputs), vision.outputs, NEW, collator.stop_ids, collator.pad_token_id)
+        ours = greedy(model, text_tensors(inputs), vision.given, NEW, collator.stop_ids, collator.pad_token_id)
         whole = model.generate(
             **inputs.tensors,
             do_sample=False,
@@ -68,7 +68,7 @@ def test_greedy_gives_the_tokens_that_generate_gives(base, adapted):
 
 def test_decoding_ends_when_every_row_has_ended(llava):
     inputs = llava.collator.prompts(tiny_samples(3))
-    vision = encode_images(llava.model, inputs).outputs
+    vision = encode_images(llava.model, inputs).given
     free = greedy(llava.model, text_tensors(inputs), vision, NEW, (), 0)
     stops = free[:, 2].tolist()
     ended = greedy(llava.model, text_tensors(inputs), vision, NEW, stops, 0)

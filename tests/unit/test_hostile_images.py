@@ -18,7 +18,7 @@ from streams import TASKS, picture, raw_tar, sample
 from streamcvit.data import images
 from streamcvit.data.images import decode_image, image_fault
 from streamcvit.data.index import index_shards
-from streamcvit.models.collate import MAX_DECODED
+from streamcvit.models.rows import MAX_DECODED
 
 
 def encoded(image, format="PNG", **options):
