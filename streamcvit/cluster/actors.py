@@ -12,7 +12,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import ray
@@ -38,10 +38,15 @@ def ingest_name(number: int) -> str:
 
 
 def count_forwards(model: nn.Module, move: Callable) -> None:
-    """Let every forward of a model, or of its vision tower, count as a move."""
+    """Let every forward of a model, or of its vision tower, count as a move, and its having been loaded too."""
+    move()
+
+    def count(*_: Any) -> None:  # a function, which a copy of the module (PEFT's `modules_to_save`) shares
+        move()
+
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.Conv2d | nn.Conv3d):  # where forwards begin
-            module.register_forward_hook(move)
+            module.register_forward_hook(count)
 
 
 class IngestActor(Actor):
@@ -171,9 +176,8 @@ class LearnerActor(Actor):
     def worker(self) -> LearnerWorker:
         canceled = ray.get_runtime_context().is_canceled
         feed = RemoteFeed(self.config, self.stream, self.move, canceled)
-        worker = LearnerWorker(self.config, self.stream, feed, self._tell, canceled, self.turn)
-        count_forwards(worker.base.model, self.move)
-        return worker
+        loaded = partial(count_forwards, move=self.move)
+        return LearnerWorker(self.config, self.stream, feed, self._tell, canceled, self.turn, loaded)
 
     def _tell(self, word: Progress) -> None:
         self.word = copy.deepcopy(word)  # it holds counts that go on changing
@@ -202,9 +206,7 @@ class EvaluatorActor(Actor):
 
     @cached_property
     def worker(self) -> EvaluatorWorker:
-        worker = EvaluatorWorker(self.config, self.stream)
-        count_forwards(worker.base.model, self.move)
-        return worker
+        return EvaluatorWorker(self.config, self.stream, partial(count_forwards, move=self.move))
 
     @work
     def ready(self) -> int:

@@ -19,6 +19,7 @@ from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
 from streamcvit.models.processor import load_processor, loading_error, resolve
 from streamcvit.models.sight import check_sight
+from streamcvit.models.weights import checksum
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # what a model consists of
@@ -57,6 +58,8 @@ class Base:
 
             # Now: once adapters are put into the model, its state dict holds theirs too.
             self.digest = state_digest(model.state_dict())
+        self._modules = dict(model.named_modules())
+        self._checksum = checksum(model.state_dict())
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             raise UserError(
                 f"{type(model).__name__} does not take image features computed beforehand",
@@ -75,6 +78,20 @@ class Base:
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
+
+    def restore(self) -> bool:
+        """Take every adapter out, and say whether the model then is as it was loaded.
+
+        Modules that PEFT put something in place of (also trained copies, `modules_to_save`) are put back. What an
+        adapter wrote into a weight itself (PiSSA's and OLoRA's starts, trained biases) cannot be; a sum over all
+        weights as they are (`streamcvit.models.weights`) tells of it, and of anything else.
+        """
+        for name, module in self._modules.items():
+            if name:
+                parent, _, child = name.rpartition(".")
+                self._modules[parent]._modules[child] = module
+        self.model.requires_grad_(False).eval()
+        return checksum(self.model.state_dict()) == self._checksum
 
     @cached_property
     def digest(self) -> str:

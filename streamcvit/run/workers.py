@@ -43,10 +43,13 @@ class LearnerWorker:
         config: the run.
         stream: folder of shards and index.
         feed: gives batches.
-        progress: told where the learner is, a few times a second.
+        progress: told where the learner is, a few times a second, and at each chunk's end.
         stop: asked after every batch; once it is true the learner commits and raises `Stopped`.
         turn: among the run's learners, where there may be others.
+        loaded: told of the base model, each time one is loaded.
     """
+
+    learner: OnlineLearner
 
     def __init__(
         self,
@@ -56,13 +59,14 @@ class LearnerWorker:
         progress: Callable[[Progress], None] = lambda _: None,
         stop: Callable[[], bool] = lambda: False,
         turn: Turn | None = None,
+        loaded: Callable[[torch.nn.Module], None] = lambda _: None,
     ) -> None:
         settle(config)
         self.config, self.feed, self.progress, self.stop, self.turn = config, feed, progress, stop, turn
         self.fenced: Fenced | None = None
         self.index = StreamIndex.open(stream)
-        self.base = load_model(config)
-        self.encoder = load_encoder(config, self.base)
+        self.loaded = loaded
+        self._load()
         self.method = ""
         self.model: PeftModel | None = None
         self._last_end: float | None = None
@@ -120,10 +124,23 @@ class LearnerWorker:
             fix += ". float16 overflows early: bfloat16 or float32 may be the better mend (model.dtype)"
         return UserError(told, where=where, fix=fix)
 
+    def _load(self) -> None:
+        self.base = load_model(self.config)
+        self.encoder = load_encoder(self.config, self.base)
+        self.loaded(self.base.model)
+
     def _begin(self, method: str) -> None:
-        """Set up a method's learner, from its newest commit where there is one."""
+        """Set up a method's learner, from its newest commit where there is one.
+
+        Every method starts from the base as it was loaded, and where the one before left something else, loaded again.
+        """
         if self.model is not None:
             self.model.unload()
+            self.model = None
+        if not self.base.restore():
+            for held in ("base", "encoder", "learner"):  # two do not fit beside each other
+                vars(self).pop(held, None)
+            self._load()
         config, settings = self.config, self.config.methods[method]
         self.folder = config.folder(method)
         self.schedule = Schedule.of(self.index, config.learner.batch_size, settings.order, config.seed)
@@ -249,16 +266,17 @@ class EvaluatorWorker:
     Args:
         config: the run.
         stream: folder of shards and index (test sets included).
+        loaded: told of the base model, each time one is loaded.
 
     Raises:
         UserError: a test set of which nothing can be read, or a sample of one without what its task's rules need.
     """
 
-    def __init__(self, config: RunConfig, stream: str) -> None:
+    def __init__(
+        self, config: RunConfig, stream: str, loaded: Callable[[torch.nn.Module], None] = lambda _: None
+    ) -> None:
         settle(config)
-        self.config = config
-        self.base = load_model(config)
-        self.encoder = load_encoder(config, self.base)
+        self.config, self.loaded = config, loaded
         index = StreamIndex.open(stream).eval_index()
         samples: dict[str, list[Sample]] = {}
         self.unreadable: dict[str, dict[str, str]] = {}
@@ -275,16 +293,17 @@ class EvaluatorWorker:
                         fix="Restore the shards from a copy",
                     )
                 self.unreadable[task] = bad
-        self.tasks = index.tasks
-        self.evaluator = Evaluator(
-            self.base,
-            index.tasks,
-            samples,
-            batch_size=config.evaluation.batch_size,
-            instruction_encoder=self.encoder,
-        )
+        self.tasks, self.samples = index.tasks, samples
         self.model: PeftModel | None = None
         self.held = ("", -1, "")
+        self._load()
+
+    def _load(self) -> None:
+        self.base = load_model(self.config)
+        self.encoder = load_encoder(self.config, self.base)
+        size = self.config.evaluation.batch_size
+        self.evaluator = Evaluator(self.base, self.tasks, self.samples, size, instruction_encoder=self.encoder)
+        self.loaded(self.base.model)
 
     def evaluate(self, job: Job, snapshot: Snapshot | None = None) -> TaskScores:
         """Score one task.
@@ -347,7 +366,11 @@ class EvaluatorWorker:
         return digest
 
     def _unload(self) -> None:
+        """Have the base alone, as it was loaded; where an adapter wrote into its weights, load it again."""
         if self.model is not None:
             self.model.unload()
             self.model = None
         self.held = ("", -1, "")
+        if not self.base.restore():
+            del self.base, self.encoder, self.evaluator  # two do not fit beside each other
+            self._load()
