@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora.model import SMoLoraModel
@@ -18,6 +20,32 @@ def tuner_of(peft_model: Any) -> Any:
     """The routed tuner inside a PEFT model; None for any other model (stock LoRA, a bare model)."""
     tuner = peft_model.base_model if isinstance(peft_model, PeftModel) else peft_model
     return tuner if isinstance(tuner, ExpertTuner) else None
+
+
+def learning_mode(peft_model: PeftModel) -> None:
+    """Training mode for the adapter and for what is trained whole, eval mode for all that is frozen.
+
+    `model.train()` would let the frozen half's dropout and drop path act and its batch norms drift. Batch norms stand
+    still in what is trained, too: a sample's loss does not depend on its batch. Blocks with gradient checkpointing,
+    which acts in training mode only, are in it themselves, what they hold is not.
+    """
+    peft_model.eval()
+    for module in peft_model.modules():
+        if isinstance(module, PeftModel | BaseTuner | BaseTunerLayer):
+            module.training = True
+        if isinstance(module, BaseTunerLayer):
+            for name, child in module.named_children():
+                if name != "base_layer":
+                    child.train()
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            for name, child in module.named_children():
+                if name != "original_module":
+                    child.train()
+        elif getattr(module, "gradient_checkpointing", False):
+            module.training = True
+    for module in peft_model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+            module.eval()
 
 
 def routing_kwargs(peft_model: Any, routing: RoutingInputs | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from streamcvit.adapters import (
     auxiliary_loss,
     begin_chunk,
     expert_parameters,
+    learning_mode,
     routing_kwargs,
     tuner_of,
     undo_step,
@@ -108,7 +109,7 @@ class OnlineLearner:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global state
         random.seed(seed)
-        model.train()
+        learning_mode(model)
 
     def learn(self, batch: Batch) -> StepReport | None:
         """Score a batch, then learn it once.
@@ -141,6 +142,8 @@ class OnlineLearner:
 
     def _step(self, batch: Batch, inputs: ModelInputs) -> tuple[StepReport, float | torch.Tensor]:
         """The report, and the verdict on the step as far as it is known."""
+        if self.base.model.training or not self.model.training:  # someone evaluated in between
+            learning_mode(self.model)
         losses_B, correct_B = self.losses(inputs)
         auxiliary = auxiliary_loss(self.model)
         extra = self.strategy.extend_batch(batch)
