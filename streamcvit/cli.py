@@ -12,7 +12,7 @@ import typer
 
 from streamcvit import __version__
 from streamcvit.errors import Stopped, UserError
-from streamcvit.screen import Screen
+from streamcvit.screen import Screen, plain_streams
 
 app = typer.Typer(
     help="Streaming online continual learning for multimodal language models.",
@@ -271,6 +271,7 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, without a traceback unless --debug."""
+    plain_streams()
     # The libraries' advice to programmers (missing optional packages and the like) is no news to who runs a command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from streamcvit.adapters import ADAPTERS, adapter_config
-from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import RayPool
 from streamcvit.cluster.session import metrics_token, session
 from streamcvit.config import RunConfig
 from streamcvit.data.index import INDEX_NAME, StreamIndex
-from streamcvit.errors import Stopped, UserError
+from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest, weight_files
 from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.terminal import LiveView
+from streamcvit.preflight import check_settings
 from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.guard import Stop, alone
 from streamcvit.run.local import LocalPool, Pool
 from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
 from streamcvit.run.stream import prepare_stream, unreadable_rows
-
-ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
+from streamcvit.screen import Screen
 
 
 def execute(config: RunConfig, *, local: bool = False, resume: bool = False, allow: Sequence[str] = ()) -> Path:
@@ -72,27 +71,30 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
 
 def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
     folder = config.folder()
-    check_options(config)
-    size = sum(file.stat().st_size for file in weight_files(weights))
-    encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded, before anything starts
-    index = _stream(config, folder / "stream", resume)
+    check_settings(config, local)
+    console = Screen()
     changed: Changes = {}
-    if resume:
+    index = None
+    if resume:  # its stream is there, and what changed is said before anything starts
+        index = _stream(config, folder / "stream", resume)
         changed = changes(config, model_digest(weights), index.digest)
         refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
-    stream = str(config.folder() / "stream")
-    counts = {name: task_counts(config, index, name) for name in config.methods}
-    view = LiveView(list(counts), len(index), {name: max(1, len(rows)) for name, rows in counts.items()})
-    view.message(
-        f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
-    )
-    if (lost := unreadable_rows(folder / "stream")).exists():
-        view.message(f"{len(lost.read_text(encoding='utf-8').splitlines())} rows could not be read: {lost}")
-    for key, (before, after) in changed.items():
-        view.message(f"changed: {key}: {before} -> {after}")
-    with _pool(config, stream, size, local, view, stop) as pool:
+    with _unless_begun(folder), _starting(config, weights, local, stop, console) as start:
+        if index is None:
+            index = _stream(config, folder / "stream", resume)
+        counts = {name: task_counts(config, index, name) for name in config.methods}
+        chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
+        view = LiveView(list(counts), len(index), chunks, console)
+        view.message(
+            f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
+        )
+        if (lost := unreadable_rows(folder / "stream")).exists():
+            view.message(f"{len(lost.read_text(encoding='utf-8').splitlines())} rows could not be read: {lost}")
+        for key, (before, after) in changed.items():
+            view.message(f"changed: {key}: {before} -> {after}")
+        pool = start(view)
         if not resume:
             write_text(folder / "config.yaml", config.dump())
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}
@@ -102,23 +104,10 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         write_text(folder / "config.yaml", config.dump())
         if pool.url:
             view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
+        stop.tell = view.notice
         with view, stop.patience(True):
             Driver(config, pool, folders, view, stop).run()
     return _report(config)
-
-
-def check_options(config: RunConfig) -> None:
-    """Say before anything is written that an adapter cannot be made as its options ask.
-
-    Raises:
-        UserError: an unknown option, or a value that it cannot have.
-    """
-    for name, method in config.methods.items():
-        if method.adapter in ADAPTERS:
-            try:
-                adapter_config(method.adapter, None, options=method.options, sizes=ANY_SIZES)
-            except UserError as error:
-                raise UserError(error.what, where=f"methods.{name}.options", fix=error.fix) from error
 
 
 def _report(config: RunConfig) -> Path:
@@ -127,10 +116,30 @@ def _report(config: RunConfig) -> Path:
 
 
 def _stream(config: RunConfig, folder: Path, resume: bool) -> StreamIndex:
-    """The run's stream; a resumed run reads the one it began with."""
+    """The run's stream; a resumed run reads the one it began with, any other one that lies there was never learned."""
     if resume and not folder.is_symlink() and (folder / INDEX_NAME).exists():
         return StreamIndex.open(folder)
+    if not resume:
+        _remove_stream(folder)
     return prepare_stream(config, folder)
+
+
+@contextlib.contextmanager
+def _unless_begun(folder: Path) -> Iterator[None]:
+    """Take the stream away again where a run ends, whatever the reason, before it has begun to learn."""
+    try:
+        yield
+    finally:
+        if not (folder / "config.yaml").exists():
+            _remove_stream(folder / "stream")
+
+
+def _remove_stream(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    elif (folder / INDEX_NAME).exists():  # nothing that is not ours
+        shutil.rmtree(folder)
+    unreadable_rows(folder).unlink(missing_ok=True)
 
 
 def _how_to_go_on(config: RunConfig, local: bool) -> str:
@@ -145,17 +154,22 @@ def _finished(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView, stop: Stop) -> Iterator[Pool]:
-    start = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
+def _starting(
+    config: RunConfig, weights: str, local: bool, stop: Stop, console: Screen
+) -> Iterator[Callable[[LiveView], Pool]]:
+    """Who works, coming up while the stream is made ready; what is given waits for them, once the stream is there."""
+    stream = str(config.folder() / "stream")
+    turn = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
     if local:
-        yield LocalPool(
+        yield lambda view: LocalPool(
             config,
             stream,
-            start,
+            turn,
             stop,
             lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped),
         )
         return
+    size = sum(file.stat().st_size for file in weight_files(weights))
     with (
         metrics_token(config.monitor) as (token, path),
         Head(config.cluster) as head,  # around the session: one that cannot end for want of its head is ended
@@ -163,5 +177,6 @@ def _pool(config: RunConfig, stream: str, size: int, local: bool, view: LiveView
     ):
         stop.arm()  # Ray's core took SIGTERM
         if path:
-            view.message(f"the metrics want the token in {path}")
-        yield RayPool(ray, config, stream, start, head, token)
+            console.print(f"the metrics want the token in {path}", markup=False, soft_wrap=True)
+        pool = RayPool(ray, config, stream, turn, head, token)
+        yield lambda _: pool.ready()

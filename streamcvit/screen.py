@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import sys
 from typing import Any
 
 from rich.console import Console
+
+_PLAIN = str.maketrans(
+    {"↑": "^", "↓": "v", "→": "->", "–": "-", "−": "-", "±": "+-", "·": ".", "…": "...", "\u00a0": " "}
+)
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """For a terminal or file that has no such sign: one that looks like it, or a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return "".join(sign if sign.isascii() else "?" for sign in text), error.end
+
+
+codecs.register_error("streamcvit.plain", _plainly)
+
+
+def plain_streams() -> None:
+    """Let nothing that is said end the work because the reader's encoding (ASCII, a Windows code page) lacks a sign."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="streamcvit.plain")
 
 
 class Screen(Console):

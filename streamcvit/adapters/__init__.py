@@ -6,7 +6,6 @@ Importing this package makes them known to PEFT: `get_peft_model` takes their co
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from streamcvit.adapters.calls import (
 )
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
+from streamcvit.adapters.options import check_options
 from streamcvit.adapters.published import load_published
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
@@ -67,13 +67,12 @@ TargetModules = list[str] | str | None
 def _builder(config_cls: type[PeftConfig], name: str) -> Callable[[dict[str, Any], TargetModules], PeftConfig]:
     def build(options: dict[str, Any], target_modules: TargetModules = None) -> PeftConfig:
         """The PEFT configuration with these options, for these modules."""
-        fix = "See docs/adapters.md for its options"
-        if unknown := sorted(options.keys() - {field.name for field in dataclasses.fields(config_cls)}):
-            raise UserError(f"{name} has no option {unknown[0]!r}", where="adapter options", fix=fix)
+        check_options(config_cls, name, options)
         try:
             return config_cls(**{"target_modules": target_modules, **options})  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             said = f"a value of the wrong type ({error})" if isinstance(error, TypeError) else str(error)
+            fix = "See docs/adapters.md for its options"
             raise UserError(f"{name}: {said}", where="adapter options", fix=fix) from error
 
     return build

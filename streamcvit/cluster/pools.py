@@ -16,7 +16,7 @@ KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read 
 
 
 class RayPool:
-    """One set of actors for all methods of a run, kept alive.
+    """One set of actors for all methods of a run, kept alive; they start at once, and may be used when `ready`.
 
     Args:
         ray: the connected module.
@@ -25,11 +25,9 @@ class RayPool:
         start: which start of the run this is, from 1.
         head: told what there must be, asked whether it is there.
         token: what a reader of the metrics must show; empty: nothing.
-
-    Raises:
-        UserError: an actor cannot start (missing model, busy port ...).
     """
 
+    url, base_digest = "", ""
     learn_ahead = 2  # the learner finds its next chunk waiting: it never waits for the driver
 
     def __init__(self, ray: Any, config: RunConfig, stream: str, start: int, head: Head, token: str = "") -> None:
@@ -81,9 +79,17 @@ class RayPool:
             post(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
             for i in range(self.evaluators)
         ]
-        posts = [self.monitor, self.learner, *ingest, *self.workers]
-        ready = self.supervisor.result([self.supervisor.call(post, "ready") for post in posts])
+        self.posts = [self.monitor, self.learner, *ingest, *self.workers]
+
+    def ready(self) -> RayPool:
+        """This pool, once the stream is there and every actor has read it and its model.
+
+        Raises:
+            UserError: an actor cannot start (missing model, busy port ...).
+        """
+        ready = self.supervisor.result([self.supervisor.call(post, "ready") for post in self.posts])
         (self.url, self.port), self.base_digest = ready[:2]
+        return self
 
     def learn(self, method: str, chunk: int) -> Hashable:
         return self.supervisor.call(self.learner, "learn_chunk", method, chunk)

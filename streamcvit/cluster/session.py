@@ -8,6 +8,8 @@ import math
 import os
 import secrets
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,12 @@ from streamcvit.config import MonitorConfig, RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import is_loopback
 
+SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a socket
+SOCKET = (
+    "/scv-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # Ray's longest below a folder
+)
+ROOTS = ("/tmp", "/var/tmp", "/dev/shm")  # for where the temporary folder's path is too long
+KNOCK_SECONDS = 5.0  # that a cluster's head may take to answer
 ACTOR_MIB = 450  # a process with torch, transformers and peft, before its model (measured: 330-400 MiB USS)
 STORE_MIB = 256  # object store of a private Ray: look-ahead batches and a few snapshots
 
@@ -41,6 +49,26 @@ def check_memory(config: RunConfig, base_bytes: int) -> None:
             f"too little memory: the actors need about {need} MiB, {free} MiB are free",
             fix="Close programs, lower cluster.ingest_actors or cluster.evaluators, or use --local",
         )
+
+
+def check_address(address: str) -> None:
+    """Knock at a cluster's head; Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        UserError: no address, or nobody answers there.
+    """
+    if address == "auto":
+        return  # Ray looks on this machine, and says at once where there is none
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        fix = "Give HOST:PORT of a cluster's head, auto for one on this machine, or local for a Ray of the run's own"
+        raise UserError("is no address of a cluster", where=f"cluster.address {address}", fix=fix)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        fix = "Start a head there (ray start --head), mend the address, or use cluster.address=local"
+        raise UserError(f"no cluster answers there ({reason})", where=f"cluster.address {address}", fix=fix) from None
 
 
 @contextlib.contextmanager
@@ -90,9 +118,12 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Ray ends a driver without a head after 60 s, in its own words; ours (`Head`) come first.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(60 + math.ceil(config.cluster.silent_seconds)))
-    with _private_folder() as private:
+    if local:
+        check_memory(config, base_bytes)
+    else:
+        check_address(config.cluster.address)
+    with _private_folder(_short_root() if local else Path(tempfile.gettempdir())) as private:
         if local:
-            check_memory(config, base_bytes)
             token = private / "token"
             token.touch(mode=0o600)
             token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -114,15 +145,14 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
                 "include_dashboard": False,
                 "num_cpus": max(asked, os.cpu_count() or 1),
                 "object_store_memory": STORE_MIB * 2**20,
-                "_temp_dir": str(private / "ray"),
+                "_temp_dir": str(private / "r"),
             }
         else:
             settings["address"] = config.cluster.address
         try:
             ray.init(**settings)
         except Exception as error:  # a node that does not start in 30 s is a bare one
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"Ray does not start: {reason}", fix="Run `streamcvit doctor`, or add --local") from None
+            raise _start_error(error, config.cluster.address) from None
         try:
             there = ray.cluster_resources()
             if there.get("CPU", 0) < asked:
@@ -136,10 +166,42 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             ray.shutdown()
 
 
+def _start_error(error: Exception, address: str) -> UserError:
+    reason, where = " ".join(str(error).split()), "" if address == "local" else f"cluster.address {address}"
+    name = type(error).__name__
+    if name == "AuthenticationError":
+        fix = (
+            "Give the cluster's token with RAY_AUTH_TOKEN_PATH=FILE; where its head was started without one, "
+            "run with RAY_AUTH_MODE=disabled"
+        )
+        return UserError(f"Ray was not let in: {reason}", where=where, fix=fix)
+    if where and isinstance(error, ConnectionError):
+        fix = "Start one (ray start --head), give its HOST:PORT, or use cluster.address=local"
+        return UserError("there is no Ray cluster on this machine", where=where, fix=fix)
+    return UserError(f"Ray does not start: {reason or name}", where=where, fix="Add --local to run without Ray")
+
+
+def _short_root() -> Path:
+    """The temporary folder, or another one where its path leaves no room for the names of Ray's sockets.
+
+    Raises:
+        UserError: there is none.
+    """
+    usual, longest = tempfile.gettempdir(), SOCKET_BYTES - len(SOCKET)
+    for root in (usual, *ROOTS):
+        if len(os.fsencode(root)) <= longest and os.path.isdir(root) and os.access(root, os.W_OK | os.X_OK):
+            return Path(root)
+    raise UserError(
+        f"TMPDIR is too long for the sockets of Ray: {len(os.fsencode(usual))} bytes, at most {longest} are possible",
+        where=usual,
+        fix="Set TMPDIR to a folder with a shorter path, or add --local",
+    )
+
+
 @contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
+def _private_folder(root: Path) -> Iterator[Path]:
     """A folder of this process alone; those that killed processes left behind are removed on the way."""
-    root, prefix = Path(tempfile.gettempdir()), "scv-"  # short: Ray's sockets lie below, their paths end at 107 bytes
+    prefix = "scv-"  # short: see SOCKET
     for lock in root.glob(f"{prefix}*/lock"):
         with (
             contextlib.suppress(OSError),
@@ -148,7 +210,7 @@ def _private_folder() -> Iterator[Path]:
             if os.fstat(file.fileno()).st_uid == os.getuid():
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
                 shutil.rmtree(lock.parent)
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
     try:
         with open(folder / ".lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

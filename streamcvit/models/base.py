@@ -141,9 +141,7 @@ def load_base(
     from transformers.utils import logging
 
     folder = fetch(name_or_path)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here", where=f"device {device}", fix='Use device "auto" or "cpu"')
+    where = device_of(device)
     kind = _dtype(dtype, where)
     check_memory(folder, where, kind, load_in_8bit)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
@@ -171,6 +169,31 @@ def load_base(
     base = Base(model, processor, folder, max_length, turns, template_options)
     check_sight(base.model, base.collator)
     return base
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of that name; `"auto"` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: no name of a device, or this machine has none of that kind or number.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = f"device {device}"
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise UserError("is no device", where=place, fix="Use auto, cpu, cuda, cuda:0 ...") from None
+    if where.type == "cuda":
+        if not (count := torch.cuda.device_count()):
+            raise UserError("there is no CUDA device here", where=place, fix='Use device "auto" or "cpu"')
+        if (where.index or 0) >= count:
+            raise UserError(f"there are {count} CUDA devices here", where=place, fix=f"Use one up to cuda:{count - 1}")
+    elif where.type != "cpu":
+        accelerator = getattr(torch, where.type, None)
+        if accelerator is None or not accelerator.is_available():
+            raise UserError("there is no such device here", where=place, fix="Use auto, cpu, cuda, cuda:0 ...")
+    return where
 
 
 def fetch(name_or_path: str | Path) -> str:

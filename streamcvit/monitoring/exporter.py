@@ -6,6 +6,7 @@ import base64
 import errno
 import hmac
 import ipaddress
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -102,18 +103,37 @@ def serve(
         start_response("200 OK", [*headers, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
         return [body]
 
+    return Server(_listen(host, port, application), host)
+
+
+def check_address(host: str, port: int) -> None:
+    """Listen for a moment.
+
+    Raises:
+        UserError: nobody can listen there: the port is taken or no port, the host is another machine's.
+    """
+    _listen(host, port, None).server_close()
+
+
+def _listen(host: str, port: int, application: Any) -> WSGIServer:
+    where = f"{host}:{port}"
     try:
-        server = make_server(host, port, application, _ThreadingServer, _SilentHandler)
+        return make_server(host, port, application, _ThreadingServer, _SilentHandler)
     except OverflowError:
         raise UserError(f"{port} is no port", fix="Give a number from 0 to 65535; 0 takes any free port") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None)
+        if number == errno.EADDRINUSE:
             fix = "Stop the program that uses it, or give another port; 0 takes any free one"
-            raise UserError("this port is in use", where=f"{host}:{port}", fix=fix) from None
-        raise UserError(
-            f"cannot listen here ({error.strerror})", where=f"{host}:{port}", fix="Give another port"
-        ) from None
-    return Server(server, host)
+            raise UserError("this port is in use", where=where, fix=fix) from None
+        if number == errno.EACCES:
+            fix = "Give a port from 1024 on; 0 takes any free one"
+            raise UserError("this port is the system's own", where=where, fix=fix) from None
+        if number == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
+            fix = "Give monitor.host an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
+            raise UserError("this host is none of this machine's addresses", where=where, fix=fix) from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen here ({reason})", where=where, fix="Give another host or port") from None
 
 
 def is_loopback(host: str) -> bool:

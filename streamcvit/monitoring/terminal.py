@@ -81,6 +81,7 @@ class LiveView:
         self.chunks = dict(chunks) if isinstance(chunks, Mapping) else dict.fromkeys(run_names, chunks)
         self._rows = {name: _Row(name) for name in run_names}
         self._lock = threading.Lock()
+        self._notice = ""
         self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> LiveView:
@@ -157,6 +158,14 @@ class LiveView:
         """Say something once, above the view."""
         self.console.print(Text(text))
 
+    def notice(self, text: str) -> bool:
+        """Say something below the view, for as long as it is shown; False where no view is shown.
+
+        Takes no lock and prints nothing itself, so that the handler of a signal may call it.
+        """
+        self._notice = text
+        return self._live.is_started
+
     def _line(self, run: str, text: str) -> None:
         """A plain line; on a terminal the view tells the same."""
         if not self.console.is_terminal:
@@ -173,6 +182,8 @@ class LiveView:
             blocks.append(self._head(row, width))
             if row.started is not None or row.scores:
                 blocks.extend(Padding(line, (0, 0, 0, width + 2)) for line in self._details(row))
+        if self._notice:
+            blocks.append(Text(self._notice, "bold yellow"))
         return Group(*blocks)
 
     def _head(self, row: _Row, width: int) -> RenderableType:

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -78,9 +78,14 @@ class Stop:
 
     While `patient` is false (nothing is at stake: starting, scoring) the first signal stops at once too. Use as a
     context manager in the main thread; in other threads it does nothing.
+
+    Attributes:
+        tell: says something in a view that would be torn by a line in its midst, and whether it could; called in a
+            signal's handler.
     """
 
     def __init__(self) -> None:
+        self.tell: Callable[[str], bool] = lambda _: False
         self.signal: signal.Signals | None = None
         self.patient = False
         self._before: dict[int, Any] = {}
@@ -118,6 +123,8 @@ class Stop:
         second, self.signal = self.requested, signal.Signals(number)
         if second or not self.patient:
             raise Stopped
-        lead = b"\n" if os.isatty(2) else b""  # a live view's cursor is at the end of its line
-        with contextlib.suppress(OSError):  # nobody reads it: Ctrl-C ended `tee` too
-            os.write(2, lead + b"stopping after this batch; a second signal stops at once\n")
+        said = "stopping after this batch; a second signal stops at once"
+        if not self.tell(said):
+            lead = "\n" if os.isatty(2) else ""  # behind the terminal's own ^C
+            with contextlib.suppress(OSError):  # nobody reads it: Ctrl-C ended `tee` too
+                os.write(2, f"{lead}{said}\n".encode())

@@ -41,7 +41,7 @@ def one_line_error(cwd: Path, *words: str) -> str:
         ),
         (
             ["run", EMBEDDED, "--method", "smolora", "--set", "methods.smolora.options.r=many"],
-            "methods.smolora.options: smolora: a value of the wrong type",
+            "methods.smolora.options: smolora: r must be a whole number (got 'many')",
         ),
         (
             ["run", EMBEDDED, "--local", "--set", "out=/dev/null/runs"],

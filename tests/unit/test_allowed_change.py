@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,12 +38,11 @@ def test_a_change_allowed_before_a_kill_is_asked_for_again_until_every_folder_no
         RunFolder(old, method, index, launch.task_counts(old, index, method), "base")
 
     @contextlib.contextmanager
-    def pool(*_: object) -> Iterator[types.SimpleNamespace]:
-        yield types.SimpleNamespace(base_digest="base", url="")
+    def starting(*_: object) -> Iterator[Callable[[object], types.SimpleNamespace]]:
+        yield lambda _: types.SimpleNamespace(base_digest="base", url="")
 
-    monkeypatch.setattr(launch, "_pool", pool)
-    monkeypatch.setattr(launch, "weight_files", lambda _: [])
-    monkeypatch.setattr(launch, "encoder_identity", lambda _: None)
+    monkeypatch.setattr(launch, "_starting", starting)
+    monkeypatch.setattr(launch, "check_settings", lambda *_: None)
     monkeypatch.setattr(launch, "model_digest", lambda _: "base")
     monkeypatch.setattr(launch.Driver, "run", lambda _: None)
     monkeypatch.setattr(launch, "_report", lambda _: None)

@@ -65,6 +65,17 @@ def test_where_nothing_is_at_stake_the_first_signal_stops_at_once() -> None:
         time.sleep(1)
 
 
+@pytest.mark.parametrize("there_is_a_view", [True, False])
+def test_a_view_says_that_the_run_stops_where_there_is_one(capfd: pytest.CaptureFixture, there_is_a_view: bool) -> None:
+    told = []
+    with Stop() as stop, stop.patience(True):
+        stop.tell = lambda text: told.append(text) or there_is_a_view
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    words = "stopping after this batch; a second signal stops at once"
+    assert told == [words] and capfd.readouterr().err == ("" if there_is_a_view else f"{words}\n")
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> RunConfig:
     """A run that was started and not finished."""

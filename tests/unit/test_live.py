@@ -13,6 +13,7 @@ from synthetic_run import write_run, write_runs
 
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.terminal import LiveView, plan_table, results_table
+from streamcvit.screen import Screen, plain_streams
 
 
 def console(terminal: bool, width: int = 120) -> Console:
@@ -167,3 +168,29 @@ def test_the_view_keeps_to_the_width_of_the_terminal(width: int) -> None:
     with LiveView(["a-rather-long-run-name", "lora"], 960, 15, console=screen) as view:
         tell(view)
     assert max(len(line) for line in shown(screen).replace("\r", "\n").splitlines()) <= width
+
+
+def test_a_notice_stands_below_the_view_and_is_refused_where_none_is_shown() -> None:
+    screen = console(terminal=True)
+    with LiveView(["lora"], total_samples=960, chunks=15, console=screen) as view:
+        tell(view)
+        before = shown(screen)
+        assert view.notice("stopping after this batch")
+        assert shown(screen) == before  # drawn by the next refresh, not into the midst of one
+    last = shown(screen).splitlines()
+    assert last[-1] == "stopping after this batch" and "forgetting" in last[-2]
+    with LiveView(["lora"], total_samples=960, chunks=15, console=console(terminal=False)) as plain:
+        assert not plain.notice("stopping after this batch")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_signs_that_the_readers_encoding_lacks_are_said_plainly(
+    tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(tmp_path / "said", "w", encoding=encoding) as file:
+        monkeypatch.setattr("sys.stdout", file)
+        plain_streams()
+        Screen().print("AP ↑ MAF ↓ 1 – 2 ± 3 \udcff 鳥")
+    arrows = "AP ↑ MAF ↓ 1 – 2 ± 3" if encoding == "utf-8" else "AP ^ MAF v 1 "
+    said = (tmp_path / "said").read_text(encoding=encoding)
+    assert said.startswith(arrows) and said.rstrip().endswith("鳥" if encoding == "utf-8" else "? ?")
