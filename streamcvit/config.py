@@ -173,6 +173,9 @@ class EvaluationConfig(Section):
 
     batch_size: int = Field(64, ge=1)
     draws: int = Field(1000, ge=10, description="bootstrap draws of the intervals")
+    thoughts: Literal["drop", "keep"] = Field(
+        "drop", description="whether answers, and references, are what follows their thoughts (`<think>...</think>`)"
+    )
     zero_shot: bool = Field(False, description="also score the untrained base on every task (for forward transfer)")
 
 

@@ -11,7 +11,9 @@ from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES
 from streamcvit.models.base import device_of
+from streamcvit.models.collate import Collator
 from streamcvit.monitoring.exporter import check_address
+from streamcvit.run.loading import collation
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
@@ -25,9 +27,10 @@ def check_settings(config: RunConfig, local: bool) -> None:
 
     Raises:
         UserError: an adapter or strategy cannot be made as its options ask, there is no such device or instruction
-            encoder, or nobody can listen at the monitor's address.
+            encoder, the model's chat template cannot be served, or nobody can listen at the monitor's address.
     """
     check_options(config)
+    Collator.from_pretrained(config.model.name_or_path, **collation(config))
     encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded
     if local or config.cluster.address == "local":
         device_of(config.model.device)

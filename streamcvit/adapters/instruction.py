@@ -49,20 +49,22 @@ class InstructionEncoder:
 
         Trained tokens share one large direction (against the vocabulary's untrained rest), so that plain means of any
         two instructions have a cosine near 1. Mean and first principal component of the table are taken off
-        ("all-but-the-top", Mu and Viswanath, 2018). Deterministic, and needs no second model.
+        ("all-but-the-top", Mu and Viswanath, 2018). Deterministic, and needs no second model. The empty text gets the
+        direction that was taken off all others, so that it is like itself alone.
         """
         table = model.get_input_embeddings().weight.detach()
         mean = table.mean(0, dtype=torch.float32)
         # In blocks, since a large vocabulary in float32 may not fit beside the model.
         scatter = sum((c.T @ c for c in (block.float() - mean for block in table.split(16384))), torch.zeros(()))
         top = torch.linalg.eigh(scatter).eigenvectors[:, -1]
+        top = top * top[top.abs().argmax()].sign()  # an eigenvector's sign is the library's choice
 
         def embed(texts: list[str]) -> torch.Tensor:
             rows = []
             for text in texts:
                 ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
                 if not len(ids):
-                    rows.append(torch.zeros_like(mean))
+                    rows.append(top / top.square().mean().sqrt())
                     continue
                 row = (table[ids.to(table.device)].float() - mean).mean(0)
                 row = row - (row @ top) * top

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator, Request
 from streamcvit.models.base import Base
 from streamcvit.models.collate import UnusableSamples
+from streamcvit.models.thoughts import drop_thoughts, has_thoughts
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Disagreement:
     alone: str
 
 
+def _without_thoughts(sample: Sample) -> Sample:
+    """A sample whose references are what follows their thoughts."""
+    if not any(map(has_thoughts, sample.answers)):
+        return sample
+    return replace(sample, answers=tuple(drop_thoughts(a) if has_thoughts(a) else a for a in sample.answers))
+
+
 class Evaluator:
     """Keeps evaluation sets tokenised and their images encoded, and answers them with any adapter on one base.
 
@@ -53,9 +61,10 @@ class Evaluator:
         batch_size: prompts decoded together.
         instruction_encoder: as the learner's; None makes one from the base model's embeddings.
         cache_bytes: image features kept at most.
+        thoughts: `drop`: answers and references are what follows their thoughts; `keep`: thoughts are part of them.
 
     Attributes:
-        samples: task -> its evaluation set, what cannot be used left out once the task was asked for.
+        samples: task -> its evaluation set as it is scored, what cannot be used left out once the task was asked for.
         left_out: task -> sample id -> why that sample cannot be used.
 
     Raises:
@@ -70,12 +79,15 @@ class Evaluator:
         batch_size: int = 64,
         instruction_encoder: InstructionEncoder | None = None,
         cache_bytes: int = 4 << 30,
+        thoughts: str = "drop",
     ) -> None:
         if unknown := sorted(set(eval_samples) - set(tasks)):
             raise UserError(f"an evaluation set belongs to no task: {unknown[0]}", fix="Name it as its task is named")
         self.base, self.tasks = base, dict(tasks)
-        self.samples = {task: tuple(samples) for task, samples in eval_samples.items()}
-        self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes)
+        self._asked = {task: tuple(samples) for task, samples in eval_samples.items()}
+        scored = _without_thoughts if thoughts == "drop" else (lambda sample: sample)
+        self.samples = {task: tuple(map(scored, samples)) for task, samples in self._asked.items()}
+        self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes, thoughts)
         self.left_out: dict[str, dict[str, str]] = {}
         self._requests: dict[str, list[Request]] = {}
 
@@ -92,7 +104,7 @@ class Evaluator:
         return self._requests[task]
 
     def _prepare(self, task: str) -> list[Request]:
-        samples = self.samples[task]
+        samples = self._asked[task]
         try:
             return self.generator.prepare(samples)
         except UnusableSamples as fault:
@@ -105,7 +117,7 @@ class Evaluator:
                 fix="Raise model.max_length if that is it, or give the task other test samples",
             )
         self.left_out[task] = {name: f"{kind}: {detail}" for name, (kind, detail) in reasons.items()}
-        self.samples[task] = usable
+        self.samples[task] = tuple(sample for sample in self.samples[task] if sample.sample_id not in reasons)
         return self.generator.prepare(usable)
 
     def evaluate(

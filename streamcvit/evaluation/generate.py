@@ -15,6 +15,7 @@ from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import UnusableSamples
+from streamcvit.models.thoughts import drop_thoughts
 from streamcvit.models.vision import Vision, encode_images, join_features, joinable, pool, text_tensors
 
 
@@ -54,6 +55,7 @@ class Generator:
         batch_size: prompts decoded together.
         cache_bytes: image features are kept up to this many bytes; what does not fit is encoded again each time.
             So is everything for models whose vision outputs cannot be kept apart (`joinable`).
+        thoughts: `drop`: an answer is what follows the model's thoughts; `keep`: thoughts are part of it.
 
     Attributes:
         held_bytes: size of the image features kept.
@@ -65,8 +67,9 @@ class Generator:
         instruction_encoder: InstructionEncoder | None = None,
         batch_size: int = 64,
         cache_bytes: int = 4 << 30,
+        thoughts: str = "drop",
     ) -> None:
-        self.base = base
+        self.base, self.thoughts = base, thoughts
         self.batch_size = batch_size
         self.cache_bytes = cache_bytes
         self._encoder = instruction_encoder
@@ -135,6 +138,15 @@ class Generator:
         return [text for part in parts for text in self._answer_batch(model, part, max_new_tokens)]
 
     def _decode(self, model: Any, requests: list[Request], max_new_tokens: int) -> list[str]:
+        collator = self.base.collator
+        texts = collator.decode(self._tokens(model, requests, max_new_tokens))
+        if self.thoughts == "keep":
+            return texts
+        opened = [collator.template.opens_thoughts(request.sample) for request in requests]
+        return [drop_thoughts(text, inside) for text, inside in zip(texts, opened, strict=True)]
+
+    def _tokens(self, model: Any, requests: list[Request], max_new_tokens: int) -> list[list[int]]:
+        """New tokens of one batch, each row up to its end."""
         collator, device = self.base.collator, self.base.device
         inputs = _join(requests, collator.pad_token_id).to(device)
         vision = self._vision(requests)
@@ -151,7 +163,7 @@ class Generator:
         tokens = greedy(
             model, text_tensors(inputs), vision.given, max_new_tokens, stops, collator.pad_token_id, routing=routing
         )
-        return collator.decode(_until_stop(tokens.tolist(), stops))
+        return _until_stop(tokens.tolist(), stops)
 
     @property
     def encoder(self) -> InstructionEncoder:

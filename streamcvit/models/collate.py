@@ -15,6 +15,7 @@ from streamcvit.models.batch import ModelInputs
 from streamcvit.models.processor import load_processor
 from streamcvit.models.rows import RowReader, Rows, UnusableSamples
 from streamcvit.models.template import ChatTemplate, Written
+from streamcvit.models.thoughts import MARKS
 
 __all__ = ["MAX_CHARACTERS", "TURNS", "Collator", "UnusableSamples"]
 
@@ -81,6 +82,8 @@ class Collator:
             )
         self.end_token_id: int = end if end is not None else eos
         self.stop_ids: tuple[int, ...] = tuple(sorted({i for i in (end, eos) if i is not None}))
+        specials = self.tokenizer.added_tokens_decoder.items()
+        self._skipped = {number for number, token in specials if token.special and str(token) not in MARKS}
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = pad if pad is not None else self.end_token_id
 
@@ -130,13 +133,16 @@ class Collator:
         return self._collate([_Asked(*a, []) for a in asked], reasons, left=True)
 
     def decode(self, token_ids: Sequence[Sequence[int]] | torch.Tensor) -> list[str]:
-        """The text of each row up to its first stop token, without special tokens and outer whitespace."""
+        """The text of each row up to its first stop token, without special tokens and outer whitespace.
+
+        The marks of a thinking block stay, be they special tokens or not.
+        """
         rows = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else token_ids
         cut = []
         for row in rows:
             stop = next((k for k, token in enumerate(row) if token in self.stop_ids), len(row))
-            cut.append(row[:stop])
-        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            cut.append([token for token in row[:stop] if token not in self._skipped])
+        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]
 
     def _write(self, samples: Sequence[Sample]) -> tuple[list[tuple[Sample, Written]], dict[str, tuple[str, str]]]:

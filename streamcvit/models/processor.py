@@ -39,7 +39,7 @@ def resolve(name_or_path: str | Path) -> str:
 
 
 def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
-    """The processor of a vision-language model.
+    """The processor of a vision-language model. Code of the model's own is never run.
 
     Processors that ask for torchvision only because of their video half (Qwen-VL, InternVL) are loaded without
     that half; images go through the PIL path, which gives the same pixels on every machine.
@@ -56,7 +56,7 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
     from transformers import AutoProcessor
 
     source = resolve(name_or_path)
-    kwargs.setdefault("backend", "pil")
+    kwargs = {"backend": "pil", **kwargs, "trust_remote_code": False}
     try:
         stock = _processor_class(source)
         if stock is not None and "video_processor" in inspect.signature(stock.__init__).parameters:
@@ -85,6 +85,12 @@ def image_only(stock: Any) -> Any:
 
 def loading_error(source: str, part: str, error: Exception) -> UserError:
     """A user's view of what transformers raised while it loaded `part` of `source`."""
+    if "trust_remote_code" in str(error):  # transformers' own advice is to allow it
+        return UserError(
+            f"its {part} needs Python code from the model's folder, which is never run here",
+            where=source,
+            fix="Use a model that transformers has a class for",
+        )
     detail = " ".join(str(error).split())
     if len(detail) > 300:
         detail = detail[:297] + "..."
@@ -100,5 +106,5 @@ def _processor_class(source: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     return PROCESSOR_MAPPING.get(type(config), None)

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from streamcvit.data.sample import PICTURE, Sample
 from streamcvit.errors import UserError
-from streamcvit.models.thoughts import TAGS, has_thoughts, opening_tag, within_thoughts
+from streamcvit.models.thoughts import MARKS, has_thoughts, opening_tag, within_thoughts
 
 # What a template's code may raise on a conversation that it was not written for.
 _FAULTS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
@@ -76,7 +76,7 @@ class ChatTemplate:
         self._picture = str(processor.image_token)
         specials = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         specials += [self._picture, getattr(processor, "video_token", "")]
-        specials = [text for text in specials if not any(text in pair for pair in TAGS)]
+        specials = [text for text in specials if text not in MARKS]
         self._control = re.compile("|".join(re.escape(s) for s in sorted(set(specials), key=len, reverse=True) if s))
         own = processor.chat_template or self.tokenizer.chat_template
         self._template: str | None = None if processor.chat_template else own or _PLAIN.replace("IMAGE", self._picture)
@@ -177,6 +177,7 @@ class ChatTemplate:
                 raise ValueError(f"cannot tell where answer {k + 1} stands in what the chat template writes")
             blank = len(piece) - len(piece.lstrip())
             ends = self._end and piece.startswith(self._end, blank)
+            at += len(text[at:stop]) - len(text[at:stop].lstrip())
             places.append((at, stop + blank + len(self._end) if ends else stop))
             at = stop + len(piece)
         return tuple(places)
@@ -188,7 +189,9 @@ class ChatTemplate:
         if sample.system:
             system = self.plain(sample.system)
             if self._system == "front":
-                prompts[0] = f"{system}\n{prompts[0]}"
+                # Where the template puts pictures in front, they stay there.
+                front = 0 if self._in_place else len(prompts[0]) - len(prompts[0].lstrip(PICTURE))
+                prompts[0] = f"{prompts[0][:front]}{system}\n{prompts[0][front:]}"
             else:
                 messages.append({"role": "system", "content": _parts(system) if self._system == "parts" else system})
         for prompt, turn in zip(prompts, sample.turns, strict=False):

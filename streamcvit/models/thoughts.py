@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"))
 """Opening and closing marks: Qwen, DeepSeek, GLM ...; Magistral; Kimi."""
+MARKS = frozenset(mark for pair in TAGS for mark in pair)
 
 
 def has_thoughts(answer: str) -> bool:

@@ -301,8 +301,15 @@ class EvaluatorWorker:
     def _load(self) -> None:
         self.base = load_model(self.config)
         self.encoder = load_encoder(self.config, self.base)
-        size = self.config.evaluation.batch_size
-        self.evaluator = Evaluator(self.base, self.tasks, self.samples, size, instruction_encoder=self.encoder)
+        how = self.config.evaluation
+        self.evaluator = Evaluator(
+            self.base,
+            self.tasks,
+            self.samples,
+            how.batch_size,
+            instruction_encoder=self.encoder,
+            thoughts=how.thoughts,
+        )
         self.loaded(self.base.model)
 
     def evaluate(self, job: Job, snapshot: Snapshot | None = None) -> TaskScores:

@@ -13,6 +13,7 @@ from sentence_models import save_sentence_model
 
 from streamcvit.adapters import InstructionEncoder
 from streamcvit.adapters.instruction import encoder_identity
+from streamcvit.adapters.prototypes import Prototypes
 from streamcvit.errors import UserError
 
 
@@ -56,8 +57,15 @@ def test_each_distinct_text_is_embedded_once_and_order_is_kept(tokenizer):
     assert tokenizer.calls == 2
 
 
-def test_empty_instruction_is_the_zero_vector(tokenizer):
-    assert not InstructionEncoder.from_model(tiny_llama(), tokenizer).encode([""]).any()
+def test_samples_without_an_instruction_share_one_cluster_and_keep_out_of_others(tokenizer):
+    encoder = InstructionEncoder.from_model(tiny_llama(), tokenizer)
+    empty, *others = encoder.encode(["", "answer with one word", "say yes or no"])
+    assert torch.allclose(empty.square().mean(), torch.tensor(1.0))
+    assert all(abs(torch.cosine_similarity(empty, other, dim=0)) < 1e-5 for other in others)
+    prototypes = Prototypes(4, 32, 0.8, standardise=False)
+    assert prototypes.learn(encoder.encode(["", "say yes or no", "", ""])).tolist() == [0, 1, 0, 0]
+    prototypes.step()
+    assert prototypes.learn(encoder.encode(["", "say yes or no"])).tolist() == [0, 1] and int(prototypes.used) == 2
 
 
 def test_missing_sentence_transformers_is_named(monkeypatch):
