@@ -291,8 +291,6 @@ def _import(name: str, format: str, folder: Path) -> None:
     except UserError:
         return  # the file as a whole is none
     rows = [(0, one) for task in tasks.values() for one in task.train]
-    if not all(len(one.pictures) == 1 for _, one in rows):
-        return  # shards hold one picture a sample
     specs, tests = [task.spec for task in tasks.values()], {name: task.test for name, task in tasks.items()}
     with contextlib.chdir(folder):  # what removes a folder opens the names below it without their path
         stream = write_stream(folder / "s", rows, specs, tests, 0)
