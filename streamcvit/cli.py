@@ -163,9 +163,12 @@ def shard(
     settings: Settings = None,
 ) -> None:
     """Write a pipeline's stream into WebDataset shards with an index."""
+    from streamcvit.run.losses import stream_lines
     from streamcvit.run.stream import prepare_stream
 
-    index = prepare_stream(_config(pipeline, settings, data=data), folder)
+    index = prepare_stream(_config(pipeline, settings, data=data), folder, out.print)
+    for line in stream_lines(folder, index):
+        out.print(line, markup=False, soft_wrap=True)
     out.print(
         f"{len(index)} samples in {index.n_chunks} chunks, {len(index.shards)} shards, "
         f"{len(index.eval_index())} test samples of {len(index.tasks)} tasks\nindex {index.digest}\n{folder}"

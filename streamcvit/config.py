@@ -57,7 +57,9 @@ class ScenarioConfig(Section):
     """Which task gives how many samples to which chunk."""
 
     preset: str = Field("embedded", description="`embedded`, `generate`, `task-incremental` or a published plan")
-    chunks: int = Field(15, ge=1, le=10_000)
+    chunks: int | None = Field(
+        None, ge=1, le=10_000, description="null: the preset's own number; embedded and generate: 15"
+    )
     samples_per_chunk: int = Field(0, ge=0, description="0: the preset's own, or all samples there are")
     tasks_per_chunk: int = Field(3, ge=1)
     recurrence_gap: int = Field(2, ge=0, description="chunks that pass before a task comes back (`generate`)")

@@ -24,8 +24,9 @@ from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.guard import Stop, alone
 from streamcvit.run.local import LocalPool, Pool
+from streamcvit.run.losses import lost_list, stream_lines
 from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
-from streamcvit.run.stream import prepare_stream, unreadable_rows
+from streamcvit.run.stream import prepare_stream
 from streamcvit.screen import Screen
 
 
@@ -76,22 +77,22 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
     changed: Changes = {}
     index = None
     if resume:  # its stream is there, and what changed is said before anything starts
-        index = _stream(config, folder / "stream", resume)
+        index = _stream(config, folder / "stream", resume, console)
         changed = changes(config, model_digest(weights), index.digest)
         refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
     with _unless_begun(folder), _starting(config, weights, local, stop, console) as start:
         if index is None:
-            index = _stream(config, folder / "stream", resume)
+            index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
         chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
         view = LiveView(list(counts), len(index), chunks, console)
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
-        if (lost := unreadable_rows(folder / "stream")).exists():
-            view.message(f"{len(lost.read_text(encoding='utf-8').splitlines())} rows could not be read: {lost}")
+        for line in stream_lines(folder / "stream", index):
+            view.message(line)
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")
         pool = start(view)
@@ -115,13 +116,13 @@ def _report(config: RunConfig) -> Path:
     return write_report(folders, config.folder() / "report.html", title=config.name)
 
 
-def _stream(config: RunConfig, folder: Path, resume: bool) -> StreamIndex:
+def _stream(config: RunConfig, folder: Path, resume: bool, console: Screen) -> StreamIndex:
     """The run's stream; a resumed run reads the one it began with, any other one that lies there was never learned."""
     if resume and not folder.is_symlink() and (folder / INDEX_NAME).exists():
         return StreamIndex.open(folder)
     if not resume:
         _remove_stream(folder)
-    return prepare_stream(config, folder)
+    return prepare_stream(config, folder, lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 @contextlib.contextmanager
@@ -139,7 +140,7 @@ def _remove_stream(folder: Path) -> None:
         folder.unlink()
     elif (folder / INDEX_NAME).exists():  # nothing that is not ours
         shutil.rmtree(folder)
-    unreadable_rows(folder).unlink(missing_ok=True)
+    lost_list(folder).unlink(missing_ok=True)
 
 
 def _how_to_go_on(config: RunConfig, local: bool) -> str:

@@ -104,13 +104,13 @@ class TaskReport:
     Attributes:
         train, test: its files; `train` is None where the task is only tested.
         used: test samples that are used.
-        lost: samples of the stream, and test samples, whose pictures cannot be used.
+        lost: how many samples of the stream, and test samples, have pictures that cannot be used.
     """
 
     train: FileReport | None
     test: FileReport
     used: int = 0
-    lost: tuple[int, int] = (0, 0)
+    lost: list[int] = field(default_factory=lambda: [0, 0])
 
 
 @dataclass
@@ -143,7 +143,7 @@ class ImportReport:
         tasks = {}
         for name, task in record["tasks"].items():
             train = FileReport(**task["train"]) if task["train"] else None
-            tasks[name] = TaskReport(train, FileReport(**task["test"]), task["used"], tuple(task["lost"]))
+            tasks[name] = TaskReport(train, FileReport(**task["test"]), task["used"], task["lost"])
         return cls(tasks)
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def write_stream(
     *,
     plan: Plan | None = None,
     samples_per_shard: int = 2000,
+    check: Callable[[StreamIndex, StreamIndex], object] = lambda index, tests: None,
 ) -> StreamIndex:
     """Write a stream folder: shards, `index.parquet`, and the test sets in `eval/`.
 
@@ -50,6 +51,7 @@ def write_stream(
         seed: what the order was drawn with; noted in the index.
         plan: if given, what was written must agree with it.
         samples_per_shard: a new shard begins after so many samples.
+        check: given the indexes of the stream and of its test sets before the folder is put in place; may refuse it.
 
     Raises:
         UserError: a task without a test set, chunks out of order, two samples with one id, a sample of an unknown
@@ -73,6 +75,7 @@ def write_stream(
         index = build_index(part, scan, chunks, specs, seed=seed, n_chunks=n_chunks, evaluation=evaluation)
         if plan is not None:
             _check_plan(plan, index)
+        check(index, evaluation)
         index.save()
         return _put_in_place(part, folder, index.digest)
     finally:

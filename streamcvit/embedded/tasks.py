@@ -173,21 +173,23 @@ def train_samples(
     Raises:
         UserError: there is no such task, wording or convention.
     """
-    return _samples(task, n, "train", seed, wordings, conventions)
+    return list(_samples(task, n, "train", seed, wordings, conventions))
 
 
 def test_samples(
     task: str, n: int = 100, *, wordings: Wordings = "single", conventions: Conventions = "shared"
 ) -> list[Sample]:
     """The first n test samples of a task; always the same ones. Arguments and errors as of `train_samples`."""
-    return _samples(task, n, "test", 0, wordings, conventions)
+    return list(_samples(task, n, "test", 0, wordings, conventions))
 
 
 # pytest collects whatever is named test_* in a module that imports it.
 test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
-def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings, conventions: Conventions) -> list[Sample]:
+def _samples(
+    task: str, n: int, split: Split, seed: int, wordings: Wordings, conventions: Conventions
+) -> Iterator[Sample]:
     if task not in TASKS:
         raise UserError(f"no embedded task is called {task!r}", fix=f"Choose one of {', '.join(TASKS)}")
     if wordings not in ("single", "five"):
@@ -197,7 +199,6 @@ def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings, con
     style, pattern = CONVENTIONS.get(task, ("", "")) if conventions == "own" else ("", "")
     rng = rng_for(split, seed, list(TASKS).index(task))
     words = np.random.default_rng([seed, 7])
-    samples = []
     for number in range(n):
         picture = draw(_KIND[task], split, rng)
         question, answer, meta = _ASK[task](picture, rng)
@@ -206,18 +207,15 @@ def _samples(task: str, n: int, split: Split, seed: int, wordings: Wordings, con
             answer = style.format(word if style.startswith("{") else word.lower())
         # Own generator: the same seed gives the same pictures and questions under both settings.
         wording = int(words.integers(len(INSTRUCTIONS[task]))) if wordings == "five" else 0
-        samples.append(
-            Sample(
-                sample_id=f"{task}-{split}-{seed}-{number:05d}",
-                task=task,
-                question=question,
-                instruction=INSTRUCTIONS[task][wording],
-                answers=(answer,),
-                pictures=(Encoded(picture.png()),),
-                meta={"follow_pattern": pattern or FORMATS[task], **meta},
-            )
+        yield Sample(
+            sample_id=f"{task}-{split}-{seed}-{number:05d}",
+            task=task,
+            question=question,
+            instruction=INSTRUCTIONS[task][wording],
+            answers=(answer,),
+            pictures=(Encoded(picture.png()),),
+            meta={"follow_pattern": pattern or FORMATS[task], **meta},
         )
-    return samples
 
 
 # Roles are dealt out to tasks by the seed. Every role comes in two or three chunks, most with gaps; no chunk holds more
@@ -288,7 +286,7 @@ def stream(
         (chunk number, sample).
     """
     pools = {
-        task: iter(train_samples(task, int(total), seed, wordings=wordings, conventions=conventions))
+        task: _samples(task, int(total), "train", seed, wordings, conventions)
         for task, total in zip(TASKS, plan.sum(axis=0), strict=True)
     }
     for chunk, counts in enumerate(plan):

@@ -2,87 +2,131 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
-from streamcvit.data.scenario import PRESETS, generate, order, scale_plan, task_incremental
+from streamcvit.data.scenario import order
 from streamcvit.data.shards import write_stream
-from streamcvit.data.taskfiles import TaskData, load_tasks
+from streamcvit.data.spool import Nothing, Spool
+from streamcvit.data.taskfiles import TaskData, load_tasks, report_of
+from streamcvit.data.taskrows import Rows
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
+from streamcvit.run.losses import check_losses, list_lost, save_report
+from streamcvit.run.plans import embedded_plan, files_plan
 
-DEFAULT_PER_CHUNK = 480
+EMBEDDED_TESTS = 100
+"""Test samples of an embedded task, where the config names no number."""
+_SAY_EVERY = 10.0
+"""Seconds between two words on how far the writing is."""
+
+Say = Callable[[str], None]
 
 
 def plan_of(config: RunConfig) -> Plan:
     """The chunk x task table of a config's stream, without writing anything."""
-    if config.stream.source == "shards":
-        return StreamIndex.open(config.stream.data).plan
-    if config.stream.source == "embedded":
-        return _embedded_plan(config)
-    return _fit(config, {name: len(task.train) for name, task in _load(config).items()})
+    stream = config.stream
+    if stream.source == "shards":
+        return StreamIndex.open(stream.data).plan
+    if stream.source == "embedded":
+        return embedded_plan(stream.scenario, config.seed)
+    data = _load(config, Nothing())
+    return files_plan(stream.scenario, {name: len(task.train) for name, task in data.items()}, config.seed)
 
 
-def prepare_stream(config: RunConfig, folder: Path) -> StreamIndex:
+def prepare_stream(config: RunConfig, folder: Path, say: Say = lambda _: None) -> StreamIndex:
     """Write a config's stream into `folder`, whole or not at all; a folder that holds it already is kept.
 
     Args:
         config: whose stream.
-        folder: where to; what rows could not be read is listed beside it (`unreadable_rows`).
+        folder: where to; what was found, and what cannot be used, is noted beside it (`losses`).
+        say: told now and then how far a long writing is.
 
     Raises:
-        UserError: missing or unreadable data, a task without test set, a test sample without what its task's rules
-            need, a plan that asks for more than there is, a folder that cannot be written, a full disk.
+        UserError: missing or unreadable data, too much that cannot be used, a task without test set, a test sample
+            without what its task's rules need, a plan that asks for more than there is, a folder that cannot be
+            written, a full disk.
     """
     try:
-        return _prepare(config, folder)
+        return _prepare(config, folder, say)
     except OSError as fault:
         where, fix = str(fault.filename or folder), "Choose another folder, or make room; nothing was written"
         raise UserError(f"cannot be read or written ({fault.strerror or fault})", where=where, fix=fix) from None
 
 
-def _prepare(config: RunConfig, folder: Path) -> StreamIndex:
+def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
     stream = config.stream
     if stream.source == "shards":
-        index = StreamIndex.open(stream.data)
-        _check_rules(index)
-        if is_url(stream.data):
-            return index.copy_to(folder)  # the run folder stays local; only the shards are fetched
-        target = Path(stream.data).absolute()
-        if folder.is_symlink() and folder.readlink() != target:  # the shards were moved
-            folder.unlink()
-        if not folder.is_symlink() and not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.symlink_to(target, target_is_directory=True)
-        return index
+        return _adopt(config, folder)
     bad: list[Quarantined] = []
+    report = None
     if stream.source == "embedded":
-        plan = _embedded_plan(config)
-        n = stream.test_samples or 100
+        plan = embedded_plan(stream.scenario, config.seed)
+        n = stream.test_samples or EMBEDDED_TESTS
         tasks: dict[str, TaskSpec] = embedded.TASKS
         how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
         samples = embedded.stream(plan.counts, config.seed, **how)
         test: dict[str, Iterable[Sample]] = {task: embedded.test_samples(task, n, **how) for task in tasks}
     else:
-        data = _load(config)
-        plan = _fit(config, {name: len(task.train) for name, task in data.items()})
+        data = _load(config, Spool(_there(folder)))
+        plan = files_plan(stream.scenario, {name: len(task.train) for name, task in data.items()}, config.seed)
         tasks = {name: task.spec for name, task in data.items()}
         bad = [row for task in data.values() for row in task.quarantined]
+        report = report_of(data)
         samples = _samples(data, plan, config.seed)
-        test = {name: task.test[: stream.test_samples or None] for name, task in data.items()}
+        drawn = {name: _draw(task.test, stream.test_samples, config.seed, name) for name, task in data.items()}
+        for name, rows in drawn.items():
+            report.tasks[name].used = len(rows)
+        test = dict(drawn)
     test = {task: check_test_set(tasks[task], samples) for task, samples in test.items()}
+
+    def check(index: StreamIndex, tests: StreamIndex) -> None:
+        check_losses(index, tests, stream.bad_share, report)
+        if report:
+            save_report(index.folder, report)
+
     index = write_stream(
-        folder, samples, tasks, test, config.seed, plan=plan, samples_per_shard=stream.samples_per_shard
+        folder,
+        _told(samples, int(plan.counts.sum()), say),
+        tasks,
+        test,
+        config.seed,
+        plan=plan,
+        samples_per_shard=stream.samples_per_shard,
+        check=check,
     )
-    _note_unreadable(bad, folder)
+    list_lost(folder, index, bad)
+    return index
+
+
+def _adopt(config: RunConfig, folder: Path) -> StreamIndex:
+    """The shards of others, as they lie; on this machine only their index, or a link."""
+    data = config.stream.data
+    index = StreamIndex.open(data)
+    _check_rules(index)
+    check_losses(index, index.eval_index(), config.stream.bad_share)
+    if is_url(data):
+        copy = index.copy_to(folder)  # the run folder stays local; only the shards are fetched
+        list_lost(folder, copy)
+        return copy
+    target = Path(data).absolute()
+    if folder.is_symlink() and folder.readlink() != target:  # the shards were moved
+        folder.unlink()
+    if not folder.is_symlink() and not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(target, target_is_directory=True)
+    list_lost(folder, index)
     return index
 
 
@@ -104,63 +148,34 @@ def _check_rules(index: StreamIndex) -> None:
         raise UserError(f"task {untested[0]!r} has no test set", where=index.folder, fix="Add test samples of it")
 
 
-def _embedded_plan(config: RunConfig) -> Plan:
-    scenario = config.stream.scenario
-    if scenario.preset != "embedded":
-        available = dict.fromkeys(embedded.TASKS, 10**9)
-        return _by_name(config, available)
-    per_chunk = scenario.samples_per_chunk or DEFAULT_PER_CHUNK
-    return Plan(tuple(embedded.TASKS), embedded.chunk_plan(scenario.chunks, per_chunk, config.seed))
-
-
-def _fit(config: RunConfig, available: dict[str, int]) -> Plan:
-    """A named plan for these tasks; asked for no number of samples, it uses each of them exactly once."""
-    scenario = config.stream.scenario
-    plan = _by_name(config, available)
-    if scenario.preset in PRESETS:
-        return scale_plan(plan, available)  # a published mixture stays as published, or shrinks by one factor
-    return plan if scenario.samples_per_chunk else scale_plan(plan, available, exhaust=True)
-
-
-def _by_name(config: RunConfig, available: dict[str, int]) -> Plan:
-    scenario = config.stream.scenario
-    per_chunk = scenario.samples_per_chunk or max(1, min(sum(available.values()) // scenario.chunks, 1000))
-    if scenario.preset == "generate":
-        return generate(
-            list(available),
-            scenario.chunks,
-            per_chunk,
-            config.seed,
-            tasks_per_chunk=min(scenario.tasks_per_chunk, len(available)),
-            recurrence_gap=scenario.recurrence_gap,
-        )
-    if scenario.preset == "task-incremental":
-        return task_incremental(available, scenario.samples_per_chunk or None)
-    if scenario.preset in PRESETS:
-        return PRESETS[scenario.preset]()
-    raise UserError(
-        f"unknown plan {scenario.preset!r}",
-        where="stream.scenario.preset",
-        fix=f"Choose from embedded, generate, task-incremental, {', '.join(PRESETS)}",
-    )
-
-
-def _load(config: RunConfig) -> dict[str, TaskData]:
+def _load(config: RunConfig, spool: Spool) -> dict[str, TaskData]:
     tasks = {name: task.model_dump() for name, task in config.stream.tasks.items()}
-    return load_tasks(config.stream.data, tasks, config.stream.bad_share)
+    return load_tasks(config.stream.data, tasks, config.stream.bad_share, spool)
 
 
-def unreadable_rows(folder: Path) -> Path:
-    """Where the rows that could not be read on import are listed, one JSON object a line: beside the stream folder."""
-    return folder.with_name(f"{folder.name}.quarantined.jsonl")
+def _there(folder: Path) -> Path:
+    """The nearest folder above that is there: the disk that the stream goes to has the room for what is read too."""
+    return next(parent for parent in folder.absolute().parents if parent.is_dir())
 
 
-def _note_unreadable(rows: list[Quarantined], folder: Path) -> None:
-    if rows:
-        lines = [json.dumps({"sample_id": b.sample_id, "reason": b.reason, "detail": b.detail}) for b in rows]
-        unreadable_rows(folder).write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _draw(rows: Rows, count: int, seed: int, task: str) -> Rows:
+    """So many of a test set in its order, drawn by the seed; 0: all."""
+    if not 0 < count < len(rows):
+        return rows
+    rng = np.random.default_rng([seed, 3, zlib.crc32(task.encode())])
+    return rows.pick(sorted(rng.permutation(len(rows))[:count].tolist()))
 
 
 def _samples(data: dict[str, TaskData], plan: Plan, seed: int) -> Iterator[tuple[int, Sample]]:
     for chunk, task, number in order(plan, {name: len(task.train) for name, task in data.items()}, seed):
         yield chunk, data[task].train[number]
+
+
+def _told(samples: Iterable[tuple[int, Sample]], total: int, say: Say) -> Iterator[tuple[int, Sample]]:
+    """The samples, while it is told how many of them have come and how long the others take."""
+    began = last = time.monotonic()
+    for done, sample in enumerate(samples):
+        yield sample
+        if (now := time.monotonic()) - last >= _SAY_EVERY:
+            last, left = now, (now - began) / (done + 1) * (total - done - 1)
+            say(f"writing the stream: {done + 1} of {total} samples, about {left / 60:.0f} min left")
