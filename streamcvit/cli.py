@@ -176,7 +176,7 @@ def shard(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Stream folder.")]) -> None:
+def verify(folder: Annotated[str, typer.Argument(help="Stream folder, or its URL.")]) -> None:
     """Check a stream folder: checksums, shards, every sample; exit code 1 where something is wrong."""
     from streamcvit.data.verify import verify as check
 

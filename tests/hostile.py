@@ -21,9 +21,10 @@ from PIL import Image
 from streams import TASKS, pair, picture, raw_tar, sample
 
 from streamcvit.data import strictjson
+from streamcvit.data.foreign import index_shards
 from streamcvit.data.formats import FORMATS
 from streamcvit.data.images import decode_image, image_fault
-from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.instructions import Naming
 from streamcvit.data.locations import is_url
 from streamcvit.data.reader import ShardReader

@@ -1,7 +1,8 @@
 """What arrives: samples, chunk plans, shards and the index that finds every sample in them."""
 
+from streamcvit.data.foreign import index_shards
 from streamcvit.data.formats import FORMATS
-from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.plan import Plan
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec

@@ -2,12 +2,17 @@
 
 What counts where an encoded picture leaves a choice: the EXIF orientation is applied (one that cannot be read is as
 none); transparency is laid over white; 16-bit channels keep their 8 high bits; CMYK and others go through Pillow's own
-conversion; of an animation (WebP, APNG) the first frame counts.
+conversion; of an animation (GIF, WebP, APNG) and of several pictures in one file (MPO) the first counts.
+
+What is read is what Pillow decodes in bounded time and memory without help from outside. Of its other formats TIFF and
+JPEG 2000 stay out as their decoders come with many codecs, old and new, AVIF and HEIF as theirs set memory and threads
+aside before a size can be checked, RLE-packed BMP as it is unpacked in Python byte by byte, EPS as it runs Ghostscript.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,9 +29,19 @@ MAX_SCANS = 100
 """JPEGs with more scans are refused: a few bytes each, every scan costs a pass over the whole picture. Encoders write
 about ten."""
 
-EXTENSIONS: dict[str, tuple[str, ...]] = {"png": ("png",), "jpg": ("jpg", "jpeg", "jpe", "jfif"), "webp": ("webp",)}
+MAX_GIF_BLOCKS = 65_536
+"""GIFs with more blocks before their first frame are refused: Pillow reads them one by one. A profile has hundreds."""
+EXTENSIONS: dict[str, tuple[str, ...]] = {
+    "png": ("png", "apng"),
+    "jpg": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    "webp": ("webp",),
+    "gif": ("gif",),
+    "bmp": ("bmp",),
+}
 """The kinds of pictures that are read (`Picture.ext`), and the endings of file names that each goes by. What counts is
 the content."""
+UNREAD = ("tif", "tiff", "avif", "heic", "heif", "jp2", "jxl", "svg", "ico", "ppm", "pgm", "pbm", "psd", "eps")
+"""Endings of pictures that are not read: they count as pictures, and each is refused by what it holds."""
 
 HEAD = 12
 """Bytes that tell the kind of a file."""
@@ -34,7 +49,33 @@ HEAD = 12
 _PIXEL_BYTES = 24
 """Memory that decoding takes a pixel: at most 20 bytes of any format and mode (WebP) as measured."""
 WHITE = (255, 255, 255)
-_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow's others are never tried; its EPS reader, for one, runs Ghostscript
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's others are never tried
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpg",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+}
+_OTHERS = {
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a TIFF",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000",
+    b"\xffO\xffQ": "a JPEG 2000",
+    b"\xff\x0a": "a JPEG XL",
+    b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"\0\0\1\0": "an icon",
+    b"8BPS": "a Photoshop",
+    b"%!PS": "an EPS",
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+    b"<?xml": "an XML",
+    b"<html": "an HTML",
+    b"<!doctype": "an HTML",
+    b"version http": "a Git LFS pointer",
+    b"\x1f\x8b": "a gzip",
+    b"PK\3\4": "a zip",
+}
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,13 +90,26 @@ _TURNS = {
 
 def sniff(head: bytes) -> str:
     """A name in `EXTENSIONS` from a file's first `HEAD` bytes; empty for anything else."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpg"
+    for start, kind in _STARTS.items():
+        if head.startswith(start):
+            return kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
-    return ""
+    return "bmp" if head[:2] == b"BM" and head[6:10] == bytes(4) else ""  # four reserved bytes tell it from a text
+
+
+def no_picture(head: bytes) -> str:
+    """What a file is instead of a picture, by its first `HEAD` bytes; empty where it is one."""
+    if sniff(head):
+        return ""
+    what = next((what for start, what in _OTHERS.items() if head.lower().startswith(start.lower())), "")
+    if head[4:8] == b"ftyp":
+        what = "an AVIF" if head[8:11] == b"avi" else "a HEIF or a video"
+    if what == "a Git LFS pointer":
+        return "is a Git LFS pointer; fetch the file itself with git lfs pull"
+    return (
+        f"is {what} file; PNG, JPEG, WebP, GIF and BMP are read" if what else "is neither PNG, JPEG, WebP, GIF nor BMP"
+    )
 
 
 class _Undecodable(ValueError):
@@ -113,8 +167,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in `data` as 8-bit RGB, upright, by the rules in this module's docstring.
 
     Raises:
-        ValueError: the bytes are no PNG, JPEG or WebP, are damaged or cut off, or unpack to more than the limits allow
-            (the message says which).
+        ValueError: the bytes are no picture of `EXTENSIONS`, are damaged or cut off, or unpack to more than the limits
+            allow (the message says which).
         MemoryError: this machine has not the memory to tell.
     """
     return _with_memory(lambda: _decode(data, max_pixels), data)
@@ -153,11 +207,13 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise ValueError("the picture has 0 bytes")
     kind = sniff(data[:HEAD])
     if not kind:
-        raise ValueError("the picture is neither PNG, JPEG nor WebP")
+        raise ValueError(f"the picture {no_picture(data[:HEAD])}")
     # Within a JPEG's coded data 0xFF is always followed by 0: these two bytes mark a scan, or stand in a comment.
     if kind == "jpg" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"the picture has {scans} scans; at most {MAX_SCANS} are decoded")
-    width, height = _webp_size(data[:30]) if kind == "webp" else (0, 0)
+    if kind == "bmp" and data[14:15] != b"\x0c" and data[30:31] in (b"\1", b"\2"):
+        raise ValueError("an RLE-packed BMP is not read; save the picture as PNG")
+    width, height = _SIZES[kind](data) if kind in _SIZES else (0, 0)
     if width:  # opening one sets memory aside by its size
         _check_size(width, height, max_pixels)
     try:
@@ -170,15 +226,45 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return picture
 
 
-def _webp_size(head: bytes) -> tuple[int, int]:
+def _webp_size(data: bytes) -> tuple[int, int]:
     """(width, height) in the first 30 bytes of a WebP file (RFC 9649); zeros where they hold none."""
-    kind, number = head[12:16], int.from_bytes
+    head, number = data[:30], int.from_bytes
+    kind = head[12:16]
     if kind == b"VP8X":
         return number(head[24:27], "little") + 1, number(head[27:30], "little") + 1
     if kind == b"VP8L":
         bits = number(head[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return number(head[26:28], "little") & 0x3FFF, number(head[28:30], "little") & 0x3FFF
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that hold both the screen and the first frame of a GIF (its specification of 1989).
+
+    Raises:
+        ValueError: too many blocks before the first frame.
+    """
+    head = data[:13].ljust(13, b"\0")
+    at, blocks, inside = 13 + (6 << (head[10] & 7) if head[10] & 128 else 0), 0, False
+    while at < len(data):
+        if (blocks := blocks + 1) > MAX_GIF_BLOCKS:
+            raise ValueError(f"the picture has more than {MAX_GIF_BLOCKS} blocks before its first frame")
+        mark = data[at]
+        if inside:  # an extension: blocks behind their lengths, up to one of no length
+            inside, at = mark > 0, at + 1 + mark
+        elif mark == ord(","):
+            left, top, width, height = struct.unpack("<4H", data[at + 1 : at + 9].ljust(8, b"\0"))
+            screen = struct.unpack("<2H", head[6:10])
+            return max(screen[0], left + width), max(screen[1], top + height)
+        elif mark == ord(";"):
+            break
+        else:  # Pillow passes over bytes that are nothing
+            inside = mark == ord("!")
+            at += 2 if inside else 1
+    return 0, 0
+
+
+_SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {"webp": _webp_size, "gif": _gif_size}
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamcvit.data import locations, strictjson
-from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids
-from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_task, read_parquet
+from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_tasks, read_parquet
 from streamcvit.data.plan import Plan
+from streamcvit.data.records import Reading, Records
 from streamcvit.data.sample import MAX_PICTURES, TaskSpec
-from streamcvit.data.shardscan import PICTURE_COLUMNS, SCHEMA, ShardScan, scan_shards
+from streamcvit.data.shardscan import OURS, PICTURE_COLUMNS, SCHEMA, ShardScan
 from streamcvit.data.targroups import MAX_SAMPLE
-from streamcvit.data.tarscan import MAX_MEMBER, Fault
+from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
 
 INDEX_NAME = "index.parquet"
@@ -34,7 +33,8 @@ VERSIONS = (1, 2)
 one-picture samples has the digest that it always had."""
 FAULTS_KEPT = 100
 """Faults of others' shards that the index names; it counts all."""
-_LOSSES = ("incomplete", "json", "order")
+LOSSES = ("incomplete", "json", "label", "member", "order", "task")
+"""Reasons of faults each of which cost a sample, or a member that may have been one."""
 
 _META_KEY = b"streamcvit"
 _DIGEST_KEY = b"streamcvit_digest"
@@ -48,7 +48,8 @@ class StreamIndex:
         folder: path or URL of the stream folder.
         table: one row a picture, in stream order (`SCHEMA`; offsets and sizes in bytes).
         meta: version, seed, format, shards [{path, bytes, sha256}], tasks, plan, eval (digest of the test sets'
-            index or null), n_faults and the first faults found while indexing.
+            index or null), n_faults and the first faults found while indexing, first those that cost a sample; where
+            there is any, n_lost of the latter, and reading: what tasks add to the records (`Reading`).
         digest: SHA-256 (hex) of the table and the metadata; names of folders and shards are no part of it.
         task_of, chunk_of, sample_id_of: numpy arrays [n]: task names (str objects), chunks (int32, -1 in test sets),
             ids (str objects).
@@ -159,6 +160,11 @@ class StreamIndex:
         if name in PICTURE_COLUMNS or len(self) == self.table.num_rows:
             return column
         return column.take(pa.array(self.first_row))
+
+    def records(self) -> Records:
+        """What reads its records."""
+        readings = self.meta.get("reading", {})
+        return Records(self.meta["format"], {task: Reading.from_json(added) for task, added in readings.items()})
 
     @property
     def plan(self) -> Plan:
@@ -280,7 +286,7 @@ def build_index(
     *,
     seed: int = 0,
     n_chunks: int | None = None,
-    format: str = "streamcvit",
+    records: Records = OURS,
     evaluation: StreamIndex | None = None,
 ) -> StreamIndex:
     """An index (not yet saved) of scanned shards; `chunks` [n] gives each sample's chunk, -1 in test sets.
@@ -288,11 +294,7 @@ def build_index(
     Raises:
         UserError: a sample names a task that is not in `tasks`, or two samples have one id.
     """
-    for spec in tasks.values():
-        try:
-            check_task(spec)
-        except ValueError as fault:
-            raise UserError(str(fault), where=str(folder), fix="Rename it, or mend its settings") from None
+    check_tasks(tasks)
     table = scan.table(chunks)
     names, ids = scan.columns["task"], scan.columns["sample_id"]
 
@@ -313,125 +315,21 @@ def build_index(
         np.add.at(
             counts, (np.asarray(chunks, dtype=np.int64), np.array([column[name] for name in names], dtype=np.int64)), 1
         )
+    lost = [fault for fault in scan.faults if fault.reason in LOSSES]
+    other = [fault for fault in scan.faults if fault.reason not in LOSSES]
     meta = {
         "version": 1 if scan.one_each else 2,
         "seed": seed,
-        "format": format,
+        "format": records.format,
         "shards": scan.shards,
         "tasks": [dataclasses.asdict(spec) for spec in tasks.values()],
         "plan": Plan(tuple(tasks), counts).to_json(),
         "eval": evaluation.digest if evaluation else None,
         "n_faults": len(scan.faults),
-        "faults": [dataclasses.asdict(fault) for fault in scan.faults[:FAULTS_KEPT]],
+        "faults": [dataclasses.asdict(fault) for fault in (lost + other)[:FAULTS_KEPT]],
     }
+    if lost:
+        meta["n_lost"] = len(lost)
+    if readings := {task: added for task, reading in records.readings.items() if (added := reading.to_json())}:
+        meta["reading"] = readings
     return StreamIndex(folder, table, meta)
-
-
-def index_shards(
-    shards: Sequence[str | os.PathLike],
-    folder: str | os.PathLike,
-    tasks: Mapping[str, TaskSpec],
-    *,
-    test_shards: Sequence[str | os.PathLike] = (),
-    format: str = "streamcvit",
-    task: str = "",
-    samples_per_chunk: int | None = None,
-    keep_whole: bool = False,
-) -> StreamIndex:
-    """Index WebDataset shards of others (a `.json` and a picture a sample) where they lie.
-
-    Args:
-        shards: paths or URLs, in stream order; files that lie outside `folder` are linked into it.
-        folder: where `index.parquet` goes; may be the shards' own folder.
-        tasks: every task that the samples name.
-        test_shards: the same for the test sets.
-        format: a name in `FORMATS`: how to read the `.json` members.
-        task: the task of samples whose record names none.
-        samples_per_chunk: length of a chunk; without it each shard is one chunk, an empty one if it has no samples.
-        keep_whole: of a damaged shard index the samples before the damage, instead of refusing it.
-
-    Raises:
-        UserError: a shard is damaged (the message gives the byte), or more than 5 % of the samples have faults.
-    """
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}", fix=f"Choose one of {', '.join(FORMATS)}")
-    folder = os.path.abspath(folder)
-    evaluation = None
-    named, links = _named(shards, folder)
-    if test_shards:
-        test_named, test_links = _named(test_shards, f"{folder}/{EVAL_FOLDER}")
-        scan = _scan_foreign(test_named, format, task, keep_whole)
-        evaluation = build_index(f"{folder}/{EVAL_FOLDER}", scan, np.full(len(scan), -1), tasks, format=format)
-    scan = _scan_foreign(named, format, task, keep_whole)
-    places = np.arange(len(scan)) // samples_per_chunk if samples_per_chunk else np.array(scan.columns["shard"])
-    n_chunks = None if samples_per_chunk else len(named)
-    index = build_index(folder, scan, places, tasks, n_chunks=n_chunks, format=format, evaluation=evaluation)
-    if evaluation:
-        _link(evaluation.folder, test_links)
-        evaluation.save()
-    _link(folder, links)
-    index.save()
-    return index
-
-
-def _named(shards: Sequence[str | os.PathLike], folder: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(name in the index, location) of each shard, and the links to make: name -> local file outside the folder.
-
-    An index names local files in its own folder only, so that one that came from elsewhere cannot lead out of it.
-    """
-    named: list[tuple[str, str]] = []
-    links: dict[str, str] = {}
-    for shard in [os.fspath(path) for path in shards]:
-        locations.check_location(shard)
-        if locations.is_url(shard):
-            named.append((shard, shard))
-            continue
-        location = os.path.abspath(shard)
-        if location.startswith(folder + os.sep):
-            named.append((os.path.relpath(location, folder), location))
-            continue
-        base = os.path.basename(location)
-        names = chain([base], (f"{number}-{base}" for number in count(2)))
-        name = next(name for name in names if _free(folder, name, location, links))
-        links[name] = location
-        named.append((name, location))
-    return named, links
-
-
-def _free(folder: str, name: str, location: str, links: Mapping[str, str]) -> bool:
-    path = os.path.join(folder, name)
-    if os.path.lexists(path):
-        return os.path.realpath(path) == os.path.realpath(location)
-    return links.get(name, location) == location
-
-
-def _link(folder: str, links: Mapping[str, str]) -> None:
-    os.makedirs(folder, exist_ok=True)
-    for name, location in links.items():
-        if not os.path.lexists(path := os.path.join(folder, name)):
-            os.symlink(location, path)
-
-
-def _scan_foreign(named: Sequence[tuple[str, str]], format: str, task: str, keep_whole: bool) -> ShardScan:
-    scan = scan_shards(named, format, task)
-    fatal = next((fault for fault in scan.faults if fault.fatal), None)
-    if fatal and not keep_whole:
-        raise UserError(
-            f"damaged: {fault_line(fatal)}; {len(scan)} whole samples were found in all shards",
-            where=fatal.shard,
-            fix="Fetch the shard again, or ask for the whole samples only (keep_whole)",
-        )
-    scan.columns["sample_id"] = list(map(Ids().take, scan.columns["sample_id"]))  # those of others need not be unique
-    lost = [fault for fault in scan.faults if fault.reason in _LOSSES]
-    if len(lost) > BAD_SHARE * (len(scan) + len(lost)):
-        raise UserError(
-            f"{len(lost)} samples cannot be used beside {len(scan)} good ones; the first: {fault_line(lost[0])}",
-            where=lost[0].shard,
-            fix=f"Check the format, or mend the shards; at most {BAD_SHARE:.0%} may be bad",
-        )
-    return scan
-
-
-def fault_line(fault: Fault) -> str:
-    """A fault's place and detail in words."""
-    return f"byte {fault.offset}: {fault.detail}"

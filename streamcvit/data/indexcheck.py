@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamcvit.data.formats import FORMATS
+from streamcvit.data.labels import LABELS
 from streamcvit.data.plan import Plan
+from streamcvit.data.records import Reading
 from streamcvit.data.sample import TaskSpec
 from streamcvit.data.shardscan import SCHEMA
 from streamcvit.errors import UserError
@@ -25,7 +27,8 @@ MAX_TOKENS = 4096
 MAX_NAME = 128
 """Bytes of a task's name: a file system takes 255, and what is written beside a file gets a longer name."""
 
-_TASK_NAME = re.compile(r"\w[^/\\\x00-\x1f\x7f]*")
+_NOT_IN_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f]")
+_RULE = "it becomes a file's name, so a letter, digit or _ comes first, and no / or \\ or control character is in it"
 DAMAGE = (
     pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
 )  # fmt: skip
@@ -51,7 +54,7 @@ def read_parquet(raw: bytes) -> tuple[pa.Table, Mapping[bytes, bytes]]:
 
 def check_meta(meta: Mapping[str, Any]) -> None:
     """Any of `DAMAGE` where the metadata is not what `build_index` writes."""
-    if meta["format"] not in FORMATS:
+    if meta["format"] not in {*FORMATS, *LABELS}:
         raise ValueError(f"unknown format {meta['format']!r:.80}")
     for note in meta["shards"]:
         if not (isinstance(note["path"], str) and isinstance(note["sha256"], str) and type(note["bytes"]) is int):
@@ -63,6 +66,15 @@ def check_meta(meta: Mapping[str, Any]) -> None:
             raise ValueError("a fault's entry is incomplete")
     if type(meta["n_faults"]) is not int:
         raise ValueError("the faults are not counted")
+    if type(meta.get("n_lost", 0)) is not int:
+        raise ValueError("the lost samples are not counted")
+    tasks = {task["name"] for task in meta["tasks"]}
+    for task, added in meta.get("reading", {}).items():
+        if task not in tasks:
+            raise ValueError(f"it reads records of the task {task!r:.80}, which is not listed")
+        Reading.from_json(added).check(meta["format"])
+    if meta["format"] in LABELS and meta.get("reading", {}).keys() != tasks:
+        raise ValueError("it does not say what is asked of the pictures")
     if not isinstance(meta["eval"], str | None):
         raise ValueError("the test sets' digest is no text")
     for task in meta["tasks"]:
@@ -75,11 +87,23 @@ def check_meta(meta: Mapping[str, Any]) -> None:
         raise ValueError("the plan's tasks are not the stream's")
 
 
+def check_tasks(tasks: Mapping[str, TaskSpec]) -> None:
+    """UserError where a task cannot be used."""
+    for spec in tasks.values():
+        try:
+            check_task(spec)
+        except ValueError as fault:
+            raise UserError(str(fault), fix="Rename it, or mend its settings") from None
+
+
 def check_task(spec: TaskSpec) -> None:
     """ValueError where a task cannot be used: its name becomes a file's in a run folder, its rules are looked up."""
-    if not (isinstance(spec.name, str) and _TASK_NAME.fullmatch(spec.name)):
-        rule = "it becomes a file's: a letter, digit or _ first, no / or \\ in it"
-        raise ValueError(f"{spec.name!r:.80} is no name of a task: {rule}")
+    if not isinstance(spec.name, str):
+        raise ValueError(f"{spec.name!r:.80} is no name of a task: it is no text")
+    odd = _NOT_IN_A_NAME.search(spec.name)
+    if odd or not re.match(r"\w", spec.name):
+        what = f"holds {odd[0]!r}" if odd else f"starts with {spec.name[0]!r}" if spec.name else "is empty"
+        raise ValueError(f"{spec.name!r:.80} is no name of a task: it {what}; {_RULE}")
     if (size := len(spec.name.encode())) > MAX_NAME:
         raise ValueError(f"the task name {spec.name!r:.80} takes {size} bytes; at most {MAX_NAME} are allowed")
     if not all(isinstance(rule, str) for rule in (spec.scorer, spec.follow, spec.strcvit)):

@@ -6,16 +6,15 @@ import functools
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from streamcvit.data import strictjson
-from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import EXTENSIONS, MAX_PIXELS, image_fault
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import ByteSource
+from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.tarscan import Fault
 
@@ -64,7 +63,7 @@ class ShardReader:
     def __init__(self, index: StreamIndex, max_pixels: int = MAX_PIXELS, decode: bool = False) -> None:
         self.index, self.max_pixels, self.decode = index, max_pixels, decode
         self._shards = index.shards
-        self._parse, self._own = FORMATS[index.meta["format"]], index.meta["format"] == "streamcvit"
+        self._records = index.records()
         self._extensions, self._image_faults = index.texts("image_ext"), index.texts("image_fault")
         names = ("shard", "json_offset", "json_size", "image_offset", "image_size", "json_crc32", "image_crc32")
         self._columns = {name: index.column(name) for name in names}
@@ -192,23 +191,10 @@ class ShardReader:
             pictures.append(Picture(image, ext))
         assert isinstance(text, bytes)
         try:
-            return self._read_text(text, position, pictures)
+            sample_id, task = str(self.index.sample_id_of[position]), str(self.index.task_of[position])
+            return self._records.find(text, sample_id, task, pictures)
         except (ValueError, BadRow) as bad:
             return self._fault(position, -1, "json", str(bad))
-
-    def _read_text(self, text: bytes, position: int, pictures: Sequence[Picture]) -> Sample:
-        sample_id, task = str(self.index.sample_id_of[position]), str(self.index.task_of[position])
-        record = strictjson.loads(text)
-        if not self._own:
-            return self._parse(record).sample(sample_id, task, pictures)
-        sample = Sample.from_record(record, pictures)
-        if sample.task and sample.task != task:
-            raise ValueError(f"the record is of task {sample.task!r:.80}, its place in the index of {task!r:.80}")
-        if (sample.sample_id, sample.task) == (sample_id, task):
-            return sample
-        named = replace(sample, sample_id=sample_id, task=task)
-        named.readable_bytes()  # the other name may be too long for a record
-        return named
 
     def _source(self, shard: int) -> ByteSource:
         with self._lock:

@@ -16,9 +16,10 @@ import numpy as np
 import psutil
 
 from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index
+from streamcvit.data.indexcheck import check_tasks
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import MAX_PICTURES, Sample, TaskSpec
-from streamcvit.data.shardscan import ShardScan, scan_shards
+from streamcvit.data.shardscan import Shard, ShardScan, scan_shards
 from streamcvit.data.targroups import MAX_SAMPLE
 from streamcvit.data.tarscan import MAX_MEMBER
 from streamcvit.errors import UserError
@@ -62,6 +63,7 @@ def write_stream(
     for task in specs:
         if task not in test:
             raise UserError(f"task {task!r} has no test set", fix="Give test samples for every task of the stream")
+    check_tasks(specs)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     part = Path(tempfile.mkdtemp(prefix=f"{_part_prefix(folder)}{os.getpid()}.", dir=folder.parent))
@@ -143,7 +145,7 @@ def _write_shards(folder: Path, rows: Iterable[tuple[int, Sample]], per_shard: i
             assert writer is not None
             writer.write({"__key__": f"{position:09d}", "json": text, **members(sample)})
             chunks.append(chunk)
-    scan = scan_shards((name, str(folder / name)) for name in names)
+    scan = scan_shards(Shard(name, str(folder / name)) for name in names)
     if scan.faults or len(scan) != len(chunks):
         raise UserError(
             f"the shards do not read back: {[str(fault) for fault in scan.faults[:3]]}", fix="Check the disk"

@@ -6,17 +6,18 @@ import contextlib
 import dataclasses
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from streamcvit.data import locations, strictjson
-from streamcvit.data.formats import FORMATS, BadRow
 from streamcvit.data.images import HEAD, image_fault, sniff
+from streamcvit.data.records import OWN, Records
+from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture
 from streamcvit.data.targroups import MAX_SAMPLE, Group, scan_groups
-from streamcvit.data.tarscan import Fault, HashingStream, Member, unread
+from streamcvit.data.tarscan import Fault, HashingStream, Member
 from streamcvit.errors import UserError
 
 SCHEMA = pa.schema(
@@ -63,6 +64,24 @@ class ShardScan:
         return len(self.rows)
 
     @property
+    def broken(self) -> list[tuple[int, str]]:
+        """Samples with a picture that does not decode, each with its place and the first fault."""
+        ends = np.cumsum(self.rows).tolist()
+        faults = self.columns["image_fault"]
+        whole = [next(filter(None, faults[end - rows : end]), "") for end, rows in zip(ends, self.rows, strict=True)]
+        return [(place, fault) for place, fault in enumerate(whole) if fault]
+
+    def pick(self, places: Sequence[int] | np.ndarray) -> ShardScan:
+        """The samples at these places, of the same shards."""
+        ends = np.cumsum(self.rows).tolist()
+        rows = [row for place in places for row in range(ends[place] - self.rows[place], ends[place])]
+        columns = {
+            name: [values[place] for place in (rows if name in PICTURE_COLUMNS else places)] if values else []
+            for name, values in self.columns.items()
+        }
+        return ShardScan(columns, [self.rows[place] for place in places], self.shards, self.faults)
+
+    @property
     def one_each(self) -> bool:
         """Whether every sample has exactly one picture."""
         return set(self.rows) <= {1} and "" not in self.columns["image_ext"]
@@ -77,46 +96,63 @@ class ShardScan:
         return pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def scan_shards(named: Iterable[tuple[str, str]], format: str = "streamcvit", task: str = "") -> ShardScan:
-    """Scan shards, given as (name in the index, location), in stream order.
+class Shard(NamedTuple):
+    """A shard to scan: its name in the index, where it lies, and the task of its records that name none."""
+
+    name: str
+    location: str
+    task: str = ""
+
+
+OURS = Records(OWN)
+
+
+def scan_shards(shards: Iterable[Shard], records: Records = OURS, pictures: Sequence[str] = ()) -> ShardScan:
+    """Scan shards in stream order.
+
+    Args:
+        records: reads their records.
+        pictures: which members are pictures, in their order (see `scan_groups`).
 
     Raises:
         UserError: one cannot be read (the message gives the byte).
     """
     scan = ShardScan()
-    for name, location in named:
-        with contextlib.closing(locations.open_binary(location)) as raw:
+    for shard in shards:
+        with contextlib.closing(locations.open_binary(shard.location)) as raw:
             stream = HashingStream(raw)
             try:
-                for found in scan_groups(stream, name):
-                    fault = found if isinstance(found, Fault) else _add_row(scan, found, name, format, task)
+                for found in scan_groups(stream, shard.name, records.ending, pictures):
+                    fault = found if isinstance(found, Fault) else _add_sample(scan, found, shard, records)
                     if fault:
                         scan.faults.append(fault)
             except OSError as error:
                 what = f"cannot be read on from byte {stream.position}: {error.strerror or error}"
-                raise UserError(what, where=location, fix="Check the disk") from None
-            scan.shards.append({"path": name, "bytes": stream.position, "sha256": stream.hexdigest()})
+                raise UserError(what, where=shard.location, fix="Check the disk") from None
+            scan.shards.append({"path": shard.name, "bytes": stream.position, "sha256": stream.hexdigest()})
     return scan
 
 
-def _add_row(scan: ShardScan, group: Group, name: str, format: str, task: str) -> Fault | None:
+def _add_sample(scan: ShardScan, group: Group, shard: Shard, records: Records) -> Fault | None:
     text, count = group.record, len(group.pictures)
     key = f"key {group.key!r:.200}"
     try:
-        row = FORMATS[format](strictjson.loads(text.data))
-        if fault := _picture_fault(group, row.count if row.count is not None else len(row.pictures) or None):
-            return Fault(name, text.header, "incomplete", f"{key} {fault}")
-        sample_id, task = row.sample_id or group.key, row.task or task
+        row = records.read(text.data, shard.task)
+        wanted = row.count if row.count is not None else len(row.pictures) or records.pictures
+        if fault := _picture_fault(group, wanted):
+            return Fault(shard.name, text.header, "incomplete", f"{key} {fault}")
+        sample_id, task = row.sample_id or group.key, row.task or shard.task
         # Written again, one of our own is hardly longer (1E5 becomes 100000.0), and nested as deep.
-        ours = format == "streamcvit" and (row.sample_id, row.task) == (sample_id, task)
+        ours = records.format == OWN and (row.sample_id, row.task) == (sample_id, task)
         if not (ours and text.size <= strictjson.MAX_TEXT // 16):
-            row.sample(sample_id, task, [Picture(b"")] * count)
+            records.sample(row, sample_id, task, [Picture(b"")] * count)
     except (ValueError, BadRow) as wrong:
-        return Fault(name, text.offset, "json", f"{key}: {wrong}")
+        reason = "json" if records.ending == "json" else "label"
+        return Fault(shard.name, text.offset, reason, f"{key}: {wrong}")
     if not task:
-        return Fault(name, text.offset, "json", f"{key} names no task")
-    if text.size + sum([picture.size for picture in group.pictures]) > MAX_SAMPLE:
-        return Fault(name, text.header, "incomplete", f"{key} takes more than {MAX_SAMPLE} bytes")
+        return Fault(shard.name, text.offset, "task", f"{key} names no task")
+    if text.size + sum(picture.size for picture in group.pictures) > MAX_SAMPLE:
+        return Fault(shard.name, text.header, "incomplete", f"{key} takes more than {MAX_SAMPLE} bytes")
     values = {
         "sample_id": sample_id,
         "task": task,
@@ -155,10 +191,10 @@ def _picture_fault(group: Group, wanted: int | None) -> str:
     if wanted is None:
         if group.cut:
             return "may have lost members: right behind it the shard is damaged"
-        return f"has no picture that is read; {unread(group.unread)}" if group.unread and not there else ""
+        return f"has no picture that is read; {group.unread}" if group.unread and not there else ""
     if wanted == there:
         return ""
     if not there:
-        return f"has no picture{f'; {unread(group.unread)}' if group.unread else ''}"
-    names = ", ".join(picture.ext for picture in group.pictures[:8])
+        return f"has no picture{f'; {group.unread}' if group.unread else ''}"
+    names = ", ".join([picture.ext for picture in group.pictures[:8]])
     return f"asks for {wanted} picture{'s' if wanted != 1 else ''} and has {there} ({names})"

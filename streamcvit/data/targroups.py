@@ -14,8 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import itemgetter
 
-from streamcvit.data.tarscan import LOOKED_AT, PICTURES, Fault, HashingStream, Member, scan_members, unread
+from streamcvit.data.images import EXTENSIONS
+from streamcvit.data.tarscan import PICTURES, Fault, HashingStream, Member, scan_members, unread
 
 MAX_SAMPLE = 128 << 20
 """Bytes of a sample's record and pictures together."""
@@ -33,7 +36,7 @@ class Group:
         key: the name that its members share.
         record: what says question and answer.
         pictures: in their order.
-        unread: the first member of the key that is never looked at; empty: there is none.
+        unread: what is said of the first member of the key that is never looked at; empty: there is none.
         cut: nothing tells whether the members are all: right behind them the shard ends too early or is damaged.
     """
 
@@ -44,14 +47,18 @@ class Group:
     cut: bool = False
 
 
-def scan_groups(stream: HashingStream, shard: str, record: str = "json") -> Iterator[Group | Fault]:
+def scan_groups(
+    stream: HashingStream, shard: str, record: str = "json", pictures: Sequence[str] = ()
+) -> Iterator[Group | Fault]:
     """Samples and faults of a tar in file order.
 
     Args:
         record: ending of the members that say question and answer.
+        pictures: patterns of what names have behind the key (`jpg`, `input.png`, `view_*.png`), in the order that the
+            pictures shall have; empty: every picture is one.
     """
-    grouping = _Grouping(shard, record)
-    for found in scan_members(stream, shard):
+    grouping = _Grouping(shard, record, pictures)
+    for found in scan_members(stream, shard, grouping.read):
         if isinstance(found, Member):
             yield from grouping.add(found)
             continue
@@ -62,8 +69,13 @@ def scan_groups(stream: HashingStream, shard: str, record: str = "json") -> Iter
 
 
 class _Grouping:
-    def __init__(self, shard: str, record: str) -> None:
+    def __init__(self, shard: str, record: str, patterns: Sequence[str]) -> None:
         self._shard, self._record = shard, record
+        self._patterns = [pattern.lower() for pattern in patterns]
+        named = [pattern.rpartition(".")[2] for pattern in self._patterns]
+        self._pictures = frozenset({*PICTURES, *named} - {record})
+        self.read = self._pictures | {record}
+        self._said = (record, *named, *EXTENSIONS)  # the rest are other names of these, and pictures that are not read
         self._seen: set[str] = set()
         self._members: list[Member] = []  # neighbours of one key
         self._bytes = 0
@@ -107,7 +119,7 @@ class _Grouping:
 
     def _settle(self, members: list[Member], apart: bool, cut: bool) -> Iterator[Group | Fault]:
         first, last = members[0], members[-1]
-        if len(members) == 2 and first.ext == self._record and last.ext in PICTURES:  # nearly all there is
+        if len(members) == 2 and first.ext == self._record and last.ext in self._pictures:  # nearly all there is
             yield from self._group(first, members, cut)
             return
         members, doubles = _without_doubles(members)
@@ -132,52 +144,66 @@ class _Grouping:
             record = next((member for member in part if member.kind == self._record), None)
             if record is None:
                 yield from self._without_record({stem: part})
-            elif come_apart or _pictures(part):
+            elif come_apart or self._pictures_of(part):
                 yield from self._group(record, part, cut and part[-1] is members[-1])
             else:
                 yield self._fault(record, "incomplete", f"key {stem!r} has no picture, others of its name have")
 
     def _has_own(self, record: Member, parts: dict[str, list[Member]]) -> bool:
         """Whether a record of a dotted name has pictures of its name, and others are there too."""
-        with_pictures = {stem for stem, part in parts.items() if _pictures(part)}
+        with_pictures = {stem for stem, part in parts.items() if self._pictures_of(part)}
         return _stem(record) != record.key and _stem(record) in with_pictures and len(with_pictures) > 1
 
     def _come_apart(self, parts: dict[str, list[Member]]) -> bool:
         """Whether each part is a record with pictures, or each without."""
         kinds = {
-            (any(member.kind == self._record for member in part), bool(_pictures(part)))
+            (any(member.kind == self._record for member in part), bool(self._pictures_of(part)))
             for part in parts.values()
-            if any(member.kind in LOOKED_AT for member in part)
+            if any(member.kind in self.read for member in part)
         }
         return len(kinds) == 1
 
     def _group(self, record: Member, members: list[Member], cut: bool) -> Iterator[Group | Fault]:
-        pictures = _pictures(members)
+        pictures = self._pictures_of(members)
         stems = {_stem(record), *map(_stem, pictures)}
         key = stems.pop() if len(stems) == 1 else record.key
         if key in self._seen:
             yield self._comes_again(key, members[0])
             return
         self._seen.add(key)
-        extra = [member for member in members if member.kind not in LOOKED_AT]
-        yield Group(key, record, tuple(pictures), _name(extra[0]) if extra else "", cut)
-        for member in extra:
-            yield self._fault(member, "extra", unread(_name(member)))
+        used = {record.ext, *[picture.ext for picture in pictures]}
+        extra = {member.ext: self._unread(member) for member in members if member.ext not in used}
+        yield Group(key, record, tuple(pictures), next(iter(extra.values()), ""), cut)
+        for member in members:
+            if member.ext in extra:
+                yield self._fault(member, "extra", extra[member.ext])
 
     def _without_record(self, parts: dict[str, list[Member]]) -> Iterator[Fault]:
         first = next(iter(parts.values()))[0]
-        looked_at = {stem: part for stem, part in parts.items() if any(m.kind in LOOKED_AT for m in part)}
-        for stem, part in looked_at.items():
+        wanted = {stem: part for stem, part in parts.items() if any(m.kind in self.read for m in part)}
+        for stem, part in (wanted or {first.key: [first]}).items():
             if again := {stem, first.key} & self._seen:
-                yield self._comes_again(min(again), part[0])
-            else:
+                yield self._comes_again(min(again), part[0], "order" if wanted else "extra")
+            elif wanted:
                 yield self._fault(part[0], "incomplete", f"key {stem!r} has no {self._record}")
-        if not looked_at:
-            yield self._fault(first, "member", unread(_name(first)))
+            else:
+                yield self._fault(first, "member", self._unread(first))
         self._seen.update(parts)
 
-    def _comes_again(self, key: str, member: Member) -> Fault:
-        return self._fault(member, "order", f"key {key!r} comes again; its members must be adjacent")
+    def _unread(self, member: Member) -> str:
+        if member.kind in self.read:
+            return f"member {_name(member)!r} is not asked for beside the others of its key"
+        return unread(_name(member), self._said)
+
+    def _pictures_of(self, members: Sequence[Member]) -> list[Member]:
+        pictures = [member for member in members if member.kind in self._pictures]
+        if self._patterns:
+            numbered = [[one for one in pictures if fnmatchcase(one.ext, pattern)] for pattern in self._patterns]
+            return list({one.ext: one for group in numbered for one in _by_number(group)}.values())
+        return _by_number(pictures)
+
+    def _comes_again(self, key: str, member: Member, reason: str = "order") -> Fault:
+        return self._fault(member, reason, f"key {key!r} comes again; its members must be adjacent")
 
     def _fault(self, member: Member, reason: str, detail: str) -> Fault:
         return Fault(self._shard, member.header, reason, detail)
@@ -192,15 +218,17 @@ def _stem(member: Member) -> str:
     return member.key if member.ext == member.kind else _name(member).rpartition(".")[0]
 
 
-def _pictures(members: Sequence[Member]) -> list[Member]:
-    pictures = [member for member in members if member.kind in PICTURES]
+def _by_number(pictures: list[Member]) -> list[Member]:
+    """In the order of the number by which alone their names differ; else as they are."""
     if len(pictures) < 2:
         return pictures
-    numbered = [_NUMBERED.fullmatch(member.ext) for member in pictures]
-    if len({match and match[1] for match in numbered}) == 1 and all(numbered):
-        places = {id(member): int(match[2]) for member, match in zip(pictures, numbered, strict=True) if match}
-        pictures.sort(key=lambda member: places[id(member)])
-    return pictures
+    numbered = [match for picture in pictures if (match := _NUMBERED.fullmatch(picture.ext))]
+    if len(numbered) < len(pictures) or len({match[1] for match in numbered}) > 1:
+        return pictures
+    return [
+        picture
+        for _, picture in sorted(zip([int(match[2]) for match in numbered], pictures, strict=True), key=itemgetter(0))
+    ]
 
 
 def _without_doubles(members: Sequence[Member]) -> tuple[list[Member], list[Member]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
-from streamcvit.data.images import sniff
+from streamcvit.data.images import no_picture, sniff
 from streamcvit.data.locations import NotRegular, open_regular
 from streamcvit.data.references import BadRow, Reference
 from streamcvit.data.sample import Picture, Sample
@@ -171,7 +171,7 @@ def look_at(reference: Reference, images: str, spool: Spool) -> PictureFile | Sp
 def _kind(head: bytes, size: int, name: str) -> str:
     ext = sniff(head)
     if not ext:
-        raise BadRow("image", f"the picture {name} is neither PNG, JPEG nor WebP")
+        raise BadRow("image", f"the picture {name} {no_picture(head)}")
     if size > MAX_MEMBER:
         raise BadRow("image", f"the picture {name} has {size} bytes; at most {MAX_MEMBER} are allowed")
     return ext

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from streamcvit.data import locations
 from streamcvit.data.images import MAX_PIXELS
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.index import LOSSES, StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
 from streamcvit.data.targroups import scan_groups
@@ -32,6 +33,7 @@ class VerifyReport:
         problems: what is wrong, with shard and byte position.
         known: the first faults that were in the shards when they were indexed, of `n_known`; no sample of the stream
             depends on them.
+        lost: those of them that cost a sample, of `n_lost`.
     """
 
     folder: str
@@ -42,6 +44,8 @@ class VerifyReport:
     problems: list[Fault] = field(default_factory=list)
     known: list[Fault] = field(default_factory=list)
     n_known: int = 0
+    lost: list[Fault] = field(default_factory=list)
+    n_lost: int = 0
 
     @property
     def ok(self) -> bool:
@@ -53,11 +57,17 @@ class VerifyReport:
         lines = [str(fault) for fault in self.problems[:_SHOWN]]
         if len(self.problems) > _SHOWN:
             lines.append(f"and {len(self.problems) - _SHOWN} problems more")
-        if self.known:
-            lines.append(f"{self.n_known} faults were known when the shards were indexed; the first: {self.known[0]}")
+        lines += fault_lines(self.lost, self.n_lost, "lost when the shards were indexed")
+        other = [fault for fault in self.known if fault.reason not in LOSSES]
+        lines += fault_lines(other, self.n_known - self.n_lost, "passed over; no sample needs them")
         verdict = "all well" if self.ok else f"{len(self.problems)} problems, {self.unreadable} samples unreadable"
         size = f"{self.shards} shards, {self.samples} samples, {self.bytes / 1e6:.1f} MB"
         return [*lines, f"{self.folder}: {size}: {verdict}"]
+
+
+def fault_lines(faults: Sequence[Fault], count: int, what: str) -> list[str]:
+    """How many samples or members faults cost, and the first three of them, one a line; nothing of none."""
+    return [f"{count} {what}; the first:", *[f"  {fault}" for fault in faults[:3]]] if count else []
 
 
 def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyReport:
@@ -82,13 +92,15 @@ def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyRep
 def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> None:
     gone = set()
     report.samples += len(index)
-    report.known += [Fault(**fault) for fault in index.meta["faults"]]
-    report.n_known += index.meta["n_faults"]
+    known = [Fault(**fault) for fault in index.meta["faults"]]
+    cost = [fault for fault in known if fault.reason in LOSSES]
+    report.known, report.n_known = report.known + known, report.n_known + index.meta["n_faults"]
+    report.lost, report.n_lost = report.lost + cost, report.n_lost + index.meta.get("n_lost", len(cost))
     for place, (location, note) in enumerate(zip(index.shards, index.meta["shards"], strict=True)):
         report.shards += 1
         report.bytes += note["bytes"]
         try:
-            report.problems += _verify_shard(location, note)
+            report.problems += _verify_shard(location, note, index.records().ending)
         except (UserError, OSError) as fault:
             gone.add(place)
             report.problems.append(Fault(note["path"], 0, "missing", str(fault)))
@@ -115,11 +127,11 @@ def _examine(reader: ShardReader, places: list[int]) -> list[Sample | Fault]:
         return [Fault(shard, int(index.column("json_offset")[place]), "fetch", fault.what)]
 
 
-def _verify_shard(location: str, note: dict) -> list[Fault]:
+def _verify_shard(location: str, note: dict, record: str) -> list[Fault]:
     """The shard's faults; none where it is byte for byte the one that was indexed, for then they were known."""
     with contextlib.closing(locations.open_binary(location)) as raw:
         stream = HashingStream(raw)
-        faults = [found for found in scan_groups(stream, note["path"]) if isinstance(found, Fault)]
+        faults = [found for found in scan_groups(stream, note["path"], record) if isinstance(found, Fault)]
     if stream.position != note["bytes"]:
         detail = f"{stream.position} bytes; {note['bytes']} were indexed"
         return [*faults, Fault(note["path"], min(stream.position, note["bytes"]), "size", detail)]

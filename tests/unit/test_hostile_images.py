@@ -16,8 +16,8 @@ from running import ROOT
 from streams import TASKS, picture, raw_tar, sample
 
 from streamcvit.data import images
+from streamcvit.data.foreign import index_shards
 from streamcvit.data.images import decode_image, image_fault
-from streamcvit.data.index import index_shards
 from streamcvit.models.rows import MAX_DECODED
 
 
@@ -77,7 +77,7 @@ def test_damaged_exif_counts_as_none(damage):
     assert decode_image(good[:at] + bad + good[at + 14 :]).size == (16, 8)
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF"])
 def test_of_an_animation_the_first_frame_counts(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
@@ -85,12 +85,45 @@ def test_of_an_animation_the_first_frame_counts(format):
     assert decode_image(moving).getpixel((4, 4)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "EPS", "ICO", "PDF"])
-def test_other_formats_are_refused_whatever_they_are_called(format):
+def test_of_a_jpeg_that_holds_several_pictures_the_first_counts():
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    shown = decode_image(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=95))
+    assert shown.size == (16, 16) and shown.getpixel((8, 8))[0] > 240
+
+
+REFUSED = {
+    "TIFF": "is a TIFF file",
+    "JPEG2000": "is a JPEG 2000 file",
+    "AVIF": "is an AVIF file",
+    "ICO": "is an icon file",
+    "PDF": "is a PDF file",
+    "EPS": "is an EPS file",
+    "PPM": "is neither PNG, JPEG, WebP, GIF nor BMP",
+}
+
+
+@pytest.mark.parametrize("format", REFUSED)
+def test_other_formats_are_refused_by_their_names_whatever_they_are_called(format, monkeypatch):
     """Among them EPS, for which Pillow would run Ghostscript."""
     data = encoded(Image.new("RGB", (8, 8)), format)
-    assert image_fault(data) == "the picture is neither PNG, JPEG nor WebP"
-    with pytest.raises(ValueError, match="neither PNG"):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    assert image_fault(data).startswith(f"the picture {REFUSED[format]}")
+    with pytest.raises(ValueError, match=REFUSED[format]):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><title>404 Not Found</title>", "an HTML file"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIF or a video file"),
+        (b"BMW is a maker of cars", "neither PNG"),
+    ],
+)
+def test_what_stands_in_place_of_a_picture_is_named(data, says):
+    with pytest.raises(ValueError, match=says):
         decode_image(data)
 
 
@@ -112,6 +145,65 @@ def test_a_hidden_picture_of_another_format_is_not_opened():
 def test_every_mode_becomes_rgb_by_the_stated_rule(mode, value, expected):
     shown = decode_image(encoded(Image.new(mode, (3, 2), value)))
     assert (shown.mode, shown.size, shown.getpixel((1, 1))) == ("RGB", (3, 2), expected)
+
+
+GIF_FRAME = b"\x00\x02\x02\x44\x01\x00;"  # one pixel
+
+
+def gif(screen, frame=(0, 0, 1, 1), front=b"", tail=GIF_FRAME):
+    head = b"GIF89a" + struct.pack("<2H", *screen) + b"\x80\0\0" + b"\xff\0\0" + b"\0\0\xff"
+    return head + front + b"," + struct.pack("<4H", *frame) + tail
+
+
+def test_a_gif_is_measured_before_memory_is_set_aside_for_it(monkeypatch):
+    assert decode_image(gif((1, 1))).getpixel((0, 0)) == (255, 0, 0)
+    assert decode_image(gif((2, 1), (1, 0, 1, 1))).size == (2, 1)
+    assert decode_image(gif((1, 1), (1, 1, 1, 1))).size == (2, 2)  # frames may stand out
+    disposed = b"!\xf9\4\x0c\0\0\0\0"  # replaced by as many pixels when the next one comes
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    for data in (gif((60_000, 50_000)), gif((1, 1), (0, 0, 60_000, 50_000), disposed)):
+        assert image_fault(data) == "the picture has 60000 x 50000 pixels; at most 50000000 are allowed"
+    assert "may differ 200-fold" in image_fault(gif((1, 1), (5000, 0, 1, 1)))
+
+
+def test_a_gif_of_endless_blocks_before_its_frame_is_refused_before_it_is_opened(monkeypatch):
+    profile = b"!\xff\x0bICCRGBG1012" + b"\xff" + bytes(255) + b"\0"
+    assert image_fault(gif((1, 1), front=profile + b"\0" * 100)) == ""
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    for front in (b"!\xfe" + b"\1a" * 70_000 + b"\0", b"\0" * 70_000, b"!\xfe\0" * 70_000):
+        assert "more than 65536 blocks before its first frame" in image_fault(gif((1, 1), front=front))
+
+
+@pytest.mark.parametrize("tail", [b"", b"\2", b"\0;", b"\x0d\2\x44\1\0;", b"\2\xff"])
+def test_damaged_gifs_are_refused(tail):
+    assert "cannot be decoded" in image_fault(gif((1, 1), tail=tail))
+    assert "cannot be decoded" in image_fault(b"GIF89a" + bytes(7) + b";")
+
+
+def test_the_part_of_a_gif_that_its_first_frame_leaves_transparent_is_white():
+    seen = b"!\xf9\4\1\0\0\1\0"
+    shown = decode_image(gif((2, 1), (0, 0, 1, 1), seen))
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def bmp(width, height, compression=0, bits=24, header=40, rows=b""):
+    head = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + header) + head.ljust(header, b"\0") + rows
+
+
+def test_bmps_are_read_either_way_up_and_refused_where_they_are_packed_or_cut():
+    rows = b"\0\0\xff\0" + b"\xff\0\0\0"
+    for height, colours in ((2, [(0, 0, 255), (255, 0, 0)]), (-2, [(255, 0, 0), (0, 0, 255)])):
+        shown = decode_image(bmp(1, height, rows=rows))
+        assert [shown.getpixel((0, y)) for y in (0, 1)] == colours
+    assert "RLE-packed" in image_fault(bmp(4, 4, compression=1, bits=8, rows=bytes(2000)))
+    assert "cannot be decoded" in image_fault(bmp(4, 4, compression=4, rows=bytes(64)))
+    assert "cannot be decoded" in image_fault(bmp(1, 2, rows=rows[:5]))
+    assert "cannot be decoded" in image_fault(bmp(1, 2, rows=rows)[:30])
+    assert "100000 x 100000 pixels" in image_fault(bmp(100_000, 100_000)) or "Bomb" in image_fault(
+        bmp(100_000, 100_000)
+    )
+    assert "may differ 200-fold" in image_fault(bmp(40_000, 1, rows=bytes(120_000)))
 
 
 def test_one_pixel_is_a_picture_and_none_is_not():
@@ -150,7 +242,7 @@ def test_texts_and_profiles_that_unpack_to_much_stay_small(kind):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_a_cut_picture_is_refused(format, share):
     whole = picture(1, 64, format)
     assert "cannot be decoded" in image_fault(whole[: int(len(whole) * share)])
@@ -185,6 +277,7 @@ def test_want_of_memory_is_never_taken_for_damage(tmp_path):
     sound = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)).resize((1800, 1800))
     files = {"JPEG": encoded(sound, "JPEG", progressive=True, subsampling=0), "WEBP": encoded(sound, "WEBP", method=0)}
     files["PNG"] = encoded(sound, "PNG", compress_level=1)
+    files |= {"GIF": encoded(sound, "GIF"), "BMP": encoded(sound, "BMP")}
     files |= {f"cut {format}": data[: len(data) // 2] for format, data in files.items()}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -197,7 +290,7 @@ def test_want_of_memory_is_never_taken_for_damage(tmp_path):
         check=True,
     )
     said = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert len(said) == 6 * 2 * 6
+    assert len(said) == 10 * 2 * 6
     for name, decode, spare, verdict in said:
         truth = image_fault(files[name], decode=decode)
         assert bool(truth) == (name.startswith("cut") and (decode or name == "cut WEBP"))
@@ -245,5 +338,5 @@ def test_a_verdict_holds_no_address_of_this_process():
 
 def test_the_limits_are_those_that_the_documentation_lists(request):
     text = (request.config.rootpath / "docs" / "security.md").read_text()
-    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS, MAX_DECODED):
+    for value in (images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS, images.MAX_GIF_BLOCKS, MAX_DECODED):
         assert f"{value:,}" in text

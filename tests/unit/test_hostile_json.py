@@ -11,7 +11,7 @@ import pytest
 from streams import TASKS, picture, raw_tar, sample, test_sets
 
 from streamcvit.data import strictjson
-from streamcvit.data.index import index_shards
+from streamcvit.data.foreign import index_shards
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.shards import write_stream

@@ -17,7 +17,8 @@ from hostile import guarded, mend_tar
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
 from streamcvit.data import locations, rows, tarscan, taskrows
-from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.foreign import index_shards
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.shards import write_stream
@@ -58,7 +59,7 @@ def test_a_compressed_shard_is_refused_and_never_unpacked(tmp_path):
             file.write(bytes(1 << 20))
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match="bomb.tar: damaged: byte 0: no tar header here"):
+        with pytest.raises(UserError, match="bomb.tar: it is packed with gzip, .*gzip -dc"):
             index_shards([path], tmp_path / "i", TASKS)
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
@@ -68,8 +69,10 @@ def test_a_compressed_shard_is_refused_and_never_unpacked(tmp_path):
 def test_archives_inside_a_shard_are_left_alone(tmp_path):
     members = [("inner.tar", bytes(10_240)), ("inner.tar.gz", gzip.compress(bytes(1 << 20))), ("x.zip", b"PK\3\4")]
     shard = raw_tar(tmp_path / "x.tar", [*pair("a", 1), *members])
-    index = index_shards([shard], tmp_path, TASKS)
-    assert (len(index), index.meta["n_faults"]) == (1, 2)  # a fault for a key
+    with pytest.raises(UserError, match="2 samples cannot be used beside 1 good ones"):
+        index_shards([shard], tmp_path, TASKS)
+    index = index_shards([shard], tmp_path, TASKS, bad_share=1)
+    assert (len(index), index.meta["n_faults"], index.meta["n_lost"]) == (1, 2, 2)  # one of each key
     assert {fault["reason"] for fault in index.meta["faults"]} == {"member"}
 
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
-from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.foreign import index_shards
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
 from streamcvit.data.shards import write_stream

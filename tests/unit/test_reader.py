@@ -20,8 +20,9 @@ from streams import TASKS, only, picture, raw_tar, sample, stream_samples, test_
 
 from streamcvit.data import locations
 from streamcvit.data import reader as reader_module
+from streamcvit.data.foreign import index_shards
 from streamcvit.data.images import image_fault
-from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Picture, Quarantined, Sample
 from streamcvit.data.shards import write_stream
@@ -188,15 +189,16 @@ def png_header(width, height, depth=8, colour=2):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
-def gif():
+def tiff():
     image = io.BytesIO()
-    Image.new("L", (4, 4)).save(image, "GIF")
+    Image.new("L", (4, 4)).save(image, "TIFF")
     return image.getvalue()
 
 
 BAD_PICTURES = {
     "0 bytes": b"",
-    "neither PNG, JPEG nor WebP": gif(),
+    "is a TIFF file": tiff(),
+    "neither PNG, JPEG, WebP, GIF nor BMP": b"P6 4 4 255 " + bytes(48),
     "9000 x 9000 pixels": png_header(9_000, 9_000),
     "DecompressionBombError": png_header(50_000, 50_000),
     "cannot be decoded": picture(1, 64)[:-500],

@@ -9,7 +9,8 @@ from streams import TASKS, stream_samples, test_sets
 from webserver import serving, storing
 
 from streamcvit.data import locations
-from streamcvit.data.index import StreamIndex, index_shards
+from streamcvit.data.foreign import index_shards
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
 from streamcvit.data.shards import write_stream
