@@ -123,9 +123,9 @@ class Bench:
         import torch
 
         from streamcvit.adapters.build import attach
+        from streamcvit.adapters.targets import target_modules
         from streamcvit.embedded import tasks as embedded
         from streamcvit.learning import STRATEGIES, OnlineLearner
-        from streamcvit.models.base import target_modules
         from streamcvit.models.vision import vision_dim
         from streamcvit.run.folder import machine
         from streamcvit.run.loading import routes

@@ -72,7 +72,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
 
 def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
     folder = config.folder()
-    check_settings(config, local)
+    reaches = check_settings(config, local)
     console = Screen()
     changed: Changes = {}
     index = None
@@ -91,7 +91,7 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
-        for line in stream_lines(folder / "stream", index):
+        for line in (*stream_lines(folder / "stream", index), *reaches.values()):
             view.message(line)
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")

@@ -5,25 +5,31 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from streamcvit.adapters import ADAPTERS, adapter_config
-from streamcvit.adapters.instruction import encoder_identity
+import torch
+
+from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach
+from streamcvit.adapters.instruction import encoder_dim, encoder_identity
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES
-from streamcvit.models.base import device_of
+from streamcvit.models.base import device_of, skeleton
 from streamcvit.models.collate import Collator
+from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
 from streamcvit.run.loading import collation
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
 
-def check_settings(config: RunConfig, local: bool) -> None:
-    """Settings that can be wrong although each has a value of its kind.
+def check_settings(config: RunConfig, local: bool) -> dict[str, str]:
+    """Settings that can be wrong although each has a value of its kind, and what each method's adapter reaches.
 
     Args:
         config: the run.
         local: whether it runs in this process.
+
+    Returns:
+        A line for people on every method that learns: the share of the language model that its adapter is on.
 
     Raises:
         UserError: an adapter or strategy cannot be made as its options ask, there is no such device or instruction
@@ -36,6 +42,7 @@ def check_settings(config: RunConfig, local: bool) -> None:
         device_of(config.model.device)
     if not local:
         check_address(config.monitor.host, config.monitor.port)
+    return reach_of(config)
 
 
 def check_options(config: RunConfig) -> None:
@@ -55,6 +62,41 @@ def check_options(config: RunConfig) -> None:
                 f"the adapter {method.adapter!r} takes no options", where=f"methods.{name}.options", fix="Remove them"
             )
         _check_strategy(name, method.strategy, method.strategy_options, config.seed)
+
+
+def reach_of(config: RunConfig) -> dict[str, str]:
+    """Put every adapter on the model's skeleton: a line on what it reaches, by method.
+
+    Raises:
+        UserError: the model does not have the modules that an adapter's options name, or the adapter cannot go there.
+    """
+    lines: dict[str, str] = {}
+    known: dict[str, tuple[Reach, bool]] = {}  # many methods differ in their strategy or rate alone
+    for name, method in config.methods.items():
+        if method.adapter not in ADAPTERS:
+            continue
+        key = repr((method.adapter, method.options))
+        if key not in known:
+            known[key] = _reach(config, name)
+        reach, exact = known[key]
+        lines[name] = reach.line(name, exact)
+    return lines
+
+
+def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
+    """What a method's adapter reaches, and whether the number of its weights is exact."""
+    method, model = config.methods[name], skeleton(config.model.name_or_path)
+    options = dict(method.options)
+    if isinstance(options.get("init_lora_weights"), str):  # it is computed from weights, which are not there
+        options["init_lora_weights"] = True
+    dim = encoder_dim(config.model.instruction_encoder, model)
+    sizes = {"instruction_dim": dim or 384, "visual_dim": vision_dim(model)}
+    try:
+        with torch.device("meta"):
+            return Reach.of(attach(model, method.adapter, options=options, sizes=sizes)), dim is not None
+    except UserError as error:
+        key = f".{error.where}" if error.where in method.options else ""
+        raise UserError(error.what, where=f"methods.{name}.options{key}", fix=error.fix) from error
 
 
 def _check_strategy(method: str, strategy: str, options: dict[str, Any], seed: int) -> None:

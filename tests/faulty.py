@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.adapters.build import attach
+from streamcvit.adapters.targets import target_modules
 from streamcvit.embedded import tasks as embedded
 from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner, commit, read_ledger
 from streamcvit.learning.epochs import Epoch, Fenced
-from streamcvit.models.base import load_base, target_modules
+from streamcvit.models.base import load_base
 from streamcvit.models.batch import Batch
 
 SIZE = 4

@@ -30,9 +30,11 @@ from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
 from streamcvit.adapters.options import check_options
 from streamcvit.adapters.published import load_published
+from streamcvit.adapters.reach import Reach
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
 from streamcvit.adapters.strlora import StrLoraConfig
+from streamcvit.adapters.targets import target_modules, touched_before_language
 from streamcvit.adapters.usage import ExpertUsage
 from streamcvit.errors import UserError
 
@@ -41,6 +43,7 @@ __all__ = [
     "ExpertUsage",
     "InstructionEncoder",
     "MoELoraConfig",
+    "Reach",
     "RoutingInputs",
     "SMoLoraConfig",
     "StrLoraConfig",
@@ -57,6 +60,8 @@ __all__ = [
     "learning_mode",
     "load_published",
     "routing_kwargs",
+    "target_modules",
+    "touched_before_language",
     "tuner_of",
     "undo_step",
 ]

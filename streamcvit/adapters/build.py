@@ -10,12 +10,16 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from streamcvit.adapters.targets import inside, outside, settle_targets, target_modules, touched
 from streamcvit.errors import UserError
+
+NEED_DATA = ("eva", "corda", "lora_ga")
+"""Starts of LoRA's that PEFT computes from samples, before anything is learned."""
 
 
 def adapter_config(
     name: str,
-    target_modules: list[str] | str | None,
+    modules: list[str] | str | None,
     *,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
@@ -29,13 +33,19 @@ def adapter_config(
     known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())])}
     derived = {"seed": seed, **(sizes or {})}
     settings = {key: value for key, value in derived.items() if key in known} | dict(options or {})
-    return ADAPTERS[name](settings, target_modules)
+    if settings.get("init_lora_weights") in NEED_DATA:
+        raise UserError(
+            f"{settings['init_lora_weights']!r} is computed from samples, and a stream has none before it begins",
+            where="init_lora_weights",
+            fix="Choose another, or leave it out",
+        )
+    return ADAPTERS[name](settings, modules)
 
 
 def attach(
     model: torch.nn.Module,
     name: str,
-    target_modules: str | list[str],
+    modules: str | list[str] | None = None,
     *,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
@@ -43,22 +53,42 @@ def attach(
 ) -> PeftModel:
     """Wrap `model` with a fresh adapter whose start depends on `seed` alone.
 
+    What lies before the language model stays frozen unless `options` names it: then its modules learn, too, and image
+    features follow them (`streamcvit.adapters.targets` says how names are taken).
+
     Args:
         model: the frozen base; its modules are wrapped in place (`PeftModel.unload()` restores them).
         name: a key of `ADAPTERS`.
-        target_modules: which linear layers, as PEFT takes them.
+        modules: which linear layers, as PEFT takes `target_modules`; None: all of the language model.
         seed: of the adapter's initial weights, routers included; the global random state is left as it was.
         options: the adapter's own settings.
         sizes: settings that follow from the model (`instruction_dim`, `visual_dim`); taken where the adapter has them
             and `options` does not say otherwise.
 
     Raises:
-        UserError: unknown adapter or option.
+        UserError: unknown adapter or option; modules that the model does not have, or that the adapter cannot go to.
     """
-    config = adapter_config(name, target_modules, seed=seed, options=options, sizes=sizes)
+    default = target_modules(model) if modules is None else modules
+    settled = settle_targets(model, default, options or {}, beyond=name == "lora")
+    config = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)
+        try:
+            wrapped = get_peft_model(model, config)
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            NotImplementedError,
+            ImportError,
+        ) as error:  # PEFT's, and torch's
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"{name}: {said}", where="adapter options", fix="See docs/adapters.md for them") from error
     assert isinstance(wrapped, PeftModel)
+    # `bias: all` is of the whole model; it too means the language model's.
+    adapters = touched(model)
+    loose = [n for n, p in model.named_parameters() if p.requires_grad and not inside(n, adapters)]
+    for parameter in outside(model, loose):
+        model.get_parameter(parameter).requires_grad_(False)
     return wrapped

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,24 @@ def encoder_identity(name_or_path: str | Path) -> str:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def encoder_dim(name_or_path: str | Path, model: Any) -> int | None:
+    """Size of an encoder's embeddings without loading it; None where its configuration does not say.
+
+    Args:
+        name_or_path: as for `encoder_identity`, with the same errors.
+        model: the base model, or its skeleton.
+    """
+    if str(name_or_path) == TOKENS:
+        return model.get_input_embeddings().weight.shape[1]
+    folder = _folder(name_or_path)
+    if any(folder.glob("*_Dense")):
+        return None
+    for path in (folder / "config.json", folder / "0_Transformer" / "config.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(path.read_text(encoding="utf-8"))["hidden_size"])
+    return None
 
 
 def _folder(name_or_path: str | Path) -> Path:

@@ -73,6 +73,12 @@ class ExpertConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise UserError(
+                "layers_to_transform does not count beside a regular expression",
+                where=type(self).__name__,
+                fix="Name the modules in a list, or the layers in the expression",
+            )
         if self.r < 1 or self.total_experts < 1:
             raise UserError("an adapter needs at least one expert of rank 1 or more", where=type(self).__name__)
 
@@ -139,7 +145,7 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
     def new_router(self, config: ExpertConfig, label: str, *shape: int) -> nn.Parameter:
         """Uniform in +-1/sqrt(last dimension), as a linear layer starts; drawn from the seed and this layer's name."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{self.key}/{label}".encode()))
-        return nn.Parameter((torch.rand(*shape, generator=generator) * 2 - 1) * shape[-1] ** -0.5)
+        return nn.Parameter((torch.rand(*shape, generator=generator, device="cpu") * 2 - 1) * shape[-1] ** -0.5)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's output plus that of the active adapters; x [B, S, I]."""
@@ -178,7 +184,7 @@ def per_sample_only(x: torch.Tensor, where: str) -> None:
         raise UserError(
             f"routing is per sample and needs [batch, positions, features], the layer was given {tuple(x.shape)}",
             where=where,
-            fix="Leave this module out of target_modules",
+            fix=f"Leave it out: exclude_modules: [{'.'.join(where.split('.')[-2:])}]",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from streamcvit.adapters import InstructionEncoder, RoutingInputs, tuner_of
+from streamcvit.adapters import InstructionEncoder, RoutingInputs, touched_before_language, tuner_of
 from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
@@ -49,7 +49,8 @@ class Generator:
     """Answers requests in batches; what a request is answered does not depend on its batch.
 
     Args:
-        base: the base model; its vision tower is frozen, so that image features hold for every adapter.
+        base: the base model; image features hold for every adapter that leaves what is before the language model as it
+            is (`touched_before_language`), and are computed anew for others.
         instruction_encoder: embeds instructions for routed adapters; None makes one from the model's own embeddings
             when a routed adapter first comes along.
         batch_size: prompts decoded together.
@@ -96,7 +97,7 @@ class Generator:
             fresh = _split(part, inputs)
             requests += fresh
             unknown = any(key not in self._features for request in fresh for key in request.keys)
-            if self._keeps and unknown and self.held_bytes < self.cache_bytes:
+            if self.keeps and unknown and self.held_bytes < self.cache_bytes:
                 self._encode(inputs.to(self.base.device), fresh)
         if reasons:
             raise UnusableSamples(reasons)
@@ -172,9 +173,14 @@ class Generator:
             self._encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
         return self._encoder
 
+    @property
+    def keeps(self) -> bool:
+        """Whether image features can be kept: the model can join them, and they are the base's own."""
+        return self._keeps and not touched_before_language(self.base.model)
+
     def _vision(self, requests: list[Request]) -> Vision:
         """Features of the requests' pictures."""
-        if not any(request.keys for request in requests) or not self._keeps:
+        if not any(request.keys for request in requests) or not self.keeps:
             return encode_images(self.base.model, self._inputs(requests))
         found = {key: self._features[key] for r in requests for key in r.keys if key in self._features}
         missing = [request for request in requests if any(key not in found for key in request.keys)]

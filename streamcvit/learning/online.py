@@ -24,6 +24,7 @@ from streamcvit.adapters import (
     expert_parameters,
     learning_mode,
     routing_kwargs,
+    touched_before_language,
     tuner_of,
     undo_step,
 )
@@ -65,6 +66,10 @@ class OnlineLearner:
     (random numbers that it drew stay drawn), its samples are not learned again, the count of steps goes on. See
     `streamcvit.learning.optim` and `streamcvit.learning.soundness` for how that costs the device no wait.
 
+    Attributes:
+        idle: trained parameters, by name, that got no gradient yet: after some batches, those of modules that the model
+            never calls.
+
     Args:
         base: the frozen model with its processor.
         model: the same model with an adapter on it (see `streamcvit.adapters.attach`).
@@ -95,7 +100,8 @@ class OnlineLearner:
         self.base, self.model, self.encoder = base, model, encoder
         self.strategy = strategy or Sequential(seed)
         self.lr, self.warmup_steps, self.max_grad_norm = lr, warmup_steps, max_grad_norm
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters, self.idle = list(trained.values()), trained
         if not self.parameters:
             raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
         experts = expert_parameters(model)
@@ -104,6 +110,7 @@ class OnlineLearner:
         # What a step leaves behind for the next one must know the verdict; where nothing does, a GPU need not wait.
         remembers = type(self.strategy).after_step is not Sequential.after_step
         self.reads = base.device.type == "cpu" or remembers or tuner_of(model) is not None
+        self.sees = bool(touched_before_language(base.model))  # else image features need no gradient
         self.step, self.cursor, self.chunk = 0, 0, -1
         self._snapshot: Snapshot | None = None
         torch.manual_seed(seed)
@@ -159,6 +166,8 @@ class OnlineLearner:
                 loss = loss + term
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.idle:
+            self.idle = {name: p for name, p in self.idle.items() if p.grad is None}
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         if self.warmup_steps:
             for group in self.optimizer.param_groups:
@@ -186,7 +195,7 @@ class OnlineLearner:
         answer_BS = inputs.answer_mask
         rows_n = answer_BS.nonzero()[:, 0]  # on the host, before the transfer: no wait for the device
         inputs = inputs.to(self.base.device)
-        vision = encode_images(self.base.model, inputs)
+        vision = encode_images(self.base.model, inputs, learns=self.sees)
         routing: dict[str, Any] = {}
         if self.encoder is not None:
             routing = routing_kwargs(
@@ -310,6 +319,8 @@ class OnlineLearner:
         for index, entry in self.optimizer.state_dict()["state"].items():
             for name, tensor in entry.items():
                 tensors[f"optimizer.{index}.{name}"] = tensor.detach().cpu().contiguous()
+        for index, tensor in self.optimizer.copies().items():
+            tensors[f"optimizer.{index}.copy"] = tensor.detach().cpu().contiguous()
         extra, values = self.strategy.state_dict()
         tensors |= {f"strategy.{name}": tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
         kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
@@ -330,6 +341,9 @@ class OnlineLearner:
                 entries.setdefault(int(index), {})[name] = tensor
             elif kind == "strategy":
                 strategy[rest] = tensor
+        copies = {index: state.pop("copy") for index, state in entries.items() if "copy" in state}
+        entries = {index: state for index, state in entries.items() if state}
+        self.optimizer.load_copies(copies)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.strategy.load_state_dict(strategy, values["strategy"])

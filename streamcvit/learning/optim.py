@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ class ExpertAdamW(torch.optim.Optimizer):
     correction takes a fresh expert for an old one, whose first steps come out up to three times too long. Here each
     expert is a parameter of its own to torch's fused AdamW, and one whose gradient is zero in every entry is left out
     of the step, as stock optimizers leave out parameters without a gradient.
+
+    A parameter in half precision, such as a projector that is trained whole, would lose steps to rounding: it follows a
+    copy of its own in float32, with moments in float32.
 
     Args:
         params: dense parameters, `experts` among them.
@@ -37,8 +40,28 @@ class ExpertAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         # `fused`: torch then loads counts of steps onto their parameter's device, where the fused kernel wants them.
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
-        self._stacked = {id(parameter) for parameter in experts}
+        params, stacked = list(params), {id(parameter) for parameter in experts}
+        kept = [p if p.dtype.itemsize > 2 else p.detach().float().requires_grad_() for p in params]
+        self._halves = {i: p for i, (p, copy) in enumerate(zip(params, kept, strict=True)) if copy is not p}
+        self._kept = kept
+        super().__init__(kept, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
+        self._stacked = {id(copy) for p, copy in zip(params, kept, strict=True) if id(p) in stacked}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        super().zero_grad(set_to_none)
+        for half in self._halves.values():
+            half.grad = None
+
+    def copies(self) -> dict[int, torch.Tensor]:
+        """The float32 copies of parameters in half precision, by number: what a restart needs beside the state."""
+        return {i: self._kept[i] for i in self._halves}
+
+    @torch.no_grad()
+    def load_copies(self, copies: Mapping[int, torch.Tensor]) -> None:
+        """Inverse of `copies`, after the parameters themselves were loaded, which stand in for one that is lacking."""
+        for i, half in self._halves.items():
+            self._kept[i].copy_(copies.get(i, half))
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -58,6 +81,8 @@ class ExpertAdamW(torch.optim.Optimizer):
         Returns:
             The verdict, or None where it was not read.
         """
+        for i, half in self._halves.items():
+            self._kept[i].grad = None if half.grad is None else half.grad.float()
         found = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         stacked = [p for weights in found for p in weights if id(p) in self._stacked]
         used, said = self._look(stacked, verdict, read)
@@ -78,6 +103,8 @@ class ExpertAdamW(torch.optim.Optimizer):
                     parameters, grads, means, squares, [], counts, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
                     lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, found_inf=bar,
                 )  # fmt: skip
+        if self._halves:
+            torch._foreach_copy_(list(self._halves.values()), [self._kept[i] for i in self._halves])
         return said
 
     def _state_of(self, parameter: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamcvit.models.base import Base, load_base, target_modules
+    from streamcvit.models.base import Base, load_base
     from streamcvit.models.batch import Batch, ModelInputs
     from streamcvit.models.collate import Collator, UnusableSamples
     from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, state_digest, take_snapshot
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _HOME = {
     "Base": "base",
     "load_base": "base",
-    "target_modules": "base",
     "Batch": "batch",
     "ModelInputs": "batch",
     "Collator": "collate",
@@ -50,7 +49,6 @@ __all__ = [
     "load_adapter_state",
     "state_digest",
     "take_snapshot",
-    "target_modules",
     "text_tensors",
     "vision_dim",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -256,50 +255,6 @@ def check_memory(folder: str, device: torch.device, dtype: torch.dtype, load_in_
             where=folder,
             fix="Take a smaller model, a smaller dtype, load_in_8bit, or a machine with more memory",
         )
-
-
-def target_modules(model: nn.Module) -> str | list[str]:
-    """The linear layers of the language model, as PEFT's `target_modules`.
-
-    Never the vision tower, the projector or the output head. A regular expression where one matches exactly these
-    layers (short in the saved adapter config), else the list of their names.
-
-    Raises:
-        UserError: the model has no language model with linear layers.
-    """
-    language = _language_model(model)
-    prefix = next((name for name, module in model.named_modules() if module is language), "")
-    names = [
-        f"{prefix}.{name}" if prefix else name
-        for name, module in language.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[-1] != "lm_head"
-    ]
-    if not names:
-        raise UserError("found no linear layers in its language model", where=type(model).__name__)
-    shapes = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names)
-    stem = _common_stem(list(shapes))
-    tails = "|".join(re.escape(shape[len(stem) :]) for shape in shapes)
-    pattern = f"{re.escape(stem)}({tails})".replace(r"\#", "#").replace("#", r"\d+")
-    matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
-    return pattern if sorted(matched) == sorted(names) else names
-
-
-def _common_stem(names: list[str]) -> str:
-    """The longest common start of dotted names that ends behind a dot."""
-    first, last = min(names), max(names)
-    length = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return first[: first.rfind(".", 0, length) + 1]
-
-
-def _language_model(model: nn.Module) -> nn.Module:
-    for name, module in model.named_modules():
-        if name.split(".")[-1] in ("language_model", "text_model") and "vision" not in name:
-            return module
-    get_decoder: Any = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if get_decoder else None
-    if decoder is None or decoder is model:
-        raise UserError("cannot tell its language model from its vision tower", where=type(model).__name__)
-    return decoder
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The frozen half of a vision-language model: image features, computed apart from the language model."""
+"""The vision half of a vision-language model: image features, computed apart from the language model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Vision:
             model's forward expects. None where no sample has a picture.
         features: per sample, its projected features [image tokens, D], those of its pictures in order; views into
             `outputs`.
-        pooled: [B, D] float32, what routers read: the mean over each sample's image tokens, zeros where it has none.
+        pooled: [B, D] float32, what routers read: the mean over each sample's image tokens, zeros where it has none;
+            never with a gradient.
     """
 
     outputs: Any
@@ -37,12 +38,12 @@ class Vision:
         return {} if self.outputs is None else {"mm_encoder_outputs": {"image": self.outputs}}
 
 
-@torch.no_grad()
-def encode_images(model: Any, inputs: ModelInputs) -> Vision:
-    """Runs the vision tower and the projector, without gradient; neither where no sample has a picture.
+def encode_images(model: Any, inputs: ModelInputs, learns: bool = False) -> Vision:
+    """Runs the vision tower and the projector; neither where no sample has a picture.
 
     Args:
         model: a Hugging Face image-text-to-text model, or a PEFT model around one.
+        learns: whether something in tower or projector is trained: then with a graph, where gradients are wanted.
         inputs: with `pixel_values` and whatever else the tower reads; on the model's device.
 
     Raises:
@@ -59,7 +60,9 @@ def encode_images(model: Any, inputs: ModelInputs) -> Vision:
             f"the vision tower of {type(base).__name__} wants {lacking[0]}, which the processor does not give",
             fix="Use the model's own processor",
         )
-    outputs = encode(**{name: tensor for name, tensor in inputs.tensors.items() if name in names}, return_dict=True)
+    given = {name: tensor for name, tensor in inputs.tensors.items() if name in names}
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        outputs = encode(**given, return_dict=True)
     # Only the projected features are read from here on; the tower's hidden states would be kept alive for nothing.
     for name in ("last_hidden_state", "hidden_states", "attentions"):
         if getattr(outputs, name, None) is not None:
@@ -70,6 +73,7 @@ def encode_images(model: Any, inputs: ModelInputs) -> Vision:
 
 def pool(features: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean of each sample's features [image tokens, D]; [B, D] float32, zeros where a sample has none."""
+    features = [f.detach() for f in features]
     return torch.stack([f.float().mean(0) if len(f) else f.new_zeros(f.shape[1:], dtype=torch.float) for f in features])
 
 

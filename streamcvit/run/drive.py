@@ -64,6 +64,7 @@ class Driver:
         self.boundaries: deque[tuple[RunFolder, ChunkReport | None]] = deque()  # learned, to be scored
         self.open: dict[tuple[str, int], set[str]] = {}  # boundary being scored -> tasks not scored yet
         self.jobs: deque[Job] = deque()  # of the boundary being scored
+        self.told_idle: set[str] = set()  # methods of which modules without a gradient were named
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
 
     def run(self) -> None:
@@ -186,6 +187,12 @@ class Driver:
         self._chunk_done(folder, report)
         if report.progress is not None:
             self._progress(report.progress)
+        if (idle := report.info.get("idle")) and report.method not in self.told_idle:
+            self.told_idle.add(report.method)
+            self.view.message(
+                f"{report.method}: no gradient reached {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''} so far: "
+                "modules that the model does not call learn nothing (exclude_modules leaves them out)"
+            )
         self.view.chunk_done(report.method, report.chunk, report.info)
         self.pool.folder_changed(str(folder.path))
 

@@ -14,7 +14,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.learning import BatchSource, Schedule
-from streamcvit.models.base import Base, load_base, target_modules
+from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
 from streamcvit.models.vision import vision_dim
@@ -56,7 +56,6 @@ def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str
     return attach(
         base.model,
         settings.adapter,
-        target_modules(base.model),
         seed=config.seed,
         options=settings.options,
         sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},

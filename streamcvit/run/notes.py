@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,13 @@ def mean_of(losses: list[torch.Tensor]) -> float | None:
     every = torch.cat(losses)
     every = every[every.isfinite()]
     return float(every.mean()) if len(every) else None
+
+
+def idle_modules(names: Iterable[str]) -> list[str]:
+    """The modules of parameters that got no gradient, layers of one kind as one, e.g. `layers.#.altup.router`."""
+    found = (name.removeprefix("base_model.model.").rpartition(".")[0] for name in names)
+    own = r"\.((sm|moe|str)?lora_\w+|modules_to_save|base_layer)\b.*"
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "#", re.sub(own, "", name)) for name in found))
 
 
 def event_of(bad: Quarantined) -> dict[str, Any]:

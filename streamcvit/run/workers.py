@@ -33,7 +33,7 @@ from streamcvit.monitoring.metrics import BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, settle, wrap
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.run.notes import event_of, joined, mean_of, size_of
+from streamcvit.run.notes import event_of, idle_modules, joined, mean_of, size_of
 
 
 class LearnerWorker:
@@ -243,7 +243,7 @@ class LearnerWorker:
                 if stopping:
                     raise Stopped
         learned = time.perf_counter()
-        info = note()
+        info = {**note(), "idle": idle_modules(learner.idle)}
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": size_of(folder)}

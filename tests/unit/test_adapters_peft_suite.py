@@ -305,6 +305,8 @@ def test_targets_can_be_chosen_as_in_peft(method):
     for index in ([1], 1):
         only = adapts(target_modules=["q_proj", "v_proj"], layers_to_transform=index)
         assert only == [f"model.layers.1.self_attn.{name}_proj" for name in "qv"]
+    with pytest.raises(UserError, match="layers_to_transform does not count beside a regular expression"):
+        adapts(target_modules=r".*_proj", layers_to_transform=[1])
     with pytest.raises(ValueError, match="excluded"):
         adapts(target_modules=["q_proj"], exclude_modules=["q_proj"])
     with pytest.raises(ValueError, match="not found"):

@@ -11,9 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from streamcvit.adapters.targets import target_modules
 from streamcvit.errors import UserError
 from streamcvit.models import base as base_module
-from streamcvit.models.base import Base, load_base, target_modules
+from streamcvit.models.base import Base, load_base
 from streamcvit.models.processor import load_processor
 from tests.models import TINY, save, tiny_base, tiny_llava, tiny_samples
 

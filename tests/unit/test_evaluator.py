@@ -10,10 +10,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from streamcvit.adapters.targets import target_modules
 from streamcvit.data.sample import TaskSpec
 from streamcvit.errors import UserError
 from streamcvit.evaluation import Evaluator
-from streamcvit.models.base import target_modules
 from streamcvit.models.snapshot import adapter_state, load_adapter_state, state_digest, take_snapshot
 from tests.models import tiny_base, tiny_samples
 

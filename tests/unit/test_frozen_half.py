@@ -9,8 +9,9 @@ from torch import nn
 
 from streamcvit.adapters import learning_mode
 from streamcvit.adapters.build import attach
+from streamcvit.adapters.targets import target_modules
 from streamcvit.learning import OnlineLearner
-from streamcvit.models.base import Base, target_modules
+from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import encode_images
 

@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from streamcvit.adapters import SMoLoraConfig
+from streamcvit.adapters.targets import target_modules
 from streamcvit.evaluation import generate as generate_module
 from streamcvit.evaluation.decode import greedy
 from streamcvit.evaluation.generate import Generator
-from streamcvit.models.base import target_modules
 from streamcvit.models.vision import encode_images, text_tensors
 from tests.models import TINY, tiny_base, tiny_samples
 

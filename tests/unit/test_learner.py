@@ -15,10 +15,11 @@ from streamcvit.adapters import InstructionEncoder
 from streamcvit.adapters.build import attach
 from streamcvit.adapters.moelora import MoELoraLayer
 from streamcvit.adapters.prototypes import Prototypes
+from streamcvit.adapters.targets import target_modules
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES, OnlineLearner, Replay
-from streamcvit.models.base import Base, load_base, target_modules
+from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
 from streamcvit.pipeline import load_config

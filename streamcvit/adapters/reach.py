@@ -1,0 +1,89 @@
+"""How much of a model an adapter reaches, in one line for a person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from streamcvit.adapters.targets import language_model, linear_layers, outside, touched
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an adapter is on.
+
+    Attributes:
+        adapted, linear: linear layers of the language model that have an adapter, and all of them (no output head).
+        beyond: names of adapted modules outside the language model.
+        whole: names of modules that are trained whole.
+        weights: numbers that are trained.
+        unreached: names of the language model's fused expert weights without an adapter.
+        share: of the language model's weights that those are.
+    """
+
+    adapted: int
+    linear: int
+    beyond: tuple[str, ...]
+    whole: tuple[str, ...]
+    weights: int
+    unreached: tuple[str, ...] = ()
+    share: float = 0.0
+
+    @classmethod
+    def of(cls, peft_model: PeftModel) -> Reach:
+        """Of an adapter on a model; nothing is read from the device."""
+        model = peft_model.get_base_model()
+        on = {name: model.get_submodule(name) for name in touched(model)}
+        adapted = [name for name, module in on.items() if isinstance(module, BaseTunerLayer)]
+        linear = linear_layers(model)
+        config = peft_model.peft_config[peft_model.active_adapter]
+        named = [str(name) for name in getattr(config, "target_parameters", None) or ()]
+        unreached, share = _fused(model, named)
+        return cls(
+            len(set(adapted) & set(linear)),
+            len(linear),
+            tuple(outside(model, adapted)),
+            tuple(name for name, module in on.items() if isinstance(module, ModulesToSaveWrapper)),
+            sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
+            unreached,
+            share,
+        )
+
+    def line(self, name: str, exact: bool = True) -> str:
+        """For people; the number of weights may be known but roughly."""
+        text = f"{name} reaches {self.adapted} of {self.linear} linear layers of the language model"
+        if self.beyond:
+            text += f" and {len(self.beyond)} {'layer' if len(self.beyond) == 1 else 'layers'} beyond it"
+        if self.whole:
+            text += f", trains {', '.join(self.whole)} whole"
+        text += f", {'' if exact else 'about '}{self.weights:,} weights trained"
+        if self.unreached:
+            text += (
+                f"; not reached: {len(self.unreached)} fused expert weights, {100 * self.share:.0f} % of the language "
+                "model (an adapter `lora` reaches them with target_parameters)"
+            )
+        return text
+
+
+def _fused(model: nn.Module, named: list[str]) -> tuple[tuple[str, ...], float]:
+    """Expert weights stacked in one parameter (PEFT's `target_modules` cannot name them) that `named` leaves out."""
+    prefix, language = language_model(model)
+    adapters = [name.removeprefix(f"{prefix}.") for name in touched(model) if name.startswith(f"{prefix}.")]
+    total, found, size = 0, [], 0
+    for path, module in language.named_modules():
+        home = next((name for name in adapters if path == name or path.startswith(f"{name}.")), None)
+        plain = path.replace(".base_layer", "").replace(".original_module", "")
+        if home is not None and plain != home and path == plain:
+            continue  # the adapter's own
+        for key, parameter in module.named_parameters(plain, recurse=False):
+            total += parameter.numel()
+            if parameter.dim() < 3 or isinstance(module, nn.modules.conv._ConvNd):
+                continue
+            if not any(key == name or key.endswith(f".{name}") for name in named):
+                found.append(key)
+                size += parameter.numel()
+    return tuple(found), size / max(1, total)
