@@ -91,7 +91,9 @@ class InstructionEncoder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            encoder: Any = SentenceTransformer(str(folder), device=None if device is None else str(device))
+            encoder: Any = SentenceTransformer(
+                str(folder), device=None if device is None else str(device), trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"no sentence-transformers model ({' '.join(str(error).split())[:200]})", where=str(folder)

@@ -36,6 +36,7 @@ from streamcvit.learning.soundness import Diverged, Verdicts, judge
 from streamcvit.learning.strategies import Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
+from streamcvit.models.sight import check_rows
 from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, take_snapshot
 from streamcvit.models.vision import encode_images, text_tensors
 
@@ -211,13 +212,15 @@ class OnlineLearner:
         # The token at t is predicted from t - 1, so logits are wanted one position earlier.
         keep_BS = torch.zeros_like(inputs.answer_mask)
         keep_BS[:, :-1] = inputs.answer_mask[:, 1:]
-        logits_nV = self.model(
+        logits = self.model(
             **text_tensors(inputs),
             **vision.given,
             logits_to_keep=keep_BS,
             use_cache=False,
             **routing,
-        ).logits.view(len(rows_n), -1)
+        ).logits
+        check_rows(logits, len(rows_n), type(self.base.model).__name__)
+        logits_nV = logits.view(len(rows_n), -1)
         targets_n = inputs.tensors["input_ids"][inputs.answer_mask]
         loss_n = F.cross_entropy(logits_nV.float(), targets_n, reduction="none")
         # A product with the membership matrix sums in a fixed order on every device (index_add does not on CUDA).
@@ -313,9 +316,8 @@ class OnlineLearner:
 
     def _resume_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            for i, rng in enumerate(torch.cuda.get_rng_state_all()):
-                tensors[f"rng.cuda.{i}"] = rng
+        if self.base.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
         for index, entry in self.optimizer.state_dict()["state"].items():
             for name, tensor in entry.items():
                 tensors[f"optimizer.{index}.{name}"] = tensor.detach().cpu().contiguous()
@@ -348,8 +350,8 @@ class OnlineLearner:
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.strategy.load_state_dict(strategy, values["strategy"])
         torch.set_rng_state(tensors["rng.torch"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([tensors[k] for k in sorted(tensors) if k.startswith("rng.cuda.")])
+        if self.base.device.type == "cuda" and (state := _cuda_state(tensors, self.base.device.index or 0)) is not None:
+            torch.cuda.set_rng_state(state, self.base.device)
         kind, keys, place, has_gauss, gauss = values["rng.numpy"]
         np.random.set_state((kind, np.array(keys, np.uint32), place, has_gauss, gauss))  # noqa: NPY002
         version, internal, gauss_next = values["rng.python"]
@@ -364,3 +366,17 @@ def _must_be_finite(tensors: Mapping[str, torch.Tensor], step: int) -> None:
             f"{len(bad)} tensors are not finite after step {step} ({min(bad)} first), and are not committed",
             fix="Go on from the last commit with a smaller rate",
         )
+
+
+def _cuda_state(tensors: Mapping[str, torch.Tensor], number: int) -> torch.Tensor | None:
+    """The random state of the learning device that a commit holds; None where it was learned without CUDA.
+
+    Learning draws on the model's own device alone, whatever its number there or here. Older commits hold a state for
+    each device of their machine.
+    """
+    if "rng.cuda" in tensors:
+        return tensors["rng.cuda"]
+    states = {
+        int(key.removeprefix("rng.cuda.")): state for key, state in tensors.items() if key.startswith("rng.cuda.")
+    }
+    return states.get(number, states[min(states)]) if states else None

@@ -144,6 +144,7 @@ def load_base(
     kind = _dtype(dtype, where)
     check_memory(folder, where, kind, load_in_8bit)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
+    options["trust_remote_code"] = False  # left open, transformers asks on the terminal, and runs what it finds
     if load_in_8bit:
         options["quantization_config"] = _eight_bit(where)
     if where.type == "cuda":
@@ -225,12 +226,12 @@ def skeleton(name_or_path: str | Path) -> nn.Module:
 
     source = resolve(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         loader: Any = AutoModelForImageTextToText
         if type(config) not in loader._model_mapping:
             loader = AutoModelForCausalLM
         with torch.device("meta"):
-            return loader.from_config(config)
+            return loader.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise loading_error(source, "configuration", error) from error
 

@@ -18,10 +18,10 @@ _SIDE = 64
 
 @torch.no_grad()
 def check_sight(model: Any, collator: Collator) -> None:
-    """Asks the model the same about two pictures.
+    """Asks the model the same about two pictures, as learning will ask it: for the logits of chosen places alone.
 
     Raises:
-        UserError: it would answer both alike, or cannot be asked.
+        UserError: it would answer both alike, gives other logits than it is asked for, or cannot be asked.
     """
     inputs = collator.prompts([_probe(k) for k in range(2)]).to(model.device)
     where = type(model).__name__
@@ -32,12 +32,30 @@ def check_sight(model: Any, collator: Collator) -> None:
             fix="Use the processor and chat template that were saved with the model",
         )
     vision = encode_images(model, inputs)
-    logits = model(**text_tensors(inputs), **vision.given, logits_to_keep=1, use_cache=False).logits
+    keep = torch.zeros_like(inputs.image_mask)
+    keep[:, -1] = True
+    logits = model(**text_tensors(inputs), **vision.given, logits_to_keep=keep, use_cache=False).logits
+    check_rows(logits, 2, where)
+    logits = logits.reshape(2, -1)
     if torch.equal(logits[0], logits[1]):
         raise UserError(
             "the model gives two different pictures the same answer, so it does not see them",
             where=where,
             fix="Use the processor that was saved with the model, or another model",
+        )
+
+
+def check_rows(logits: torch.Tensor, count: int, model: str) -> None:
+    """Logits are of as many places as were asked for; shapes are known without waiting for the device.
+
+    Raises:
+        UserError: the model gives those of others: its forward takes no notice of `logits_to_keep`.
+    """
+    if (given := logits.shape[:-1].numel()) != count:
+        raise UserError(
+            f"gives logits of {given} places where those of {count} were asked for (logits_to_keep)",
+            where=model,
+            fix="Use a model whose forward takes logits_to_keep",
         )
 
 

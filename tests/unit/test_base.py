@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from streamcvit.adapters.targets import target_modules
 from streamcvit.errors import UserError
 from streamcvit.models import base as base_module
-from streamcvit.models.base import Base, load_base
+from streamcvit.models.base import Base, load_base, skeleton
 from streamcvit.models.processor import load_processor
 from tests.models import TINY, save, tiny_base, tiny_llava, tiny_samples
 
@@ -161,3 +161,26 @@ def test_a_family_that_takes_no_image_features_is_refused(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda input_ids=None, pixel_values=None: None)
     with pytest.raises(UserError, match="computed beforehand"):
         Base(model, processor)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_no_code_of_a_model_folder_is_run_or_asked_for_whatever_someone_types(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, marker = save(tiny_llava(), tmp_path / "model"), tmp_path / "marker"
+    code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+    (folder / "own.py").write_text(code + "class Config: ...\nclass Model: ...\nclass Processor: ...\n")
+    path = folder / "config.json"
+    classes = {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model", "AutoProcessor": "own.Processor"}
+    config = json.loads(path.read_text()) | {"auto_map": classes}
+    path.write_text(json.dumps(config | ({} if known else {"model_type": "own"})))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": (asked.append(question), "y")[1])
+    if known:  # transformers has a class for it, and that is taken
+        assert type(load_base(folder, device="cpu").model).__name__ == "LlavaForConditionalGeneration"
+        assert type(skeleton(folder)).__name__ == "LlavaForConditionalGeneration"
+    else:
+        for load in (load_base, skeleton):
+            with pytest.raises(UserError, match="needs Python code from the model's folder, which is never run here"):
+                load(folder)
+    assert not marker.exists() and asked == []

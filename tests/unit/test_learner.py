@@ -19,8 +19,10 @@ from streamcvit.adapters.targets import target_modules
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES, OnlineLearner, Replay
+from streamcvit.learning.online import _cuda_state
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
+from streamcvit.models.sight import check_sight
 from streamcvit.models.vision import vision_dim
 from streamcvit.pipeline import load_config
 from streamcvit.run.loading import wrap
@@ -333,3 +335,37 @@ def test_replayed_samples_change_the_step_and_not_the_report(base: Base, samples
     replayed = replaying.learn(second)
     assert torch.equal(report.loss, replayed.loss)
     assert replaying.snapshot().digest != digest
+
+
+def test_a_commit_of_other_gpus_is_gone_on_from_with_the_state_of_the_device_it_learned_on() -> None:
+    def states(*names: str) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor([number]) for number, name in enumerate(names)}
+
+    assert _cuda_state(states("rng.torch"), 0) is None
+    assert _cuda_state(states("rng.cuda", "rng.cuda.3"), 3) == 0
+    # As older commits have them: by number, not as words sort (10 before 2); of four on a machine with one.
+    four = states("rng.torch", "rng.cuda.10", "rng.cuda.2", "rng.cuda.0")
+    assert [int(_cuda_state(four, number)) for number in (2, 10, 0, 7)] == [2, 1, 3, 3]
+
+
+class Swallowing(torch.nn.Module):
+    """A model whose forward has no `logits_to_keep` but takes any keyword."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.own = model.forward
+
+    def forward(self, *args: object, logits_to_keep: object = 0, **kwargs: object) -> object:
+        return self.own(*args, **kwargs)
+
+
+def test_a_model_that_takes_no_notice_of_which_logits_are_wanted_is_refused_at_once_and_never_learned_from(
+    base: Base, samples: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_for(base, "lora")
+    inputs = base.collator.train(samples[:2])
+    monkeypatch.setattr(base.model, "forward", Swallowing(base.model).forward)
+    with pytest.raises(UserError, match=r"LlavaForCond\w+: gives logits of \d+ places where those of \d+"):
+        learner.losses(inputs)
+    with pytest.raises(UserError, match=r"where those of 2 were asked for \(logits_to_keep\)"):
+        check_sight(base.model, base.collator)
