@@ -70,7 +70,10 @@ def held(layer: Any) -> list[torch.Tensor]:
 
 
 def test_configuration_survives_json_copy_and_pickle(method, tmp_path):
-    config = METHODS[method](exclude_modules=["k_proj"], layers_to_transform=[0], layers_pattern="layers")
+    names = ["q_proj", "k_proj"]
+    config = METHODS[method](
+        target_modules=names, exclude_modules=["k_proj"], layers_to_transform=[0], layers_pattern="layers"
+    )
     config.save_pretrained(tmp_path)
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert type(loaded) is type(config)
