@@ -17,7 +17,6 @@ from streamcvit.screen import Screen, plain_streams
 app = typer.Typer(
     help="Streaming online continual learning for multimodal language models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -275,6 +274,10 @@ def _write(path: Path, text: str) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, without a traceback unless --debug."""
     plain_streams()
+    if _windows():
+        fix = "Run streamcvit in WSL 2, where it works as on Linux"
+        err.print(f"[red]error:[/red] {_plain(UserError('Windows is not supported', fix=fix))}", soft_wrap=True)
+        sys.exit(2)
     # The libraries' advice to programmers (missing optional packages and the like) is no news to who runs a command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -289,6 +292,11 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] {_plain(said)}", soft_wrap=True)
         sys.exit(2)
+
+
+def _windows() -> bool:
+    """Whether this is where locks of files and signals work otherwise, and nothing was ever tried."""
+    return os.name == "nt"
 
 
 def _mistake(error: BaseException) -> UserError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,12 @@ def findings() -> Iterator[Finding]:
     import torch
 
     yield Finding(f"machine: {machine()}")
+    yield Finding(
+        f"system: {platform.system()}",
+        sys.platform == "linux",
+        "Only Linux is tested; expect rough edges",
+        needed=False,
+    )
     yield Finding(
         f"Python {sys.version.split()[0]}",
         sys.version_info >= (3, 11),

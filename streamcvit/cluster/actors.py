@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
@@ -30,6 +31,7 @@ from streamcvit.run.loading import Feed, local_feed, settle
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
 
+KEPT_MIB = 128
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
 
 
@@ -49,12 +51,27 @@ def count_forwards(model: nn.Module, move: Callable) -> None:
             module.register_forward_hook(count)
 
 
+def size_of(batch: Batch) -> int:
+    """Bytes of a batch's pictures, as they came and as the model takes them, and of its tokens."""
+    pictures = sum(len(picture.data) for sample in batch.samples for picture in sample.pictures)
+    tensors = batch.inputs.tensors.values() if batch.inputs is not None else ()
+    return pictures + sum(tensor.nbytes for tensor in tensors)
+
+
 class IngestActor(Actor):
-    """Reads, decodes and preprocesses; batch(cursor) is a pure function, so a restart needs no thought."""
+    """Reads, decodes and preprocesses; batch(cursor) is a pure function, so a restart needs no thought.
+
+    Where several methods read the stream in one order, the first batches of it are kept for those after the first,
+    `KEPT_MIB` of them at most: of a small stream all.
+    """
 
     def __init__(self, config: RunConfig, stream: str) -> None:
         super().__init__(config)
         self.stream = stream
+        orders = Counter(method.order for method in config.methods.values() if method.adapter != "none")
+        self.again = {order for order, count in orders.items() if count > 1}
+        self.kept: dict[tuple[str, int], Batch] = {}
+        self.room = KEPT_MIB << 20
 
     @cached_property
     def feed(self) -> Feed:
@@ -69,7 +86,13 @@ class IngestActor(Actor):
     @work
     def batch(self, order: str, cursor: int) -> Batch:
         """The batch of `order` that starts at `cursor`."""
-        batch = next(self.feed(order, cursor, cursor + 1))
+        batch = self.kept.get((order, cursor))
+        if batch is None:
+            batch = next(self.feed(order, cursor, cursor + 1))
+            size = size_of(batch)
+            if order in self.again and size <= self.room:
+                self.kept[order, cursor] = batch
+                self.room -= size
         self.move()
         return batch
 

@@ -27,6 +27,7 @@ SOCKET = (
 )
 ROOTS = ("/tmp", "/var/tmp", "/dev/shm")  # for where the temporary folder's path is too long
 KNOCK_SECONDS = 5.0  # that a cluster's head may take to answer
+INLINE_BYTES = 1 << 20
 ACTOR_MIB = 450  # a process with torch, transformers and peft, before its model (measured: 330-400 MiB USS)
 STORE_MIB = 256  # object store of a private Ray: look-ahead batches and a few snapshots
 
@@ -129,6 +130,8 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             token.write_text(secrets.token_hex(32), encoding="ascii")
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+            # A batch of small pictures goes with the answer itself, not by way of the object store.
+            os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE_BYTES))
         try:
             import ray
         except ImportError:

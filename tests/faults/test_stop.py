@@ -209,7 +209,7 @@ def test_sigint_stops_a_run_on_ray_which_goes_on_with_other_numbers_of_actors_to
     done = stopped(tmp_path, signal.SIGINT)
     check_stopped(tmp_path, done, signal.SIGINT, "")
     config = str(tmp_path / "runs/small/config.yaml")
-    counts = ["--set", "cluster.ingest_actors=1", "--set", "cluster.evaluators=2"]
+    counts = ["--set", "cluster.ingest_actors=3", "--set", "cluster.evaluators=2"]
     done = streamcvit("run", config, "--resume", *counts, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(local_run.folder, tmp_path / "runs/small", ALL) == []

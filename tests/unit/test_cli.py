@@ -1,0 +1,32 @@
+"""The command itself: where it runs, and what a shell completes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamcvit import cli
+
+
+def test_on_windows_one_line_says_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(cli, "err", cli.Screen(stderr=True))
+    monkeypatch.setattr(cli, "_windows", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["streamcvit", "doctor"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith("error: Windows is not supported. Run streamcvit in WSL 2")
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("streamcvit sc", "scenario"), ("streamcvit run --resu", "--resume")])
+def test_a_shell_completes_commands_and_options(tmp_path: Path, typed: str, offered: str) -> None:
+    code = "import sys; sys.argv = ['streamcvit']; from streamcvit.cli import main; main()"
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_STREAMCVIT_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **words}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [offered], done.stderr
