@@ -104,6 +104,16 @@ def run(
     _run(config, local=local, resume=resume, allow=allow or [])
 
 
+@app.command()
+def check(pipeline: Pipeline, data: Data = None, settings: Settings = None, local: Local = False) -> None:
+    """Do all of a run's pre-flight without learning: rows, tokens, scorers, adapters, memory, time; nothing is kept."""
+    from streamcvit.inspection import inspect
+
+    for line in inspect(_config(pipeline, settings, data=data), local):
+        out.print(line, markup=False, soft_wrap=True)
+    out.print("nothing stands in the way of this run")
+
+
 @scenario.command("show")
 def scenario_show(
     pipeline: Pipeline,
