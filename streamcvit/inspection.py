@@ -23,7 +23,7 @@ from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
 from streamcvit.errors import Stopped
-from streamcvit.models.base import fetch, target_modules, weight_files
+from streamcvit.models.base import fetch, weight_files
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.preflight import check_settings
 from streamcvit.run.drive import task_counts
@@ -49,7 +49,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
     Raises:
         UserError: what `run` would refuse.
     """
-    check_settings(config, local)
+    reaches = check_settings(config, local)
     weights = fetch(config.model.name_or_path)
     with tempfile.TemporaryDirectory(prefix="streamcvit-check-") as place:
         folder = Path(place, "stream")
@@ -62,6 +62,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
         yield from _token_lines(config, samples)
         config = config.model_copy(update={"out": place})
         size = sum(file.stat().st_size for file in weight_files(weights))
+        yield from reaches.values()
         yield from _learning_lines(config, index, str(folder))
         need = _mib(_peak()) if local else needed_mib(config, size)
         free = psutil.virtual_memory().available // 2**20
@@ -71,9 +72,9 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
 def _draw(index: StreamIndex, seed: int) -> list[Sample]:
     """Some readable samples of the whole stream, in its order."""
     count = min(DRAWN, len(index))
-    places = np.sort(np.random.default_rng([seed, 5]).choice(len(index), count, replace=False)) if count else []
+    places = np.sort(np.random.default_rng([seed, 5]).permutation(len(index))[:count])
     with ShardReader(index) as reader:
-        return [row for row in reader.read([int(place) for place in places]) if isinstance(row, Sample)]
+        return [row for row in reader.read(places.tolist()) if isinstance(row, Sample)]
 
 
 def _task_lines(index: StreamIndex, samples: list[Sample]) -> Iterator[str]:
@@ -117,8 +118,6 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
     """Every method's first steps, on an adapter that is thrown away."""
     clock = _Clock(STEPS)
     worker = LearnerWorker(config, stream, local_feed(config, stream), stop=clock)
-    targets = target_modules(worker.base.model)
-    linear = len(targets) if isinstance(targets, list) else None
     shards = sum(path.stat().st_size for path in Path(stream).rglob("*") if path.is_file())
     disk = 0
     for method, settings in config.methods.items():
@@ -127,17 +126,13 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
         clock.start()
         with contextlib.suppress(Stopped):
             worker.learn_chunk(method, 0)
-        assert worker.model is not None
-        learned = sum(p.numel() for p in worker.model.parameters() if p.requires_grad)
-        reached = sum(hasattr(module, "base_layer") for module in worker.model.modules())
         commits = config.folder(method) / "commits"
         kept, resume = (_size(commits, part) for part in ("*/adapter/**/*", "*/resume/**/*"))
         chunks = len(task_counts(config, index, method))
         disk += kept * chunks + resume * config.learner.keep_commits
         batches = -(-len(index) // config.learner.batch_size)
-        of = f" of {linear}" if linear else ""
         yield (
-            f"{method}: {learned:,} weights learned, {reached}{of} layers adapted, {clock.step:.3f} s a step here: "
+            f"{method}: {clock.step:.3f} s a step here: "
             f"about {_duration(clock.step * batches)} for {batches} steps, scoring beside it"
         )
     yield f"disk: {_mib(shards)} MiB of stream, about {_mib(disk)} MiB of commits"
