@@ -267,7 +267,7 @@ def importers(data: bytes, folder: Path) -> None:
         (folder / "a.png").write_bytes(picture(1))
         os.mkfifo(folder / "p.png")
         (folder / "l.png").symlink_to("l.png")
-    for name in ("x.json", "x.jsonl"):
+    for name in ("x.json", "x.jsonl", "x.csv"):
         path = folder / name
         path.write_bytes(data)
         for format in FORMATS:
@@ -335,8 +335,30 @@ def seeds(target: str, folder: Path) -> list[bytes]:
         buffer = io.BytesIO()
         frames[0].save(buffer, "JPEG", exif=exif, progressive=True)
         return [*found, buffer.getvalue()]
-    rows = ROWS if target == "importers" else [row for group in ROWS for row in group]
-    return [json.dumps(row).encode() for row in rows]
+    if target == "json":
+        return [json.dumps(row).encode() for group in ROWS for row in group]
+    return [
+        *(json.dumps(group).encode() for group in ROWS),
+        *_tables(),
+        b'image,text,answer\na.png,"What, ""this""?",red\n',
+    ]
+
+
+def _tables() -> list[bytes]:
+    """Rows of each format as Parquet and as Arrow."""
+    found = []
+    for group in ROWS[:3]:
+        rows = [{**row, "more": [1.5, None]} for row in group]
+        table = pa.Table.from_pylist([{**row, "answer": ["red"]} if "answer" in row else row for row in rows])
+        for kind in ("parquet", "stream", "file"):
+            buffer = io.BytesIO()
+            if kind == "parquet":
+                pq.write_table(table, buffer)
+            else:
+                with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(buffer, table.schema) as writer:
+                    writer.write_table(table)
+            found.append(buffer.getvalue())
+    return found
 
 
 PICTURES = [

@@ -6,8 +6,10 @@ text (dates, decimals), binary values excepted; NaN and null count as absent.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,12 +57,11 @@ def table_rows(stream: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
         UserError: the file is damaged.
     """
     try:
-        for batch in _batches(stream):
+        for batch in _batches(_File(stream.fileno(), closefd=False)):
+            batch.validate(full=True)  # first of all: a forged offset must not lead out of the file's own buffers
             step = _step(batch.nbytes, batch.num_rows)
             for start in range(0, batch.num_rows, step):
-                part = batch.slice(start, step)
-                part.validate(full=True)  # a forged offset must not lead out of the file's own buffers
-                for row in part.to_pylist():
+                for row in batch.slice(start, step).to_pylist():
                     yield {name: value for name, one in row.items() if (value := _value(one)) is not None}
     except MemoryError:
         raise
@@ -71,20 +72,28 @@ def table_rows(stream: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"is damaged: {what:.300}", where=str(path), fix="Fetch the file again") from None
 
 
-def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    head = stream.read(8)
-    stream.seek(0)
+class _File(io.FileIO):
+    """A file that sets no more memory aside for a read than it has bytes left, whatever it says it holds."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left)) or b""
+
+
+def _batches(file: _File) -> Iterator[pa.RecordBatch]:
+    head = file.read(8)
+    file.seek(0)
     if head.startswith(b"PAR1"):
-        file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
-        for number in range(file.num_row_groups):
-            group = file.metadata.row_group(number)
-            yield from file.iter_batches(_step(group.total_byte_size, group.num_rows), [number], use_threads=False)
+        parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            yield from parquet.iter_batches(_step(group.total_byte_size, group.num_rows), [number], use_threads=False)
     elif head.startswith(b"ARROW1"):
-        reader = pa.ipc.open_file(stream)
+        reader = pa.ipc.open_file(file)
         for number in range(reader.num_record_batches):
             yield reader.get_batch(number)
     else:
-        yield from pa.ipc.open_stream(stream)
+        yield from pa.ipc.open_stream(file)
 
 
 def _step(size: int, rows: int) -> int:
