@@ -16,6 +16,8 @@ MAX_PICTURES = 64
 MAX_TURNS = 256
 """Turns before the last that a conversation may have."""
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -117,7 +119,7 @@ class Sample:
             record["turns"] = [[turn.prompt, turn.answer] for turn in self.turns]
         if self.whole is not None:
             record["prompt"] = self.whole
-        return json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
+        return _CANONICAL.encode(record).encode()
 
     def readable_bytes(self) -> bytes:
         """`text_bytes` that `from_bytes` reads again: within the limits of `strictjson` on depth and length.
