@@ -44,6 +44,8 @@ def stream_of(shared_dir, tmp_path):
         ("06", "lines.yaml", 24, {1}),
         ("06", "list.yaml", 8, {1}),
         ("06", "short.yaml", 8, {1}),
+        ("07", "pipeline.yaml", 30, {1}),
+        ("07", "few.yaml", 40, {1}),
         ("08", "pipeline.yaml", 8, {1}),
         ("09", "pipeline.yaml", 8, {1}),
         ("12", "pipeline.yaml", 8, {1}),
