@@ -114,6 +114,26 @@ def check(pipeline: Pipeline, data: Data = None, settings: Settings = None, loca
     out.print("nothing stands in the way of this run")
 
 
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of your data.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The pipeline to write [default: pipeline.yaml in the folder].")
+    ] = None,
+    test_share: Annotated[
+        float, typer.Option(min=0.001, max=0.9, help="Share that becomes the test set of a task that has none.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of that draw, and of the run.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Write over an earlier pipeline of that name.")] = False,
+) -> None:
+    """Look at a folder of your data, say what is in it and what is odd, and write a pipeline that runs."""
+    from streamcvit.start import begin
+    from streamcvit.start.words import said
+
+    for line in said(begin(folder, to, test_share=test_share, seed=seed, force=force)):
+        out.print(line, markup=False, soft_wrap=True)
+
+
 @scenario.command("show")
 def scenario_show(
     pipeline: Pipeline,

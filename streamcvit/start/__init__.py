@@ -1,0 +1,103 @@
+"""The first pipeline for a folder of one's own data: what lies there, what is odd, a YAML file that runs at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streamcvit.errors import UserError
+from streamcvit.pipeline import load_config
+from streamcvit.run.plans import files_plan
+from streamcvit.start.gather import Gathered, Gathering
+from streamcvit.start.recipe import Recipe, recipe
+from streamcvit.start.survey import MADE, survey
+
+
+@dataclass
+class Start:
+    """What `begin` found and wrote.
+
+    Attributes:
+        table: a line a task, the first of names.
+        odd, unused: what a person should look at; names of what was passed over, and why.
+        written: the files.
+        pipeline: the YAML file.
+    """
+
+    table: list[tuple[str, ...]]
+    odd: list[str]
+    unused: list[tuple[str, str]]
+    pipeline: Path
+    written: list[Path] = field(default_factory=list)
+
+
+def begin(
+    folder: Path, to: Path | None = None, *, test_share: float = 0.1, seed: int = 0, force: bool = False
+) -> Start:
+    """Look at a folder of data and write a pipeline for it, whole or not at all; the same folder and seed, the same.
+
+    Args:
+        folder: of the data; nothing in it is changed.
+        to: the YAML file [default: pipeline.yaml in the folder]; new files of rows go into a folder beside it.
+        test_share: of a task's rows that become its test set, where there is none.
+        seed: of that draw, and of the run.
+        force: write over what an earlier call wrote.
+
+    Raises:
+        UserError: nothing usable lies there, the file is there already, or nothing can be written there.
+    """
+    root = folder.absolute()
+    to = (root / "pipeline.yaml" if to is None else to).absolute()
+    made = to.with_name(to.stem + MADE)
+    part = to.with_name(f".{made.name}.part")
+    found = survey(root)
+    for there in (to, made):
+        if there.exists() and not (force and there.is_dir() == (there == made)):
+            raise UserError("is there already", where=str(there), fix="Name another file with --to, or add --force")
+    if not to.parent.is_dir():
+        raise UserError("there is no such folder", where=str(to.parent), fix="Make it, or name another with --to")
+    if not os.access(to.parent, os.W_OK):
+        raise UserError("cannot be written to", where=str(to.parent), fix="Name a file elsewhere with --to")
+    shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
+    try:
+        gathered = Gathering(root, found, part, test_share, seed).gather()
+        _rename(gathered, part, made)
+        written = recipe(root, to, gathered, seed)
+        return _place(written, gathered, to, part, made)
+    except OSError as fault:
+        where = str(fault.filename or to)
+        fix = "Make room, or name a file elsewhere with --to; nothing was written"
+        raise UserError(f"cannot be read or written ({fault.strerror or fault})", where=where, fix=fix) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _rename(gathered: Gathered, part: Path, made: Path) -> None:
+    """New files of rows are named as where they will lie."""
+    for task in gathered.tasks:
+        for one in filter(None, (task.train, task.test)):
+            if one.made:
+                one.path = str(made / Path(one.path).relative_to(part))
+
+
+def _place(written: Recipe, gathered: Gathered, to: Path, part: Path, made: Path) -> Start:
+    draft = to.with_name(f".{to.stem}.part.yaml")
+    try:
+        draft.write_text(written.text, encoding="utf-8")
+        config = load_config(draft)
+        files_plan(config.stream.scenario, {one.name: len(one.train.seen) for one in gathered.tasks if one.train}, 0)
+        wanted = {Path(one.path).name for task in gathered.tasks for one in (task.train, task.test) if one and one.made}
+        for file in part.iterdir() if part.exists() else ():
+            if file.name not in wanted:  # of a task that was passed over
+                file.unlink()
+        if made.exists():
+            shutil.rmtree(made)
+        if wanted:
+            part.rename(made)
+        os.replace(draft, to)
+    finally:
+        draft.unlink(missing_ok=True)
+    files = [to, *sorted(made.iterdir())] if wanted else [to]
+    return Start(written.table, gathered.odd, gathered.unused, to, files)
