@@ -34,7 +34,7 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
     run = None
     if path is not None:
         path = _found(Path(path))
-        tree = _read(path)
+        tree = read_tree(path)
         if run := run_of(path):
             # It was written here, or the whole folder was moved, copied or renamed: the run is where it lies.
             tree |= {"out": str(run.parent), "name": run.name}
@@ -118,7 +118,7 @@ def run_of(path: Path) -> Path | None:
     return folder if begun else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
     """The tree of a YAML file.
 
     Raises:

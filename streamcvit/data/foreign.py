@@ -12,7 +12,7 @@ import numpy as np
 
 from streamcvit.data import locations
 from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids
-from streamcvit.data.index import EVAL_FOLDER, LOSSES, StreamIndex, build_index
+from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, LOSSES, StreamIndex, build_index
 from streamcvit.data.indexcheck import check_tasks
 from streamcvit.data.labels import LABELS
 from streamcvit.data.records import OWN, Reading, Records
@@ -40,6 +40,7 @@ def index_shards(
     samples_per_chunk: int | None = None,
     keep_whole: bool = False,
     bad_share: float = BAD_SHARE,
+    replace: bool = True,
 ) -> StreamIndex:
     """Index WebDataset shards of others (a record and its pictures a sample) where they lie.
 
@@ -58,6 +59,7 @@ def index_shards(
         samples_per_chunk: length of a chunk; without it each shard is one chunk, an empty one if it has no samples.
         keep_whole: of a damaged shard index the samples before the damage, instead of refusing it.
         bad_share: so large a share of lost samples is borne.
+        replace: whether the index of another stream in the folder may be replaced.
 
     Raises:
         UserError: a shard is no tar or damaged (the message gives the byte), there is no sample, or too many are lost.
@@ -88,6 +90,9 @@ def index_shards(
     places = np.arange(len(scan)) // samples_per_chunk if samples_per_chunk else np.array(scan.columns["shard"])
     chunks = None if samples_per_chunk else len(named)
     index = build_index(folder, scan, places, tasks, seed=seed, n_chunks=chunks, records=records, evaluation=evaluation)
+    if not replace and os.path.exists(f"{folder}/{INDEX_NAME}") and StreamIndex.open(folder).digest != index.digest:
+        fix = f"Choose another folder, or remove its {INDEX_NAME} first"
+        raise UserError("another stream is indexed here", where=folder, fix=fix)
     if evaluation:
         _link(evaluation.folder, test_links)
         evaluation.save()

@@ -207,6 +207,21 @@ class StreamIndex:
             raise UserError("the test sets are not those the stream was written with", where=folder, fix=_REBUILD)
         return index
 
+    def fault_lines(self) -> list[str]:
+        """What was found when the shards of others were indexed, for a person; empty where nothing was."""
+        lost = [fault for fault in self.meta["faults"] if fault["reason"] in LOSSES]
+        other = [fault for fault in self.meta["faults"] if fault["reason"] not in LOSSES]
+        n_lost = self.meta.get("n_lost", len(lost))
+        lines = []
+        for faults, count, what in (
+            (lost, n_lost, "lost when the shards were indexed: no samples, or members of none"),
+            (other, self.meta["n_faults"] - n_lost, "members passed over that no sample needs"),
+        ):
+            if count:
+                first = [f"  {fault['shard']}: byte {fault['offset']}: {fault['detail']}" for fault in faults[:3]]
+                lines += [f"{count} {what}; the first:", *first]
+        return lines
+
     def _check(self) -> None:
         rows, samples = self.table.num_rows, len(self)
         if any(self.table[name].null_count for name in SCHEMA.names):

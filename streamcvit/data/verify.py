@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from streamcvit.data import locations
 from streamcvit.data.images import MAX_PIXELS
-from streamcvit.data.index import LOSSES, StreamIndex
+from streamcvit.data.index import StreamIndex
 from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
 from streamcvit.data.targroups import scan_groups
@@ -31,9 +30,8 @@ class VerifyReport:
         shards, samples, bytes: what the indexes of stream and test sets list.
         unreadable: samples that would be quarantined.
         problems: what is wrong, with shard and byte position.
-        known: the first faults that were in the shards when they were indexed, of `n_known`; no sample of the stream
-            depends on them.
-        lost: those of them that cost a sample, of `n_lost`.
+        known: the first faults that were in the shards when they were indexed; no sample of the stream depends on them.
+        notes: what is to be said of them.
     """
 
     folder: str
@@ -43,9 +41,7 @@ class VerifyReport:
     unreadable: int = 0
     problems: list[Fault] = field(default_factory=list)
     known: list[Fault] = field(default_factory=list)
-    n_known: int = 0
-    lost: list[Fault] = field(default_factory=list)
-    n_lost: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -57,17 +53,10 @@ class VerifyReport:
         lines = [str(fault) for fault in self.problems[:_SHOWN]]
         if len(self.problems) > _SHOWN:
             lines.append(f"and {len(self.problems) - _SHOWN} problems more")
-        lines += fault_lines(self.lost, self.n_lost, "lost when the shards were indexed")
-        other = [fault for fault in self.known if fault.reason not in LOSSES]
-        lines += fault_lines(other, self.n_known - self.n_lost, "passed over; no sample needs them")
+        lines += self.notes
         verdict = "all well" if self.ok else f"{len(self.problems)} problems, {self.unreadable} samples unreadable"
         size = f"{self.shards} shards, {self.samples} samples, {self.bytes / 1e6:.1f} MB"
         return [*lines, f"{self.folder}: {size}: {verdict}"]
-
-
-def fault_lines(faults: Sequence[Fault], count: int, what: str) -> list[str]:
-    """How many samples or members faults cost, and the first three of them, one a line; nothing of none."""
-    return [f"{count} {what}; the first:", *[f"  {fault}" for fault in faults[:3]]] if count else []
 
 
 def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyReport:
@@ -92,10 +81,8 @@ def verify(folder: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> VerifyRep
 def _verify_index(index: StreamIndex, report: VerifyReport, max_pixels: int) -> None:
     gone = set()
     report.samples += len(index)
-    known = [Fault(**fault) for fault in index.meta["faults"]]
-    cost = [fault for fault in known if fault.reason in LOSSES]
-    report.known, report.n_known = report.known + known, report.n_known + index.meta["n_faults"]
-    report.lost, report.n_lost = report.lost + cost, report.n_lost + index.meta.get("n_lost", len(cost))
+    report.known += [Fault(**fault) for fault in index.meta["faults"]]
+    report.notes += index.fault_lines()
     for place, (location, note) in enumerate(zip(index.shards, index.meta["shards"], strict=True)):
         report.shards += 1
         report.bytes += note["bytes"]

@@ -99,10 +99,5 @@ def stream_lines(folder: Path, index: StreamIndex) -> list[str]:
         lines.append(f"{said} have pictures that cannot be used and are left out")
     if lost_list(folder).exists():
         lines.append(f"all that cannot be used is listed in {lost_list(folder)}")
-    if known := index.meta["n_faults"]:
-        first = index.meta["faults"][0] if index.meta["faults"] else {}
-        lines.append(
-            f"{known} faults were found when the shards were indexed; the first: "
-            f"{first.get('shard')}: byte {first.get('offset')}: {first.get('detail')}"
-        )
+    lines += index.fault_lines() + index.eval_index().fault_lines()
     return lines

@@ -201,7 +201,7 @@ def test_what_macos_and_windows_put_beside_files_is_known_and_not_lost(tmp_path)
     index = index_shards([raw_tar(tmp_path / "x.tar", members)], tmp_path, TASKS)
     assert ShardReader(index).read([0]) == [sample(1)]
     assert (index.meta["n_faults"], index.meta.get("n_lost", 0)) == (6, 0)
-    assert verify(tmp_path).lines()[0] == "6 passed over; no sample needs them; the first:"
+    assert verify(tmp_path).lines()[0] == "6 members passed over that no sample needs; the first:"
 
 
 def test_names_in_an_old_encoding_keep_their_pairs(tmp_path):
@@ -283,7 +283,7 @@ def test_groups_that_are_passed_over_count_as_lost_are_shown_and_stop_past_the_s
     index = index_shards([raw_tar(tmp_path / "x.tar", [*good, *bad])], tmp_path, TASKS)
     assert (len(index), index.meta["n_lost"]) == (100, 3)
     lines = verify(tmp_path).lines()
-    assert lines[0] == "3 lost when the shards were indexed; the first:"
+    assert lines[0] == "3 lost when the shards were indexed: no samples, or members of none; the first:"
     assert [line.split(": ", 2)[2][:20] for line in lines[1:4]] == [
         "key 'x' has no json",
         "key 'y': key 'id' is",
