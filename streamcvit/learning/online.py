@@ -34,6 +34,7 @@ from streamcvit.learning.epochs import Epoch
 from streamcvit.learning.optim import ExpertAdamW
 from streamcvit.learning.soundness import Diverged, Verdicts, judge
 from streamcvit.learning.strategies import Sequential
+from streamcvit.learning.strategies.base import strategy_state
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.sight import check_rows
@@ -323,7 +324,7 @@ class OnlineLearner:
                 tensors[f"optimizer.{index}.{name}"] = tensor.detach().cpu().contiguous()
         for index, tensor in self.optimizer.copies().items():
             tensors[f"optimizer.{index}.copy"] = tensor.detach().cpu().contiguous()
-        extra, values = self.strategy.state_dict()
+        extra, values = strategy_state(self.strategy)
         tensors |= {f"strategy.{name}": tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
         kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
         python = random.getstate()

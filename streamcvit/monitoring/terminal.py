@@ -116,8 +116,13 @@ class LiveView:
         if more > 0 and skipped:
             self.message(f"{run}: {_skipped(skipped)} so far")
 
-    def chunk_done(self, run: str, chunk: int, info: Mapping[str, Any] | None = None) -> None:
-        """A chunk (counted from 0) was learned; `info` is its `chunk` event (samples, loss, correct, busy_s ...)."""
+    def chunk_done(
+        self, run: str, chunk: int, info: Mapping[str, Any] | None = None, lost: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """A chunk (counted from 0) was learned; `info` is its `chunk` event (samples, loss, correct, busy_s ...).
+
+        `lost` holds the events of its samples that could not be learned.
+        """
         info = info or {}
         with self._lock:
             row = self._rows[run]
@@ -135,6 +140,11 @@ class LiveView:
             parts.append(f"{info['samples'] / info['busy_s']:.0f} samples/s")
         if info.get("skipped"):
             parts.append(_skipped(info["skipped"]))
+        if lost:
+            left = f"{len(lost)} left out, the first: {lost[0].get('reason')}: {lost[0].get('detail')}"
+            parts.append(left)
+            if self.console.is_terminal:  # the view has no room for it
+                self.message(f"{run}: chunk {chunk + 1}: {left}")
         self._line(run, ", ".join(parts))
 
     def scores(

@@ -193,7 +193,7 @@ class Driver:
                 f"{report.method}: no gradient reached {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''} so far: "
                 "modules that the model does not call learn nothing (exclude_modules leaves them out)"
             )
-        self.view.chunk_done(report.method, report.chunk, report.info)
+        self.view.chunk_done(report.method, report.chunk, report.info, report.quarantined)
         self.pool.folder_changed(str(folder.path))
 
     def _scored(self, found: TaskScores) -> None:

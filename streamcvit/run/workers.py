@@ -32,6 +32,7 @@ from streamcvit.models.snapshot import Snapshot, load_adapter_state
 from streamcvit.monitoring.metrics import BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, settle, wrap
+from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.notes import event_of, idle_modules, joined, mean_of, size_of
 
@@ -65,6 +66,7 @@ class LearnerWorker:
         self.config, self.feed, self.progress, self.stop, self.turn = config, feed, progress, stop, turn
         self.fenced: Fenced | None = None
         self.index = StreamIndex.open(stream)
+        self.known_bad = {bad.position for bad in unusable(self.index)}
         self.loaded = loaded
         self._load()
         self.method = ""
@@ -242,6 +244,7 @@ class LearnerWorker:
                 self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined, skipped=skipped)
                 if stopping:
                     raise Stopped
+        self._check_losses(chunk, quarantined)
         learned = time.perf_counter()
         info = {**note(), "idle": idle_modules(learner.idle)}
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
@@ -250,6 +253,19 @@ class LearnerWorker:
         return ChunkReport(
             self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
         )
+
+    def _check_losses(self, chunk: int, quarantined: list[dict[str, Any]]) -> None:
+        """Raise where more of a chunk is lost than `stream.bad_share`; what its index knew of was judged before."""
+        first, stop = self.schedule.bounds(chunk)
+        lost = [bad for bad in quarantined if bad["position"] not in self.known_bad]
+        if len(lost) > self.config.stream.bad_share * (stop - first):
+            raise UserError(
+                f"{len(lost)} of {stop - first} samples of chunk {chunk + 1} cannot be learned, the first: "
+                f"{lost[0]['sample_id']}: {lost[0]['reason']}: {lost[0]['detail']}",
+                where=str(self.folder),
+                fix="Raise model.max_length if they are too long, or bear it (stream.bad_share), and --resume with "
+                "--allow-change and the setting's name",
+            )
 
     def _commit(self, **state: Any) -> Path:
         step = self.learner.step

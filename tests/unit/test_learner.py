@@ -369,3 +369,15 @@ def test_a_model_that_takes_no_notice_of_which_logits_are_wanted_is_refused_at_o
         learner.losses(inputs)
     with pytest.raises(UserError, match=r"where those of 2 were asked for \(logits_to_keep\)"):
         check_sight(base.model, base.collator)
+
+
+@pytest.mark.parametrize("state", [{"a": 1}, ({}, {}, {}), ({"a": 1}, {}), ({}, {"a": {1}})])
+def test_a_strategy_whose_state_cannot_be_kept_is_named_and_nothing_is_written(
+    base: Base, samples: list, tmp_path: Path, state: object
+) -> None:
+    learner = learner_for(base, "lora")
+    learner.strategy.state_dict = lambda: state  # type: ignore[method-assign]
+    learner.learn(batches(base, samples)[0])
+    with pytest.raises(UserError, match="strategy Sequential: .*state_dict"):
+        learner.commit(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -59,6 +59,15 @@ def test_skipped_steps_are_said_when_they_happen_and_in_the_chunks_line() -> Non
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_samples_that_are_left_out_are_said_with_the_first_reason(terminal: bool) -> None:
+    screen = console(terminal)
+    bad = {"position": 3, "sample_id": "a", "reason": "too_long", "detail": "2721 tokens, at most 2048"}
+    with LiveView(["lora"], total_samples=960, chunks=15, console=screen) as view:
+        view.chunk_done("lora", 0, {"samples": 62}, [bad, bad])
+    assert "2 left out, the first: too_long: 2721 tokens, at most 2048" in shown(screen)
+
+
 def test_on_a_terminal_the_view_shows_progress_scores_and_what_is_forgotten() -> None:
     screen = console(terminal=True)
     with LiveView(["lora", "smolora"], total_samples=960, chunks=15, console=screen) as view:

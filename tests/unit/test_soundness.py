@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from test_learner import batches, learner_for
 
 from streamcvit.config import RunConfig
+from streamcvit.data.sample import Quarantined
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.launch import execute
@@ -25,8 +26,11 @@ from streamcvit.learning.ledger import SCHEMA
 from streamcvit.learning.soundness import Diverged, judge
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
+from streamcvit.monitoring.record import RunRecord
 from streamcvit.pipeline import load_config
 from streamcvit.run.boundaries import boundary_reports
+from streamcvit.run.drive import task_counts
+from streamcvit.run.folder import RunFolder
 from streamcvit.run.loading import local_feed
 from streamcvit.run.stream import prepare_stream
 from streamcvit.run.workers import LearnerWorker
@@ -314,3 +318,32 @@ def test_parts_of_a_ledger_from_before_skips_were_marked_are_read(tmp_path: Path
     table = pa.table(row, schema=pa.schema([SCHEMA.field(name) for name in names]))
     pq.write_table(table, tmp_path / "ledger" / "00000001-0.parquet")
     assert read_ledger(tmp_path / "ledger").to_pylist()[0]["skipped"] is None
+
+
+def test_a_chunk_of_which_too_much_cannot_be_learned_stops_the_run_and_a_borne_loss_leaves_the_position_right(
+    tmp_path: Path,
+) -> None:
+    config = small(tmp_path, "methods.mine.order=joint", "stream.bad_share=0.1")
+    stream = tmp_path / "stream"
+    index = prepare_stream(config, stream)
+    feed = local_feed(config, str(stream))
+
+    def losing(count: int) -> Any:
+        def batches_of(order: str, cursor: int, stop: int) -> Iterator[Batch]:
+            for batch in feed(order, cursor, stop):
+                bad = batch.next_cursor > 72 - count
+                lost = tuple(Quarantined(p, f"s{p}", "too_long", "900 tokens") for p in batch.positions)
+                yield dataclasses.replace(emptied(batch), quarantined=lost) if bad else batch
+
+        return batches_of
+
+    with pytest.raises(UserError, match=r"16 of 72 samples of chunk 1 cannot be learned, .*s\d+: too_long: 900"):
+        LearnerWorker(config, str(stream), losing(16)).learn_chunk("mine", 0)
+    assert commits_of(config.folder("mine")) == []
+    borne = config.model_copy(update={"stream": config.stream.model_copy(update={"bad_share": 0.2})})
+    report = LearnerWorker(borne, str(stream), losing(8)).learn_chunk("mine", 0)
+    assert len(report.quarantined) == 8
+    folder = RunFolder(borne, "mine", index, task_counts(borne, index, "mine"), "base")
+    folder.chunk_done(report)
+    record = RunRecord.load(folder.path)
+    assert record.position == record.total_samples == 72

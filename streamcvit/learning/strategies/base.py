@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from streamcvit.data.sample import Sample
+from streamcvit.errors import UserError
 from streamcvit.models.batch import Batch
+
+
+def strategy_state(strategy: Sequential) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A strategy's `state_dict`, looked at.
+
+    Raises:
+        UserError: it is no pair of tensors by name and JSON values by name.
+    """
+    state: Any = strategy.state_dict()
+    pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(part, dict) for part in state)
+    if not pair or not all(isinstance(tensor, torch.Tensor) for tensor in state[0].values()):
+        raise UserError(
+            "state_dict must give a pair: tensors by name, and JSON values by name",
+            where=f"strategy {type(strategy).__name__}",
+            fix="Return ({}, {}) where it keeps nothing",
+        )
+    try:
+        json.dumps(state[1])
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the second part of state_dict cannot be written as JSON ({error})",
+            where=f"strategy {type(strategy).__name__}",
+            fix="Keep numbers, texts, lists and mappings there, and tensors in the first part",
+        ) from None
+    return state
 
 
 class Sequential:
