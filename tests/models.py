@@ -203,6 +203,54 @@ def tiny_internvl(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
     return _model(InternVLForConditionalGeneration, config), processor
 
 
+def tiny_aria(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
+    """ARIA: pictures are padded to squares, so that the tower must be told of the padding (`pixel_mask`)."""
+    from transformers import AriaConfig, AriaForConditionalGeneration, AriaProcessor
+    from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
+
+    tokenizer = tiny_tokenizer(image_token="<|img|>")
+    config = AriaConfig(
+        text_config={
+            **_text(len(tokenizer), width, layers), "moe_num_experts": 2, "moe_topk": 1, "moe_num_shared_experts": 1,
+        },
+        vision_config={
+            "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 980, "patch_size": 70,
+        },
+        projector_patch_to_query_dict={196: 4},
+        image_token_index=tokenizer.image_token_id,
+    )  # fmt: skip
+    processor = AriaProcessor(
+        AriaImageProcessorPil(),
+        tokenizer,
+        size_conversion={980: 4},
+        chat_template=CHAT_TEMPLATE.replace("IMAGE", "'<|img|>'"),
+    )
+    return _model(AriaForConditionalGeneration, config), processor
+
+
+def tiny_paligemma(width: int = 32, layers: int = 2) -> tuple[Any, Any]:
+    """PaliGemma: the prompt's tokens see each other both ways, an answer's only what stands before them."""
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    tokenizer = tiny_tokenizer(image_token="<image>")
+    pixels = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    pixels.image_seq_length = 16
+    processor = PaliGemmaProcessor(pixels, tokenizer)
+    config = PaliGemmaConfig(
+        text_config={"model_type": "gemma", **_text(len(tokenizer), width, layers), "head_dim": width // 2},
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": width, "intermediate_size": 2 * width,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+            "vision_use_head": False,
+        },
+        projection_dim=width,
+        image_token_index=tokenizer.image_token_id,
+    )  # fmt: skip
+    return _model(PaliGemmaForConditionalGeneration, config), processor
+
+
 def tiny_llama(width: int = 32, layers: int = 2) -> Any:
     """A text-only Llama of 97 tokens, without a processor; its answers end at the length asked for only."""
     from transformers import LlamaConfig, LlamaForCausalLM

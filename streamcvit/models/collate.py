@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +53,8 @@ class Collator:
         stop_ids: tokens at which decoding stops.
 
     Raises:
-        UserError: the processor gives no pixels, or knows neither end-of-turn nor EOS token; the chat template cannot
-            be served, or does not know an option.
+        UserError: the processor names no image token, or knows neither end-of-turn nor EOS token; the chat template
+            cannot be served, or does not know an option.
     """
 
     def __init__(
@@ -71,7 +72,13 @@ class Collator:
         self.max_length: int | None = int(limit) if limit and limit < 1e6 else None
         self._source: tuple[str, int | None, str, dict[str, Any], dict[str, Any]] | None = None
         self._given = (processor, max_length, turns, dict(template_options or {}))
-        self.image_token_id = int(processor.image_token_ids[0])
+        named = [number for number in getattr(processor, "image_token_ids", ()) if number is not None]
+        if not named or not getattr(processor, "image_token", None):
+            raise UserError(
+                f"the processor ({type(processor).__name__}) names no image token: pictures have no place in a text",
+                fix="Use a model of another family: LLaVA, Qwen-VL, Gemma 3, InternVL ...",
+            )
+        self.image_token_id = int(named[0])
         self.template = ChatTemplate(processor, template_options)
         self._reader = RowReader(processor, self.image_token_id)
         end, eos = self.template.end_token_id, self.tokenizer.eos_token_id
@@ -82,6 +89,8 @@ class Collator:
             )
         self.end_token_id: int = end if end is not None else eos
         self.stop_ids: tuple[int, ...] = tuple(sorted({i for i in (end, eos) if i is not None}))
+        # PaliGemma's: answers are of a type of their own, without which their tokens would see later ones.
+        self._answer_types = {"token_type_ids": int("suffix" in inspect.signature(processor.__call__).parameters)}
         specials = self.tokenizer.added_tokens_decoder.items()
         self._skipped = {number for number, token in specials if token.special and str(token) not in MARKS}
         pad = self.tokenizer.pad_token_id
@@ -198,6 +207,7 @@ class Collator:
                 said[i, start + first : start + last] = True
             for name, values in rows.fields.items():
                 fields[name][i, start:middle] = values[i]
+                fields[name][i, middle:stop] = self._answer_types.get(name, 0)
         image_mask = (ids == self.image_token_id) & (filled == 1) & ~is_answer
         text = {"input_ids": ids, "attention_mask": filled, **fields}
         return ModelInputs(

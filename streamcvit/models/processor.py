@@ -63,7 +63,7 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
             processor = image_only(stock).from_pretrained(source, **kwargs)
         else:
             processor = AutoProcessor.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise loading_error(source, "processor", error) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(

@@ -134,7 +134,11 @@ class RowReader:
             reasons = {name: (kind, f"the processor refuses it: {error}") for name, error in faults.items()}
             raise UnusableSamples(reasons) from fault
         if any(_bound(row.tensors) for row in rows):
-            raise fault
+            raise UserError(
+                f"the processor ({type(self.processor).__name__}) refuses a batch ({fault}), and what it gives for one "
+                "sample cannot be put beside another's",
+                fix="Set batch_size to 1, or use a model of another family",
+            ) from fault
         return _merged(rows)
 
     def _call(self, written: Sequence[Written], pictures: Sequence[Sequence[Image]]) -> Rows:
@@ -157,13 +161,16 @@ class RowReader:
         if images is None:
             tensors = {}
         swaps = replaced or [[] for _ in ids]
+        said = [
+            self._places(text, offsets[k] if offsets else None, swaps[k], len(pictures[k]))
+            for k, text in enumerate(written)
+        ]
+        for row, places, text in zip(ids, said, written, strict=True):
+            self._check(row, places, text)
         return Rows(
             ids,
             fields,
-            [
-                self._places(text, offsets[k] if offsets else None, swaps[k], len(pictures[k]))
-                for k, text in enumerate(written)
-            ],
+            said,
             [self._counts(row, swaps[k], len(pictures[k])) for k, row in enumerate(ids)],
             tensors,
         )
@@ -193,6 +200,13 @@ class RowReader:
             held = np.flatnonzero((starts < last) & (ends > first))
             places.append((int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0))
         return places
+
+    def _check(self, ids: list[int], places: list[tuple[int, int]], text: Written) -> None:
+        """ValueError where the tokens of an earlier answer are others: the processor changed the text (PaliGemma's)."""
+        for (first, last), span in zip(places, text.answers, strict=True):
+            answer = "".join(text.text[slice(*span)].split())
+            if answer not in "".join(self.processor.tokenizer.decode(ids[first:last]).split()):
+                raise ValueError("the answers of earlier turns cannot be found among its tokens")
 
     def _counts(self, row: list[int], swaps: list[dict], pictures: int) -> tuple[int, ...]:
         """Image tokens of each picture of a row."""

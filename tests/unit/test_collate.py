@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from streamcvit.data.sample import Picture
+from streamcvit.errors import UserError
 from streamcvit.models import rows
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -27,6 +28,7 @@ from tests.models import (
     save,
     tiny_base,
     tiny_llava,
+    tiny_paligemma,
     tiny_samples,
     tiny_tokenizer,
 )
@@ -300,6 +302,63 @@ def test_a_batch_of_large_pictures_gives_the_same_bits_group_by_group(kind, monk
             assert tensor.dtype == other.tensors[name].dtype and torch.equal(tensor, other.tensors[name]), name
         for mask in ("answer_mask", "prompt_mask", "image_mask"):
             assert torch.equal(getattr(one, mask), getattr(other, mask))
+
+
+def test_indices_into_a_batch_are_never_put_beside_those_of_another(monkeypatch):
+    collator = tiny_base("llava").collator
+    plain = type(collator.processor).__call__
+
+    def pooling(self, images=None, text=None, **kwargs):
+        output = plain(self, images=images, text=text, **kwargs)
+        if refuse and len(text) > 1:
+            raise ValueError("one at a time")
+        output["image_token_pooling"] = np.arange(16 * len(text))  # places among the batch's patches
+        return output
+
+    monkeypatch.setattr(type(collator.processor), "__call__", pooling)
+    monkeypatch.setattr(rows, "MAX_DECODED", 1)
+    refuse = False
+    assert collator.train(tiny_samples(3)).tensors["image_token_pooling"].tolist() == list(range(48))
+    refuse = True
+    with pytest.raises(UserError, match="one at a time"):
+        collator.train(tiny_samples(3))
+
+
+def test_a_processor_that_refuses_batches_is_called_for_one_sample_after_the_other(monkeypatch):
+    collator = tiny_base("llava").collator
+    samples = tiny_samples(4)
+    whole = collator.train(samples)
+    plain = type(collator.processor).__call__
+
+    def one(self, images=None, text=None, **kwargs):
+        if len(text) > 1:
+            raise ValueError("unable to create tensor")
+        return plain(self, images=images, text=text, **kwargs).convert_to_tensors("pt")
+
+    monkeypatch.setattr(type(collator.processor), "__call__", one)
+    apart = collator.train(samples)
+    assert apart.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(tensor, apart.tensors[name]) for name, tensor in whole.tensors.items())
+
+
+def test_prompts_without_a_picture_that_a_processor_refuses_are_named():
+    collator = Collator(tiny_paligemma()[1])
+    samples = tiny_samples(3)
+    samples[1] = replace(samples[1], pictures=())
+    with pytest.raises(UnusableSamples, match="images") as caught:
+        collator.train(samples)
+    assert {name: kind for name, (kind, _) in caught.value.reasons.items()} == {samples[1].sample_id: "text"}
+
+
+def test_a_processor_without_an_image_token_is_refused_in_one_line(monkeypatch):
+    processor = tiny_llava()[1]
+    monkeypatch.setattr(type(processor), "image_token_ids", [None])
+    with pytest.raises(UserError, match="names no image token"):
+        Collator(processor)
+    monkeypatch.undo()
+    processor.image_token = None
+    with pytest.raises(UserError, match="names no image token"):
+        Collator(processor)
 
 
 def test_few_pixels_are_held_decoded_at_once_and_the_faults_of_all_groups_are_named(monkeypatch):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from streamcvit.errors import UserError
+from streamcvit.models.base import Base
+from streamcvit.models.sight import check_sight
 from streamcvit.models.vision import encode_images, join_features, text_tensors, vision_dim
-from tests.models import TINY, tiny_base, tiny_samples
+from tests.models import TINY, tiny_aria, tiny_base, tiny_paligemma, tiny_samples
 
 
 @pytest.fixture(scope="module", params=sorted(TINY))
@@ -57,3 +62,61 @@ def test_pooled_is_the_mean_over_a_samples_own_features(base):
     alone = encode_images(base.model, base.collator.prompts(samples[2:3])).pooled
     assert torch.allclose(vision.pooled[2], alone[0], atol=1e-5)
     assert not torch.allclose(vision.pooled[0], vision.pooled[1])
+
+
+@torch.no_grad()
+def test_the_tower_is_given_whatever_it_names():
+    base = Base(*tiny_aria())
+    inputs = base.collator.prompts(tiny_samples(2, sizes=((70, 33), (33, 70))))
+    assert not inputs.tensors["pixel_mask"].all()  # the pictures are padded to squares
+    vision = encode_images(base.model, inputs)
+    ours = base.model(**text_tensors(inputs), **vision.given).logits
+    assert torch.equal(ours, base.model(**inputs.tensors).logits)
+    del inputs.tensors["pixel_mask"]
+    assert not torch.allclose(vision.pooled, encode_images(base.model, inputs).pooled, atol=1e-4)
+
+
+def test_what_the_tower_cannot_do_without_is_named():
+    base = tiny_base("llava")
+    plain = type(base.model).get_image_features
+
+    class Wanting(type(base.model)):
+        def get_image_features(self, pixel_values, spatial_shapes, **kwargs):
+            return plain(self, pixel_values, **kwargs)
+
+    base.model.__class__ = Wanting
+    inputs = base.collator.prompts(tiny_samples(1))
+    with pytest.raises(UserError, match="spatial_shapes"):
+        encode_images(base.model, inputs)
+    inputs.tensors["spatial_shapes"] = torch.ones(1, 2)
+    assert encode_images(base.model, inputs).pooled.any()
+
+
+@torch.no_grad()
+def test_no_answer_token_of_paligemma_sees_a_later_one():
+    base = Base(*tiny_paligemma())
+    inputs = base.collator.train(tiny_samples(1))
+    first = int(inputs.answer_mask[0].nonzero()[1])
+    given = encode_images(base.model, inputs).given
+    before = base.model(**text_tensors(inputs), **given).logits
+    inputs.tensors["input_ids"][0, first] += 1
+    after = base.model(**text_tensors(inputs), **given).logits
+    assert torch.allclose(before[0, :first], after[0, :first], atol=1e-5)
+    assert not torch.allclose(before[0, first], after[0, first], atol=1e-3)
+
+
+def test_features_that_are_not_as_many_as_their_places_are_refused():
+    base = tiny_base("llava")
+    inputs = base.collator.prompts(tiny_samples(2))
+    fewer = dataclasses.replace(inputs, pictures=((16,), (15,)))
+    with pytest.raises(UserError, match="32 features for 31 image tokens"):
+        encode_images(base.model, fewer)
+
+
+def test_a_model_that_would_not_see_the_picture_is_refused_at_load():
+    for base in (tiny_base("llava"), tiny_base("qwen3vl")):
+        check_sight(base.model, base.collator)
+    blind = tiny_base("llava")
+    blind.model.model.multi_modal_projector.linear_2.weight.data.zero_()
+    with pytest.raises(UserError, match="does not see them"):
+        check_sight(blind.model, blind.collator)
