@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,49 @@ TOKENS = "tokens"
 _FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # what decides an embedding
 
 
+class TokenMeans:
+    """Means of a model's token embeddings, without the direction that all of them share.
+
+    Trained tokens share one large direction (against the vocabulary's untrained rest), so that plain means of any two
+    texts have a cosine near 1. Mean and first principal component of the table are taken off ("all-but-the-top", Mu and
+    Viswanath, 2018). Deterministic.
+
+    Args:
+        table: [V, D] the model's input embeddings; read when first needed.
+    """
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    @cached_property
+    def _frame(self) -> tuple[torch.Tensor, torch.Tensor]:
+        table = self.table
+        mean = table.mean(0, dtype=torch.float32)
+        # In blocks, since a large vocabulary in float32 may not fit beside the model.
+        scatter = sum((c.T @ c for c in (block.float() - mean for block in table.split(16384))), torch.zeros(()))
+        top = torch.linalg.eigh(scatter).eigenvectors[:, -1]
+        return mean, top * top[top.abs().argmax()].sign()  # an eigenvector's sign is the library's choice
+
+    @torch.no_grad()
+    def text(self, ids: Sequence[int]) -> torch.Tensor:
+        """[D] float32 of RMS 1. No token at all gives the shared direction, which is like itself alone."""
+        mean, top = self._frame
+        if not len(ids):
+            return top / top.square().mean().sqrt()
+        held = torch.tensor(ids, dtype=torch.long, device=self.table.device)
+        row = (self.table[held].float() - mean).mean(0)
+        row = row - (row @ top) * top
+        return row / row.square().mean().sqrt().clamp_min(1e-6)
+
+    @torch.no_grad()
+    def prompts(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[B, D] float32, of the tokens ids [B, S] at which mask [B, S] is true; the shared direction where at none."""
+        mean, top = self._frame
+        count = mask.sum(1, keepdim=True)
+        rows = torch.bmm(mask.unsqueeze(1).float(), self.table[ids].float()).squeeze(1) / count.clamp_min(1) - mean
+        return torch.where(count > 0, rows - (rows @ top).unsqueeze(1) * top, top)
+
+
 class InstructionEncoder:
     """Embeds instructions, each distinct text once.
 
@@ -27,10 +71,17 @@ class InstructionEncoder:
         embed: embedding [N, D] of N texts.
         dim: embedding size D.
         identity: what tells this encoder from others, see `encoder_identity`.
+        tokens: of the base model; the visual bank is routed by them where a sample has no picture. None: all have one.
     """
 
-    def __init__(self, embed: Callable[[list[str]], torch.Tensor], dim: int, identity: str = TOKENS) -> None:
-        self.dim, self.identity = dim, identity
+    def __init__(
+        self,
+        embed: Callable[[list[str]], torch.Tensor],
+        dim: int,
+        identity: str = TOKENS,
+        tokens: TokenMeans | None = None,
+    ) -> None:
+        self.dim, self.identity, self.tokens = dim, identity, tokens
         self._embed = embed
         self._known: dict[str, torch.Tensor] = {}
 
@@ -43,37 +94,21 @@ class InstructionEncoder:
             model: the base model, whose token embeddings `"tokens"` averages and on whose device others run.
             tokenizer: the base model's.
         """
-        return cls.from_model(model, tokenizer) if name == TOKENS else cls.from_sentence_transformer(name, model.device)
+        if name == TOKENS:
+            return cls.from_model(model, tokenizer)
+        encoder = cls.from_sentence_transformer(name, model.device)
+        encoder.tokens = TokenMeans(model.get_input_embeddings().weight.detach())
+        return encoder
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> InstructionEncoder:
-        """Mean of the model's own token embeddings, without the direction all of them share, scaled to RMS 1.
-
-        Trained tokens share one large direction (against the vocabulary's untrained rest), so that plain means of any
-        two instructions have a cosine near 1. Mean and first principal component of the table are taken off
-        ("all-but-the-top", Mu and Viswanath, 2018). Deterministic, and needs no second model. The empty text gets the
-        direction that was taken off all others, so that it is like itself alone.
-        """
-        table = model.get_input_embeddings().weight.detach()
-        mean = table.mean(0, dtype=torch.float32)
-        # In blocks, since a large vocabulary in float32 may not fit beside the model.
-        scatter = sum((c.T @ c for c in (block.float() - mean for block in table.split(16384))), torch.zeros(()))
-        top = torch.linalg.eigh(scatter).eigenvectors[:, -1]
-        top = top * top[top.abs().argmax()].sign()  # an eigenvector's sign is the library's choice
+        """Mean of the model's own token embeddings (see `TokenMeans`), scaled to RMS 1; needs no second model."""
+        means = TokenMeans(model.get_input_embeddings().weight.detach())
 
         def embed(texts: list[str]) -> torch.Tensor:
-            rows = []
-            for text in texts:
-                ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-                if not len(ids):
-                    rows.append(top / top.square().mean().sqrt())
-                    continue
-                row = (table[ids.to(table.device)].float() - mean).mean(0)
-                row = row - (row @ top) * top
-                rows.append(row / row.square().mean().sqrt().clamp_min(1e-6))
-            return torch.stack(rows)
+            return torch.stack([means.text(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts])
 
-        return cls(embed, table.shape[1])
+        return cls(embed, means.table.shape[1], tokens=means)
 
     @classmethod
     def from_sentence_transformer(

@@ -25,8 +25,9 @@ class RoutingInputs:
 
     Attributes:
         instruction: [B, Di] float, embedding of each sample's own instruction.
-        visual: [B, Dv] float, pooled visual feature (prototype routing); None for text.
-        image_mask: [B, S] bool, true at image tokens; None for text.
+        visual: [B, Dv] float, pooled visual feature (prototype routing), that of the prompt's text (`TokenMeans`) where
+            a sample has no picture; None for text.
+        image_mask: [B, S] bool, true at image tokens, so nowhere in a sample without a picture; None for text.
         prompt_mask: [B, S] bool, true at text tokens of the prompt, so neither padding nor answer.
         token_mask: [B, S] bool, true at every token that is not padding, for losses averaged over tokens; None: all.
         routes: [B, banks] int64, routes decided before (see `decide_routes`); None to let the router decide.

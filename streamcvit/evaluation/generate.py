@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from streamcvit.adapters import InstructionEncoder, RoutingInputs, touched_before_language, tuner_of
+from streamcvit.adapters import InstructionEncoder, touched_before_language, tuner_of
 from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import UnusableSamples
 from streamcvit.models.thoughts import drop_thoughts
-from streamcvit.models.vision import Vision, encode_images, join_features, joinable, pool, text_tensors
+from streamcvit.models.vision import Vision, encode_images, join_features, joinable, pool, routing_inputs, text_tensors
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,7 @@ class Generator:
         routing = None
         tuner = tuner_of(model)
         if tuner is not None and tuner.needs_routing:
-            routing = RoutingInputs(
-                instruction=self.encoder.encode(inputs.instructions).to(device),
-                visual=vision.pooled,
-                image_mask=inputs.image_mask,
-                prompt_mask=inputs.prompt_mask,
-            )
+            routing = routing_inputs(self.encoder, inputs, vision)
         stops = set(collator.stop_ids) | _eos(self.base.model)
         tokens = greedy(
             model, text_tensors(inputs), vision.given, max_new_tokens, stops, collator.pad_token_id, routing=routing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from streamcvit.adapters import (
     InstructionEncoder,
-    RoutingInputs,
     after_step,
     auxiliary_loss,
     begin_chunk,
@@ -39,7 +38,7 @@ from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.sight import check_rows
 from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, take_snapshot
-from streamcvit.models.vision import encode_images, text_tensors
+from streamcvit.models.vision import encode_images, routing_inputs, text_tensors
 
 
 @dataclass(frozen=True)
@@ -200,16 +199,9 @@ class OnlineLearner:
         vision = encode_images(self.base.model, inputs, learns=self.sees)
         routing: dict[str, Any] = {}
         if self.encoder is not None:
-            routing = routing_kwargs(
-                self.model,
-                RoutingInputs(
-                    instruction=self.encoder.encode(list(inputs.instructions)),
-                    visual=vision.pooled,
-                    image_mask=inputs.image_mask,
-                    prompt_mask=inputs.prompt_mask,
-                    token_mask=inputs.tensors["attention_mask"].bool(),
-                ),
-            )
+            facts = routing_inputs(self.encoder, inputs, vision)
+            facts = replace(facts, token_mask=inputs.tensors["attention_mask"].bool())
+            routing = routing_kwargs(self.model, facts)
         # The token at t is predicted from t - 1, so logits are wanted one position earlier.
         keep_BS = torch.zeros_like(inputs.answer_mask)
         keep_BS[:, :-1] = inputs.answer_mask[:, 1:]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from streamcvit.adapters import InstructionEncoder, RoutingInputs
 from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
 
@@ -75,6 +76,31 @@ def pool(features: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean of each sample's features [image tokens, D]; [B, D] float32, zeros where a sample has none."""
     features = [f.detach() for f in features]
     return torch.stack([f.float().mean(0) if len(f) else f.new_zeros(f.shape[1:], dtype=torch.float) for f in features])
+
+
+def routing_inputs(encoder: InstructionEncoder, inputs: ModelInputs, vision: Vision) -> RoutingInputs:
+    """What routers decide by: instructions and pictures; the prompt's text in place of pictures where there is none.
+
+    Raises:
+        UserError: a sample has no picture, and the encoder no token means.
+    """
+    visual = vision.pooled
+    blind = [k for k, counts in enumerate(inputs.pictures) if not counts]
+    if blind:
+        if encoder.tokens is None:
+            raise UserError(
+                "the instruction encoder cannot route samples without a picture",
+                fix="Make it with InstructionEncoder.load, or give it tokens=TokenMeans(...)",
+            )
+        rows = torch.tensor(blind, device=visual.device)
+        text = encoder.tokens.prompts(inputs.tensors["input_ids"][rows], inputs.prompt_mask[rows])
+        visual = visual.index_copy(0, rows, text.to(visual.device))
+    return RoutingInputs(
+        instruction=encoder.encode(inputs.instructions).to(visual.device),
+        visual=visual,
+        image_mask=inputs.image_mask,
+        prompt_mask=inputs.prompt_mask,
+    )
 
 
 def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:

@@ -235,3 +235,58 @@ def test_routes_can_be_given_as_an_oracle():
         other = model(input_ids=ids, routing=RoutingInputs(routes=torch.tensor([[0, 3], [1, 4], [0, 3]]))).logits
     assert torch.equal(out[:2], other[:2])
     assert not torch.allclose(out[2], other[2])
+
+
+def test_texts_have_prototypes_of_their_own_and_leave_the_statistics_of_pictures_alone():
+    pictures = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    alone, mixed = (Prototypes(6, 5, 0.0, standardise=True, warmup=2) for _ in range(2))
+    texts = torch.cat([axes(3, 3, 4) * 50, axes(3) * 50])
+    groups = torch.tensor([7, 7, 7, -8, -8, -8, -8])
+    for part in pictures.split(3):
+        alone.learn(part, groups[:3])
+        routes = mixed.learn(torch.cat([part, texts]), groups)
+        for prototypes in (alone, mixed):
+            prototypes.step()
+    assert torch.equal(mixed.mean, alone.mean) and torch.equal(mixed.square, alone.square) and mixed.seen == 12
+    first, second = routes[3].item(), routes[5].item()
+    assert routes[3:].tolist() == [first, first, second, first] and first != second
+    assert mixed.group[[first, second]].tolist() == [-8, -8]
+    assert torch.allclose(mixed.centroids[first], axes(3)[0], atol=1e-6)
+    assert int(mixed.used) == int(alone.used) + 2
+    assert not set(mixed.assign(pictures, torch.full((12,), 7)).tolist()) & {first, second}
+    assert mixed.assign(texts, groups[3:]).tolist() == [first, first, second, first]
+
+
+def test_texts_come_before_the_warm_up_ends_and_a_batch_of_texts_alone_changes_no_statistics():
+    prototypes = Prototypes(4, 5, 0.0, standardise=True, warmup=100)
+    assert prototypes.learn(axes(0, 1), torch.tensor([-1, -1])).tolist() == [0, 1]
+    prototypes.step()
+    assert not prototypes.seen and not prototypes.mean.any() and prototypes.centroids.isfinite().all()
+
+
+def test_texts_take_half_of_the_experts_at_most():
+    prototypes = Prototypes(4, 5, 0.0, standardise=True, warmup=0)
+    groups = torch.full((5,), -1)
+    assert prototypes.learn(axes(0, 1, 2, 3, 4), groups)[:2].tolist() == [0, 1]
+    prototypes.step()
+    prototypes.learn(axes(2, 3), groups[:2])
+    assert int(prototypes.used) == 2
+    assert prototypes.learn(axes(0), torch.tensor([0])).tolist() == [2]
+    assert prototypes.learn(axes(1), torch.tensor([1])).tolist() == [3]
+    # Where its group has no prototype and none is to be had, a text goes to another text's.
+    assert prototypes.assign(axes(1), torch.tensor([-5])).tolist() == [1]
+
+
+def test_a_sample_without_a_picture_is_routed_by_its_prompts_text():
+    model = adapted(smolora(num_experts_visual=6))
+    ids, routing = samples(4)
+    image = torch.zeros(4, 9, dtype=torch.bool)
+    image[:2, :3] = True
+    visual = torch.cat([routing.visual[:2], axes(0, 1, dim=10)])
+    routing = RoutingInputs(routing.instruction[:1].expand(4, -1), visual, image, routing.prompt_mask)
+    model.train()(input_ids=ids, routing=routing)
+    after_step(model)
+    visual_bank = model.base_model.prototypes("visual")["default"]
+    assert visual_bank.seen == 2 and sorted((visual_bank.group[: visual_bank.used] < 0).tolist())[-2:] == [True, True]
+    chosen = cluster_assignments(model, routing)["visual"].tolist()
+    assert chosen[2] != chosen[3] and not {chosen[2], chosen[3]} & set(chosen[:2])

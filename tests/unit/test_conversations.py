@@ -225,3 +225,22 @@ def test_without_places_of_its_tokens_only_the_last_answer_can_be_learned(monkey
     with pytest.raises(UserError, match="learner.turns to last"):
         collator.train([SHAPES["turns"]])
     assert collator.train([SHAPES["two"]]).pictures == ((32,),)  # told apart no more, and kept together
+
+
+def test_learner_and_evaluator_route_a_sample_without_a_picture_alike(llava):
+    from streamcvit.adapters import InstructionEncoder
+    from streamcvit.models.vision import routing_inputs
+
+    encoder = InstructionEncoder.load("tokens", llava.model, llava.tokenizer)
+    samples = [SHAPES["one"], SHAPES["none"], SHAPES["talk"], replace(SHAPES["none"], question="Why?")]
+    train, asked = llava.collator.train(samples), llava.collator.prompts(samples)
+    learned_by, asked_by = (
+        routing_inputs(encoder, inputs, encode_images(llava.model, inputs)) for inputs in (train, asked)
+    )
+    assert torch.allclose(learned_by.visual, asked_by.visual, atol=1e-5)
+    assert torch.equal(learned_by.instruction, asked_by.instruction)
+    assert torch.equal(learned_by.visual[0], encode_images(llava.model, train).pooled[0])
+    assert len({tuple(row) for row in learned_by.visual.round(decimals=3).tolist()}) == 4
+    bare = InstructionEncoder(lambda texts: torch.ones(len(texts), 3), 3)
+    with pytest.raises(UserError, match="without a picture"):
+        routing_inputs(bare, train, encode_images(llava.model, train))

@@ -40,6 +40,7 @@ class SMoLoraConfig(ExpertConfig):
             tasks that differ in their pictures alone get visual experts of their own, or all ("stream").
         spawn_below_visual: cosine below which a sample takes a free visual expert.
         spawn_below_instruction: the same for the instruction bank.
+        spawn_below_text: the same for samples without a picture, which their prompts' text routes in the visual bank.
         visual_warmup: samples that only fill the visual statistics before the first visual prototype.
     """
 
@@ -54,6 +55,7 @@ class SMoLoraConfig(ExpertConfig):
     visual_dim: int | None = field(default=None, metadata={"help": "Size of the pooled visual feature"})
     spawn_below_visual: float = 0.0
     spawn_below_instruction: float = 0.8
+    spawn_below_text: float = 0.8
     visual_warmup: int = 32
 
     type_name: ClassVar[str] = "SMOLORA"

@@ -39,7 +39,12 @@ class SMoLoraModel(ExpertTuner):
         thresholds = {"visual": config.spawn_below_visual, "instruction": config.spawn_below_instruction}
         for bank, size in config.bank_sizes.items():
             prototypes = Prototypes(
-                size, dims[bank], thresholds[bank], standardise=bank == "visual", warmup=config.visual_warmup
+                size,
+                dims[bank],
+                thresholds[bank],
+                standardise=bank == "visual",
+                warmup=config.visual_warmup,
+                spawn_below_text=config.spawn_below_text,
             )
             self.prototypes(bank)[adapter_name] = prototypes.to(device)
 
@@ -75,7 +80,9 @@ class SMoLoraModel(ExpertTuner):
                     fix=f"Pass routing=RoutingInputs({bank}=...), or configure banks or another router",
                 )
             prototypes: Any = self.prototypes(bank)[name]
-            groups = experts.get("instruction") if bank == "visual" and config.visual_scope == "instruction" else None
+            groups = None
+            if bank == "visual":
+                groups = _groups(experts.get("instruction") if config.visual_scope == "instruction" else None, inputs)
             experts[bank] = prototypes.learn(features, groups) if learning else prototypes.assign(features, groups)
         banks = self.banks(config)
         return torch.stack([experts[bank] + place.first for bank, place in banks.items()], 1)
@@ -100,3 +107,12 @@ class SMoLoraModel(ExpertTuner):
 
     def _all_prototypes(self) -> Iterator[Prototypes]:
         yield from chain(self.smolora_prototypes_visual.values(), self.smolora_prototypes_instruction.values())  # type: ignore[misc]
+
+
+def _groups(own: torch.Tensor | None, inputs: RoutingInputs) -> torch.Tensor | None:
+    """Groups of visual prototypes: `own` [B], below 0 those of samples without a picture."""
+    if inputs.image_mask is None:
+        return own
+    seeing = inputs.image_mask.any(1)
+    own = torch.zeros_like(seeing, dtype=torch.int64) if own is None else own.to(seeing.device)
+    return torch.where(seeing, own, -1 - own)
