@@ -4,8 +4,8 @@
 
 The text-only tasks share the instruction of the four picture tasks that share one, so that their prompts' text alone
 tells them apart: `kind` ("What kind of thing is red?") and `first` ("Words: red, star, two. Which word comes first?"),
-240 samples each in two of the fifteen chunks. Prints the final AP over all thirteen tasks, over the pictures' eleven and
-over the two, a line a run. One thread a run, SMoLoRA at its chosen rate.
+240 samples each in two of the fifteen chunks. Prints the final AP over all thirteen tasks, over the pictures' eleven
+and over the two, a line a run. One thread a run, SMoLoRA at its chosen rate.
 
     text      by the prompt's text, as `spawn_below_text` is
     one       by the instruction alone: texts under one instruction share one visual expert

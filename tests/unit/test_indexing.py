@@ -86,8 +86,8 @@ def test_several_tasks_come_from_a_file_each_with_its_shards_and_readings(tmp_pa
             raw_tar(tmp_path / f"{name}-{part}.tar", members)
     (tmp_path / "pets.txt").write_text("cat\ndog\n")
     (tmp_path / "tasks.yaml").write_text(
-        "pets: {shards: [pets-tr*.tar], test_shards: [pets-test.tar], question: \"Which animal?\", classes: pets.txt}\n"
-        "cars: {shards: [cars-train.tar], test_shards: [cars-test.tar], question: \"Which car?\", classes: [vw, bmw]}\n"
+        'pets: {shards: [pets-tr*.tar], test_shards: [pets-test.tar], question: "Which animal?", classes: pets.txt}\n'
+        'cars: {shards: [cars-train.tar], test_shards: [cars-test.tar], question: "Which car?", classes: [vw, bmw]}\n'
     )
     said = streamcvit("index", "--to", tmp_path / "i", "--tasks", tmp_path / "tasks.yaml", "--format", "cls")
     assert "8 samples in 2 chunks, 2 shards, 8 test samples of 2 tasks" in said
