@@ -94,8 +94,8 @@ class StreamConfig(Section):
             check_location(self.data)  # before a password in it could be saved with the run
         if self.tasks:
             from streamcvit.data.formats import FORMATS
-            from streamcvit.data.indexcheck import check_task
             from streamcvit.data.sample import TaskSpec
+            from streamcvit.data.shards.check import check_task
             from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
 
             kinds: dict[str, Collection[str]] = {

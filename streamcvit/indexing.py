@@ -12,11 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from streamcvit.config import Section
-from streamcvit.data.foreign import index_shards
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
-from streamcvit.data.records import Reading
 from streamcvit.data.sample import Sample, TaskSpec
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.records import Reading
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS
 from streamcvit.explain import allowed, explain

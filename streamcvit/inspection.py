@@ -19,9 +19,9 @@ import psutil
 
 from streamcvit.cluster.session import needed_mib
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped
 from streamcvit.models.base import fetch, weight_files
 from streamcvit.models.collate import Collator, UnusableSamples

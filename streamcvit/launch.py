@@ -12,7 +12,7 @@ from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import RayPool
 from streamcvit.cluster.session import metrics_token, session
 from streamcvit.config import RunConfig
-from streamcvit.data.index import INDEX_NAME, StreamIndex
+from streamcvit.data.shards.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn

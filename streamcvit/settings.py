@@ -21,7 +21,7 @@ from streamcvit.config import RunConfig
 
 HEAD = """# Settings
 
-Made by `make docs` from the config tree and from the adapters and strategies themselves; a test holds this page equal to
+Made by `make docs` from the config tree, the adapters and the strategies themselves; a test holds this page equal to
 them. A pipeline is a YAML file of these keys, `--set key.path=value` overrides one of them, and `streamcvit check` says
 what a pipeline comes to. Unknown keys and keys given twice are errors.
 """

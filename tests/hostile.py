@@ -21,19 +21,19 @@ from PIL import Image
 from streams import TASKS, pair, picture, raw_tar, sample
 
 from streamcvit.data import strictjson
-from streamcvit.data.foreign import index_shards
+from streamcvit.data.files.tasks import Row, load_chunks, load_tasks, read_rows
 from streamcvit.data.formats import FORMATS
 from streamcvit.data.images import decode_image, image_fault
-from streamcvit.data.index import StreamIndex
 from streamcvit.data.instructions import Naming
 from streamcvit.data.locations import is_url
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Quarantined, Sample
-from streamcvit.data.shards import write_stream
-from streamcvit.data.targroups import Group, scan_groups
-from streamcvit.data.tarscan import Fault, HashingStream
-from streamcvit.data.taskfiles import Row, load_chunks, load_tasks, read_rows
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.groups import Group, scan_groups
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.tar import Fault, HashingStream
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 
 PIXELS = 1_000_000

@@ -21,7 +21,7 @@ from torch import nn
 
 from streamcvit.cluster.actor import Actor, work
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn

@@ -10,11 +10,11 @@ import numpy as np
 
 from streamcvit.data import locations
 from streamcvit.data.images import MAX_PIXELS
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
-from streamcvit.data.targroups import scan_groups
-from streamcvit.data.tarscan import Fault, HashingStream
+from streamcvit.data.shards.groups import scan_groups
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.tar import Fault, HashingStream
 from streamcvit.errors import UserError
 
 _SHOWN = 50

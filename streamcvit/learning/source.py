@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator, UnusableSamples
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits

@@ -22,7 +22,7 @@ import pyarrow as pa
 from streamcvit import __version__
 from streamcvit.adapters.instruction import encoder_identity
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import finite, write_json, write_text

@@ -11,8 +11,8 @@ from peft import PeftModel
 from streamcvit.adapters import InstructionEncoder, tuner_of
 from streamcvit.adapters.build import attach
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.learning import BatchSource, Schedule
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.data.imports import SHOWN, ImportReport
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.files.report import SHOWN, ImportReport
 from streamcvit.data.sample import Quarantined
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 
 REPORT = "import.json"

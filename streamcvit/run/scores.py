@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.evaluation.bootstrap import bootstrap_mean
 from streamcvit.evaluation.matrix import summarise
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.files.spool import Nothing, Spool
+from streamcvit.data.files.taskrows import Rows
+from streamcvit.data.files.tasks import TaskData, load_tasks, report_of
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.scenario import order
-from streamcvit.data.shards import write_stream
-from streamcvit.data.spool import Nothing, Spool
-from streamcvit.data.taskfiles import TaskData, load_tasks, report_of
-from streamcvit.data.taskrows import Rows
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.write import write_stream
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set

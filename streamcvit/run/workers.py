@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from streamcvit.adapters import expert_usage
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped, UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
 from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner, Schedule

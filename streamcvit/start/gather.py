@@ -10,11 +10,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from streamcvit.data.files.rows import rows_of
+from streamcvit.data.files.spool import Nothing
+from streamcvit.data.files.tasks import Reading
 from streamcvit.data.formats import BAD_SHARE, FORMATS
-from streamcvit.data.rows import rows_of
 from streamcvit.data.sample import Quarantined
-from streamcvit.data.spool import Nothing
-from streamcvit.data.taskfiles import Reading
 from streamcvit.errors import UserError
 from streamcvit.start.look import Looked, image_root, look
 from streamcvit.start.shapes import as_line, class_rows, format_of, peek, renamed, rows_in

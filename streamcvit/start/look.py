@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streamcvit.data.files.report import FileReport
+from streamcvit.data.files.spool import Nothing
+from streamcvit.data.files.taskrows import PictureFile, look_at
+from streamcvit.data.files.tasks import Reading
 from streamcvit.data.formats import Record
 from streamcvit.data.images import image_fault
-from streamcvit.data.imports import FileReport
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Quarantined, Sample
-from streamcvit.data.spool import Nothing
-from streamcvit.data.taskfiles import Reading
-from streamcvit.data.taskrows import PictureFile, look_at
 from streamcvit.evaluation.boxes import read_boxes
 from streamcvit.evaluation.text import parse_number
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.data import strictjson
+from streamcvit.data.files.rows import rows_of
 from streamcvit.data.formats import FORMATS, Record
 from streamcvit.data.images import HEAD, sniff
 from streamcvit.data.references import BadRow
-from streamcvit.data.rows import rows_of
 from streamcvit.data.sample import PICTURE
-from streamcvit.data.targroups import Group, scan_groups
-from streamcvit.data.tarscan import HashingStream
+from streamcvit.data.shards.groups import Group, scan_groups
+from streamcvit.data.shards.tar import HashingStream
 from streamcvit.start.survey import Source
 
 PEEK = 50

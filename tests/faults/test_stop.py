@@ -17,8 +17,8 @@ from running import METHODS, ROOT, SMALL, Run, boundaries, command, environment,
 from streams import TASKS, stream_samples, test_sets
 from test_kill import ALL, actors_of
 
-from streamcvit.data.index import INDEX_NAME
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.index import INDEX_NAME
+from streamcvit.data.shards.write import write_stream
 from streamcvit.learning import commit, read_ledger
 from streamcvit.models.base import fetch
 

@@ -15,7 +15,7 @@ import pytest
 from running import ROOT, SMALL, command, environment, streamcvit
 from webserver import serving, storing
 
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore

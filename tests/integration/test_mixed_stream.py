@@ -11,7 +11,7 @@ from running import boundaries
 
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import PICTURE, Sample, TaskSpec, Turn
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.write import write_stream
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.launch import execute

@@ -11,7 +11,7 @@ import pytest
 from models import TINY, save
 from running import ROOT, streamcvit
 
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.launch import execute
 from streamcvit.learning import read_ledger
 from streamcvit.pipeline import load_config

@@ -11,8 +11,8 @@ import pytest
 from running import boundaries
 
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.write import write_stream
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.launch import execute

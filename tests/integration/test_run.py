@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from running import Run, streamcvit
 
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
 
 pytestmark = pytest.mark.xdist_group("whole-run")  # one worker, so that the run is made once

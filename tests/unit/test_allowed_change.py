@@ -12,7 +12,7 @@ from streams import TASKS, stream_samples, test_sets
 
 from streamcvit import launch
 from streamcvit.config import RunConfig
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.write import write_stream
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.guard import Stop
 from streamcvit.run.resume import changes

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from streamcvit.config import RunConfig
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import PICTURE
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import UserError
 from streamcvit.run.losses import stream_lines
 from streamcvit.run.stream import prepare_stream

@@ -18,7 +18,7 @@ from test_run_folder import COUNTS, answer, report
 
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Ledger, commit
 from streamcvit.learning.epochs import Epoch

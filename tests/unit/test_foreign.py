@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from streams import TASKS, only, pair, picture, raw_tar, sample
 
-from streamcvit.data.foreign import index_shards
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
-from streamcvit.data.records import Reading
 from streamcvit.data.sample import PICTURE, Quarantined, Sample
-from streamcvit.data.targroups import MAX_TOGETHER, scan_groups
-from streamcvit.data.tarscan import Fault, HashingStream
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.groups import MAX_TOGETHER, scan_groups
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.records import Reading
+from streamcvit.data.shards.tar import Fault, HashingStream
 from streamcvit.data.verify import verify
 from streamcvit.errors import UserError
 

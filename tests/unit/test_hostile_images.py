@@ -16,8 +16,8 @@ from running import ROOT
 from streams import TASKS, picture, raw_tar, sample
 
 from streamcvit.data import images
-from streamcvit.data.foreign import index_shards
 from streamcvit.data.images import decode_image, image_fault
+from streamcvit.data.shards.foreign import index_shards
 from streamcvit.models.rows import MAX_DECODED
 
 
@@ -306,7 +306,7 @@ def test_the_command_says_in_a_line_that_memory_is_wanting(tmp_path):
     code = """
 import resource, sys
 from streamcvit.cli import main
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 StreamIndex.open(".")
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (20 << 20),) * 2)

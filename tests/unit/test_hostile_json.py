@@ -11,11 +11,11 @@ import pytest
 from streams import TASKS, picture, raw_tar, sample, test_sets
 
 from streamcvit.data import strictjson
-from streamcvit.data.foreign import index_shards
-from streamcvit.data.reader import ShardReader
+from streamcvit.data.files.tasks import Row, load_tasks, read_rows
 from streamcvit.data.sample import Quarantined, Sample
-from streamcvit.data.shards import write_stream
-from streamcvit.data.taskfiles import Row, load_tasks, read_rows
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 from streamcvit.learning import Replay
 from streamcvit.models.batch import Batch

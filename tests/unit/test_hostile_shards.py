@@ -16,15 +16,18 @@ import pytest
 from hostile import guarded, mend_tar
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
-from streamcvit.data import locations, rows, tarscan, taskrows
-from streamcvit.data.foreign import index_shards
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
+from streamcvit.data import locations
+from streamcvit.data.files import rows as rows
+from streamcvit.data.files import taskrows as taskrows
+from streamcvit.data.files.tasks import read_rows
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
-from streamcvit.data.shards import write_stream
-from streamcvit.data.targroups import Group, scan_groups
-from streamcvit.data.tarscan import Fault, HashingStream
-from streamcvit.data.taskfiles import read_rows
+from streamcvit.data.shards import tar as tarscan
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.groups import Group, scan_groups
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.tar import Fault, HashingStream
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 
 

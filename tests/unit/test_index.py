@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
-from streamcvit.data.foreign import index_shards
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.write import write_stream
 from streamcvit.data.verify import verify
 from streamcvit.errors import UserError
 

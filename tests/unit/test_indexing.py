@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from webserver import serving
 
 from streamcvit import cli, indexing
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import UserError
 
 

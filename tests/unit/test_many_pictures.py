@@ -10,11 +10,11 @@ import pytest
 import webdataset as wds
 from streams import TASKS, only, picture, sample, stream_samples, test_sets
 
-from streamcvit.data import shards
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import PICTURE, Picture, Quarantined, Sample, Turn
-from streamcvit.data.shards import members, write_stream
+from streamcvit.data.shards import write as shards
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.write import members, write_stream
 from streamcvit.data.verify import verify
 from streamcvit.errors import UserError
 

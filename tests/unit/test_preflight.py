@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.launch import execute
 from streamcvit.pipeline import builtin, load_config

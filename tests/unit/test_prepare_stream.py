@@ -11,8 +11,8 @@ from rowmaking import llava, qa, write
 from streams import picture
 
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.run import stream as preparing

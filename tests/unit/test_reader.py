@@ -19,13 +19,13 @@ from PIL import Image
 from streams import TASKS, only, picture, raw_tar, sample, stream_samples, test_sets
 
 from streamcvit.data import locations
-from streamcvit.data import reader as reader_module
-from streamcvit.data.foreign import index_shards
 from streamcvit.data.images import image_fault
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Picture, Quarantined, Sample
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards import read as reader_module
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 
 

@@ -9,11 +9,11 @@ from streams import TASKS, stream_samples, test_sets
 from webserver import serving, storing
 
 from streamcvit.data import locations
-from streamcvit.data.foreign import index_shards
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Sample
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.foreign import index_shards
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.write import write_stream
 from streamcvit.data.verify import verify
 from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config

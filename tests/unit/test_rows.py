@@ -14,8 +14,8 @@ import pytest
 from rowmaking import llava, qa, swift
 from streams import picture
 
-from streamcvit.data.rows import rows_of
-from streamcvit.data.taskfiles import load_tasks, read_rows
+from streamcvit.data.files.rows import rows_of
+from streamcvit.data.files.tasks import load_tasks, read_rows
 from streamcvit.errors import UserError
 
 ROWS = [
@@ -203,7 +203,7 @@ def test_json_lines_quarantine_a_bad_line(tmp_path, monkeypatch):
     )
     rows = list(read_rows(path, "llava", "colour", tmp_path))
     assert [getattr(row, "reason", "good") for row in rows] == ["good", "json", "json", "good"]
-    monkeypatch.setattr("streamcvit.data.rows.MAX_LINE", 300)
+    monkeypatch.setattr("streamcvit.data.files.rows.MAX_LINE", 300)
     path.write_bytes(b"x" * 5_000_000 + b"\n" + json.dumps(llava(1)).encode())
     bad, good = read_rows(path, "llava", "colour", tmp_path)
     assert "a line of more than 300 bytes" in bad.detail and good.sample_id == "r1"

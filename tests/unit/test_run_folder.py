@@ -15,8 +15,8 @@ import pytest
 from streams import TASKS, stream_samples, test_sets
 
 from streamcvit.config import RunConfig
-from streamcvit.data.index import StreamIndex
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 from streamcvit.learning import commit
 from streamcvit.run.boundaries import boundary_report, boundary_reports

@@ -12,11 +12,11 @@ import pytest
 import webdataset as wds
 from streams import TASKS, picture, sample, stream_samples, test_sets
 
-from streamcvit.data.index import StreamIndex
 from streamcvit.data.plan import Plan
-from streamcvit.data.reader import ShardReader
 from streamcvit.data.sample import Picture, Sample
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 
 
@@ -92,7 +92,7 @@ def test_a_failure_on_the_way_leaves_nothing_behind(tmp_path):
 def test_leavings_of_a_killed_writer_are_swept_up_and_a_living_ones_kept(tmp_path):
     code = (
         "import os, sys; sys.path[:0] = ['tests'];"
-        "from streams import *; from streamcvit.data.shards import write_stream;"
+        "from streams import *; from streamcvit.data.shards.write import write_stream;"
         "rows = (os.kill(os.getpid(), 9) if n == 20 else row for n, row in enumerate(stream_samples()));"
         f"write_stream({str(tmp_path / 's')!r}, rows, TASKS, test_sets(), seed=0)"
     )

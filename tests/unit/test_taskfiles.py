@@ -12,10 +12,10 @@ import pytest
 from rowmaking import llava, qa, swift, talk, write
 from streams import only, picture
 
-from streamcvit.data.imports import ImportReport
+from streamcvit.data.files.report import ImportReport
+from streamcvit.data.files.spool import Spool
+from streamcvit.data.files.tasks import Row, TaskFiles, load_chunks, load_tasks, read_rows, report_of
 from streamcvit.data.sample import Quarantined, Turn
-from streamcvit.data.spool import Spool
-from streamcvit.data.taskfiles import Row, TaskFiles, load_chunks, load_tasks, read_rows, report_of
 from streamcvit.errors import UserError
 
 
@@ -237,7 +237,7 @@ def test_published_chunk_files_keep_their_order_and_find_their_tasks(folder):
 
 
 def test_a_spool_that_grows_past_its_memory_gives_back_what_it_was_given(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamcvit.data.spool.IN_MEMORY", 100)
+    monkeypatch.setattr("streamcvit.data.files.spool.IN_MEMORY", 100)
     spool = Spool(tmp_path)
     parts = [os.urandom(60) for _ in range(5)]
     places = [spool.put(part) for part in parts]
@@ -248,7 +248,7 @@ def test_a_spool_that_grows_past_its_memory_gives_back_what_it_was_given(tmp_pat
 
 IMPORT = """
 import re, sys
-from streamcvit.data.taskfiles import load_tasks
+from streamcvit.data.files.tasks import load_tasks
 
 def most():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from streamcvit.data.files.report import FileReport, ImportReport, TaskReport
+from streamcvit.data.files.rows import rows_of
+from streamcvit.data.files.spool import Spool
+from streamcvit.data.files.taskrows import PictureFile, Row, Rows, look_at
 from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, Ids, Record
-from streamcvit.data.imports import FileReport, ImportReport, TaskReport
-from streamcvit.data.indexcheck import check_task
 from streamcvit.data.instructions import UNNAMED, Naming, Wording
 from streamcvit.data.references import BadRow
-from streamcvit.data.rows import rows_of
 from streamcvit.data.sample import Picture, Quarantined, TaskSpec
-from streamcvit.data.spool import Spool
-from streamcvit.data.taskrows import PictureFile, Row, Rows, look_at
+from streamcvit.data.shards.check import check_task
 from streamcvit.errors import UserError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from streamcvit.data import strictjson
 from streamcvit.data.formats import FORMATS, Record
 from streamcvit.data.instructions import UNNAMED, Naming, Wording
-from streamcvit.data.labels import LABELS, read_label
 from streamcvit.data.sample import Picture, Sample
+from streamcvit.data.shards.labels import LABELS, read_label
 from streamcvit.errors import UserError
 
 OWN = "streamcvit"

@@ -18,7 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from streamcvit.data import strictjson, tables
+from streamcvit.data import strictjson
+from streamcvit.data.files import tables as tables
 from streamcvit.data.locations import open_regular
 from streamcvit.errors import UserError
 

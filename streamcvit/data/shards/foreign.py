@@ -12,13 +12,13 @@ import numpy as np
 
 from streamcvit.data import locations
 from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids
-from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, LOSSES, StreamIndex, build_index
-from streamcvit.data.indexcheck import check_tasks
-from streamcvit.data.labels import LABELS
-from streamcvit.data.records import OWN, Reading, Records
 from streamcvit.data.sample import TaskSpec
-from streamcvit.data.shardscan import Shard, ShardScan, scan_shards
-from streamcvit.data.tarscan import Fault
+from streamcvit.data.shards.check import check_tasks
+from streamcvit.data.shards.index import EVAL_FOLDER, INDEX_NAME, LOSSES, StreamIndex, build_index
+from streamcvit.data.shards.labels import LABELS
+from streamcvit.data.shards.records import OWN, Reading, Records
+from streamcvit.data.shards.scan import Shard, ShardScan, scan_shards
+from streamcvit.data.shards.tar import Fault
 from streamcvit.errors import UserError
 
 _SHOWN = 3

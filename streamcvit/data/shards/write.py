@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from streamcvit.data.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index
-from streamcvit.data.indexcheck import check_tasks
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import MAX_PICTURES, Sample, TaskSpec
-from streamcvit.data.shardscan import Shard, ShardScan, scan_shards
-from streamcvit.data.targroups import MAX_SAMPLE
-from streamcvit.data.tarscan import MAX_MEMBER
+from streamcvit.data.shards.check import check_tasks
+from streamcvit.data.shards.groups import MAX_SAMPLE
+from streamcvit.data.shards.index import EVAL_FOLDER, INDEX_NAME, StreamIndex, build_index
+from streamcvit.data.shards.scan import Shard, ShardScan, scan_shards
+from streamcvit.data.shards.tar import MAX_MEMBER
 from streamcvit.errors import UserError
 
 SHARD_BYTES = 256 << 20

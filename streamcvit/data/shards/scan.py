@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from streamcvit.data import locations, strictjson
 from streamcvit.data.images import HEAD, image_fault, sniff
-from streamcvit.data.records import OWN, Records
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture
-from streamcvit.data.targroups import MAX_SAMPLE, Group, scan_groups
-from streamcvit.data.tarscan import Fault, HashingStream, Member
+from streamcvit.data.shards.groups import MAX_SAMPLE, Group, scan_groups
+from streamcvit.data.shards.records import OWN, Records
+from streamcvit.data.shards.tar import Fault, HashingStream, Member
 from streamcvit.errors import UserError
 
 SCHEMA = pa.schema(

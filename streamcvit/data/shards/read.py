@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from streamcvit.data.images import EXTENSIONS, MAX_PIXELS, image_fault
-from streamcvit.data.index import StreamIndex
 from streamcvit.data.locations import ByteSource
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Quarantined, Sample
-from streamcvit.data.tarscan import Fault
+from streamcvit.data.shards.index import StreamIndex
+from streamcvit.data.shards.tar import Fault
 
 _GAP = 64 << 10
 _SPAN = 8 << 20

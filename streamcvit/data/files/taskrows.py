@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
+from streamcvit.data.files.spool import Spool
 from streamcvit.data.images import no_picture, sniff
 from streamcvit.data.locations import NotRegular, open_regular
 from streamcvit.data.references import BadRow, Reference
 from streamcvit.data.sample import Picture, Sample
-from streamcvit.data.spool import Spool
-from streamcvit.data.tarscan import MAX_MEMBER
+from streamcvit.data.shards.tar import MAX_MEMBER
 from streamcvit.errors import UserError
 
 

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamcvit.data.formats import FORMATS
-from streamcvit.data.labels import LABELS
 from streamcvit.data.plan import Plan
-from streamcvit.data.records import Reading
 from streamcvit.data.sample import TaskSpec
-from streamcvit.data.shardscan import SCHEMA
+from streamcvit.data.shards.labels import LABELS
+from streamcvit.data.shards.records import Reading
+from streamcvit.data.shards.scan import SCHEMA
 from streamcvit.errors import UserError
 
 MAX_INDEX = 1 << 30

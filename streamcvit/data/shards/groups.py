@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from operator import itemgetter
 
 from streamcvit.data.images import EXTENSIONS
-from streamcvit.data.tarscan import PICTURES, Fault, HashingStream, Member, scan_members, unread
+from streamcvit.data.shards.tar import PICTURES, Fault, HashingStream, Member, scan_members, unread
 
 MAX_SAMPLE = 128 << 20
 """Bytes of a sample's record and pictures together."""

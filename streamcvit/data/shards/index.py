@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamcvit.data import locations, strictjson
-from streamcvit.data.indexcheck import DAMAGE, MAX_INDEX, check_meta, check_tasks, read_parquet
 from streamcvit.data.plan import Plan
-from streamcvit.data.records import Reading, Records
 from streamcvit.data.sample import MAX_PICTURES, TaskSpec
-from streamcvit.data.shardscan import OURS, PICTURE_COLUMNS, SCHEMA, ShardScan
-from streamcvit.data.targroups import MAX_SAMPLE
-from streamcvit.data.tarscan import MAX_MEMBER
+from streamcvit.data.shards.check import DAMAGE, MAX_INDEX, check_meta, check_tasks, read_parquet
+from streamcvit.data.shards.groups import MAX_SAMPLE
+from streamcvit.data.shards.records import Reading, Records
+from streamcvit.data.shards.scan import OURS, PICTURE_COLUMNS, SCHEMA, ShardScan
+from streamcvit.data.shards.tar import MAX_MEMBER
 from streamcvit.errors import UserError
 
 INDEX_NAME = "index.parquet"

@@ -1,0 +1,1 @@
+"""Streams as WebDataset shards: written, scanned, indexed and read by position."""
