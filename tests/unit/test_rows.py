@@ -160,7 +160,7 @@ def test_a_folder_of_several_sets_is_asked_which(tmp_path):
         ("x.json", b'["\xff"]', "is not UTF-8"),
         ("x.json", json.dumps(ROWS).encode("utf-16"), "is UTF-16, not UTF-8. Convert"),
         ("x.jsonl", json.dumps(ROWS[0]).encode("utf-16-le"), "is UTF-16, not UTF-8. Convert"),
-        ("x.json", gzip.compress(b"[]"), "is packed with gzip. Unpack"),
+        ("x.json", gzip.compress(b"[]", mtime=0), "is packed with gzip. Unpack"),
         ("x.json", b"PK\x03\x04" + bytes(20), "a ZIP archive or an Excel workbook"),
         ("x.json", b"a,b\n1,2\n", r"\*\.csv"),
         ("x.csv", b"a,a\n1,2\n", "names the columns"),
