@@ -7,11 +7,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streamcvit.data.index import INDEX_NAME
 from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config
 from streamcvit.run.plans import files_plan
 from streamcvit.start.gather import Gathered, Gathering
-from streamcvit.start.recipe import Recipe, recipe
+from streamcvit.start.recipe import Recipe, recipe, stream_recipe
 from streamcvit.start.survey import MADE, survey
 
 
@@ -54,17 +55,20 @@ def begin(
     part = to.with_name(f".{made.name}.part")
     found = survey(root)
     for there in (to, made):
-        if there.exists() and not (force and there.is_dir() == (there == made)):
-            raise UserError("is there already", where=str(there), fix="Name another file with --to, or add --force")
+        if there.exists() and not (force and _is_ours(there, to)):
+            fix = "Name another file with --to" + ("" if force else ", or add --force")
+            raise UserError("is there already", where=str(there), fix=fix)
     if not to.parent.is_dir():
         raise UserError("there is no such folder", where=str(to.parent), fix="Make it, or name another with --to")
     if not os.access(to.parent, os.W_OK):
         raise UserError("cannot be written to", where=str(to.parent), fix="Name a file elsewhere with --to")
     shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
     try:
+        if (root / INDEX_NAME).is_file():
+            return _place(stream_recipe(root, seed), Gathered(), to, part, made)
         gathered = Gathering(root, found, part, test_share, seed).gather()
         _rename(gathered, part, made)
-        written = recipe(root, to, gathered, seed)
+        written = recipe(root, gathered, seed)
         return _place(written, gathered, to, part, made)
     except OSError as fault:
         where = str(fault.filename or to)
@@ -72,6 +76,11 @@ def begin(
         raise UserError(f"cannot be read or written ({fault.strerror or fault})", where=where, fix=fix) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_ours(there: Path, to: Path) -> bool:
+    """Whether it may be written over: a file, or a folder of nothing but what is made."""
+    return there.is_file() if there == to else all(one.suffix == ".jsonl" for one in there.iterdir())
 
 
 def _rename(gathered: Gathered, part: Path, made: Path) -> None:
@@ -87,7 +96,8 @@ def _place(written: Recipe, gathered: Gathered, to: Path, part: Path, made: Path
     try:
         draft.write_text(written.text, encoding="utf-8")
         config = load_config(draft)
-        files_plan(config.stream.scenario, {one.name: len(one.train.seen) for one in gathered.tasks if one.train}, 0)
+        if trained := {one.name: len(one.train.seen) for one in gathered.tasks if one.train}:
+            files_plan(config.stream.scenario, trained, seed=0)
         wanted = {Path(one.path).name for task in gathered.tasks for one in (task.train, task.test) if one and one.made}
         for file in part.iterdir() if part.exists() else ():
             if file.name not in wanted:  # of a task that was passed over

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +235,7 @@ class Gathering:
         """
         path, keys = self._root / whole.path, list[tuple[str, str] | None]()
         reading = Reading(name, whole.format, self._root / whole.images, spool=Nothing())
-        for (_, _, raw), row in zip_longest(rows_of(path), reading.rows(path)):
+        for (_, _, raw), row in zip(rows_of(path), reading.rows(path), strict=True):
             keys.append(("", row.reason) if isinstance(row, Quarantined) else self._keys(whole.format, raw))
         good = [key for key in keys if key and key[0]]
         wanted = min(max(1, round(self._share * len(good))), len(good) - 1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from streamcvit.data.index import StreamIndex
+from streamcvit.errors import UserError
 from streamcvit.start.gather import Gathered, Task
 from streamcvit.start.judge import Judgement, instructions_of, judge
 from streamcvit.start.look import Looked
@@ -29,7 +32,7 @@ class Recipe:
     table: list[tuple[str, ...]]
 
 
-def recipe(root: Path, to: Path, gathered: Gathered, seed: int) -> Recipe:
+def recipe(root: Path, gathered: Gathered, seed: int) -> Recipe:
     """Write a pipeline; what is odd about the answers goes into `gathered.odd`."""
     table: list[tuple[str, ...]] = [
         ("task", "training", "test", "pictures", "format", "answers", "scorer, follow", "instruction")
@@ -54,7 +57,7 @@ def recipe(root: Path, to: Path, gathered: Gathered, seed: int) -> Recipe:
                 f"{judged.scorer}, {judged.follow}", asked if own or wordings else "none",
             )
         )  # fmt: skip
-    return Recipe(_text(root, to, gathered, tasks, seed), table)
+    return Recipe(_text(root, gathered, tasks, seed), table)
 
 
 def _named_classes(classes: list[str]) -> list[str]:
@@ -113,43 +116,67 @@ def _yaml(value: Any) -> str:
     return str(yaml.safe_dump(value, default_style='"', width=2**31, allow_unicode=True)).strip()
 
 
-def _text(root: Path, to: Path, gathered: Gathered, tasks: list[str], seed: int) -> str:
+def stream_recipe(root: Path, seed: int) -> Recipe:
+    """Of a folder that is a stream already, with its index."""
+    index = StreamIndex.open(root)
+    learned, tested = Counter(index.task_of), Counter(index.eval_index().task_of)
+    table: list[tuple[str, ...]] = [("task", "training", "test", "scorer, follow")]
+    for name, task in index.tasks.items():
+        table.append((name, str(learned[name]), str(tested[name]), f"{task.scorer}, {task.follow}"))
+    if untested := sorted(set(learned) - set(tested)):
+        what = f"the stream has no test set for {', '.join(untested)}"
+        raise UserError(what, where=str(root), fix="Index it again with test shards (streamcvit index)")
+    samples = f"{len(index)} samples in {index.n_chunks} chunks"
+    lines = ["stream:", "  source: shards", f"  data: {_yaml(str(root))}  # {samples}, with scorers of their own"]
+    text = "\n".join([*_head(root, len(index.tasks), len(index), seed), *lines, *_rest(len(index), index.n_chunks)])
+    return Recipe(text, table)
+
+
+def _text(root: Path, gathered: Gathered, tasks: list[str], seed: int) -> str:
     sizes = [len(task.train.seen) for task in gathered.tasks if task.train]
     together = min(TOGETHER, len(sizes))
     chunks = max(min(CHUNKS, sum(sizes) // PER_CHUNK, sum(sizes) // together), 2, -(-len(sizes) // together))
     chunks = min(chunks, max(1, sum(sizes) // together))
-    batch = max(1, min(8, sum(sizes) // chunks // 4))
+    lines = [
+        "stream:",
+        "  source: files",
+        f"  data: {_yaml(str(root))}  # the paths below start from here",
+        "  scenario:  # mixtures that change from chunk to chunk (`preset: task-incremental`: task after task)",
+        "    preset: generate",
+        f"    chunks: {chunks}  # of about {sum(sizes) // chunks} samples, scored after each",
+        f"    tasks_per_chunk: {together}",
+        "    recurrence_gap: 0",
+        "  tasks:",
+        *tasks,
+    ]
+    return "\n".join([*_head(root, len(tasks), sum(sizes), seed), *lines, *_rest(sum(sizes), chunks)])
+
+
+def _head(root: Path, tasks: int, samples: int, seed: int) -> list[str]:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name).strip("._-")[:60] or "mine"
-    return "\n".join(
-        [
-            f"# By `streamcvit init {_one_line(root.name)}`: {len(tasks)} tasks, {sum(sizes)} training samples.",
-            "# Every setting: docs/settings.md. Formats and test sets: docs/data.md.",
-            f"name: {_yaml(name)}",
-            f"seed: {seed}",
-            "stream:",
-            "  source: files",
-            f"  data: {_yaml(str(root))}  # the paths below start from here",
-            "  scenario:  # mixtures that change from chunk to chunk (`preset: task-incremental`: task after task)",
-            "    preset: generate",
-            f"    chunks: {chunks}  # of about {sum(sizes) // chunks} samples, scored after each",
-            f"    tasks_per_chunk: {together}",
-            "    recurrence_gap: 0",
-            "  tasks:",
-            *tasks,
-            "model:",
-            "  name_or_path: embedded  # a toy base that runs anywhere; put your own model's folder or hub name here",
-            "  # dtype: bfloat16      # for a real model on a GPU",
-            "learner:",
-            f"  batch_size: {batch}",
-            "methods:  # each learns the same stream; see docs/methods.md",
-            "  lora:",
-            "    adapter: lora",
-            "    options: {r: 16, lora_alpha: 32}",
-            "    lr: 1.0e-3  # for the embedded base; real models want about 1.0e-4 to 2.0e-4",
-            "  smolora:",
-            "    adapter: smolora",
-            "    options: {router: prototype, r: 8, num_experts_visual: 4, num_experts_instruction: 16}",
-            "    lr: 1.0e-3",
-            "",
-        ]
-    )
+    return [
+        f"# By `streamcvit init {_one_line(root.name)}`: {tasks} tasks, {samples} training samples.",
+        "# Formats, test sets and what is refused: docs/data.md.",
+        f"name: {_yaml(name)}",
+        f"seed: {seed}",
+    ]
+
+
+def _rest(samples: int, chunks: int) -> list[str]:
+    return [
+        "model:",
+        "  name_or_path: embedded  # a toy base that runs anywhere; put your own model's folder or hub name here",
+        "  # dtype: bfloat16      # for a real model on a GPU",
+        "learner:",
+        f"  batch_size: {max(1, min(8, samples // chunks // 4))}",
+        "methods:  # each learns the same stream; see docs/methods.md",
+        "  lora:",
+        "    adapter: lora",
+        "    options: {r: 16, lora_alpha: 32}",
+        "    lr: 1.0e-3  # for the embedded base; real models want about 1.0e-4 to 2.0e-4",
+        "  smolora:",
+        "    adapter: smolora",
+        "    options: {router: prototype, r: 8, num_experts_visual: 4, num_experts_instruction: 16}",
+        "    lr: 1.0e-3",
+        "",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from streamcvit.data import strictjson
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.formats import FORMATS, Record
 from streamcvit.data.images import HEAD, sniff
+from streamcvit.data.labels import LABELS, read_label
+from streamcvit.data.locations import open_binary
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import PICTURE
 from streamcvit.data.shards.groups import Group, scan_groups
@@ -136,9 +139,9 @@ def rows_in(source: Source, root: Path, told: Callable[[str], None] = lambda _: 
         for _, _, row in rows_of(root / source.path):
             yield row
         return
+    record = _record(source)
     for file in source.files:
-        with file.open("rb") as stream:
-            record = "json" if any(isinstance(one, Group) for one in _few(file, "json")) else "txt"
+        with contextlib.closing(open_binary(str(file))) as stream:
             for found in scan_groups(HashingStream(stream), file.name, record):
                 if isinstance(found, Group):
                     yield _tar_row(found, record)
@@ -146,17 +149,20 @@ def rows_in(source: Source, root: Path, told: Callable[[str], None] = lambda _: 
                     told(str(found))
 
 
-def _few(file: Path, record: str) -> list[Any]:
-    with file.open("rb") as stream:
-        return list(islice(scan_groups(HashingStream(stream), file.name, record), PEEK))
+def _record(source: Source) -> str:
+    """The ending of the members that say the answers: the first of `json`, `cls`, `txt` that makes a sample."""
+    for record in ("json", *sorted(LABELS)):
+        with contextlib.closing(open_binary(str(source.files[0]))) as stream:
+            if any(isinstance(one, Group) for one in islice(scan_groups(HashingStream(stream), "", record), PEEK)):
+                return record
+    return "json"
 
 
 def _tar_row(group: Group, record: str) -> Any:
     try:
-        if record == "txt":
-            label = group.record.data.decode("utf-8").strip()
-            asked = DESCRIBE if len(label.split()) > 3 else WHAT
-            row: Any = {"id": group.key, "text": asked, "answer": label}
+        if record in LABELS:
+            (label,) = read_label(record, group.record.data, WHAT, "", ()).answers
+            row: Any = {"text": DESCRIBE if len(label.split()) > 3 else WHAT, "answer": label}
         else:
             row = strictjson.loads(group.record.data)
             if isinstance(row, dict) and {"question", "instruction", "answers"} <= row.keys():

@@ -15,6 +15,7 @@ from streamcvit.errors import UserError
 from streamcvit.pipeline import run_of
 
 ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+TARS = (".tar", ".tgz", ".gz")  # packed ones are not read; whoever reads them says how to unpack them
 PICTURES = tuple(f".{ending}" for endings in EXTENSIONS.values() for ending in endings)
 MADE = "-rows"
 """Behind a pipeline's name: the folder of the rows that were written for it."""
@@ -88,7 +89,9 @@ def survey(root: Path) -> Survey:
             continue
         if pictures := [one for one in names if one.lower().endswith(PICTURES)]:
             found.pictures[folder] = pictures
-        found.sources += _sources(root, folder, [one for one in names if one.lower().endswith((*ROWS, ".tar"))])
+        found.sources += _sources(
+            root, folder, [one for one in names if one.lower().endswith((*ROWS, ".tar", ".tgz", ".tar.gz"))]
+        )
     return found
 
 
@@ -132,7 +135,7 @@ def _sources(root: Path, folder: Path, names: list[str]) -> list[Source]:
             path = (folder / (pattern + suffix if whole else paths[0])).relative_to(root).as_posix()
             stem = front if alone else os.path.splitext(paths[0])[0]
             task, part = named(root, (*above, *filter(None, [stem])))
-            sources.append(Source(path, task, part, tuple(folder / one for one in paths), suffix.lower() == ".tar"))
+            sources.append(Source(path, task, part, tuple(folder / one for one in paths), suffix.lower() in TARS))
     return sources
 
 

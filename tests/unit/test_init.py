@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rowmaking import llava, qa, swift, write
-from streams import picture
+from streams import TASKS, picture, stream_samples
+from streams import test_sets as tested
 from typer.testing import CliRunner
 
 from streamcvit.cli import app
+from streamcvit.data.shards import write_stream
 from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config
 from streamcvit.run.stream import prepare_stream
@@ -230,6 +232,43 @@ def test_tars_become_rows_with_their_pictures(tmp_path):
     start = begin(data)
     _, index = prepared(start, tmp_path)
     assert (len(index), len(index.eval_index()), start.table[1][3]) == (18, 2, "1")
+
+
+@pytest.mark.parametrize(("ending", "label"), [("cls", b"3"), ("txt", b"a red circle on grass")])
+def test_tars_of_labelled_pictures_become_rows(tmp_path, ending, label):
+    data = tmp_path / "tars"
+    data.mkdir()
+    with tarfile.open(data / "all.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for n in range(10):
+            for name, content in ((f"{n:03d}.{ending}", label), (f"{n:03d}.png", picture(n))):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    start = begin(data)
+    _, index = prepared(start, tmp_path)
+    assert (len(index), len(index.eval_index())) == (9, 1)
+    (row,) = map(json.loads, (data / "pipeline-rows/all-test.jsonl").open())
+    assert (row["answer"], row["text"]) == (
+        label.decode(),
+        "What is in the picture?" if ending == "cls" else "Describe the picture.",
+    )
+
+
+def test_a_stream_of_our_own_is_used_as_it_is(tmp_path):
+    index = write_stream(tmp_path / "made", stream_samples(), TASKS, tested(), 0)
+    start = begin(tmp_path / "made", tmp_path / "mine.yaml")
+    config, adopted = prepared(start, tmp_path)
+    assert config.stream.source == "shards" and adopted.digest == index.digest
+    assert [row[:3] for row in start.table[1:]] == [("colour", "30", "3"), ("shape", "10", "3")]
+
+
+def test_a_folder_of_other_things_is_not_written_over_even_if_forced(folder):
+    write(folder, "rows.json", rows())
+    (folder / "pipeline-rows").mkdir()
+    (folder / "pipeline-rows" / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="pipeline-rows: is there already"):
+        begin(folder, force=True)
+    assert (folder / "pipeline-rows" / "mine.txt").read_text() == "x"
 
 
 def test_what_is_odd_is_said(folder):
