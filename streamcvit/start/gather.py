@@ -96,7 +96,7 @@ class Gathering:
             why = f": {faults}" if faults else ""
             raise UserError(f"holds nothing that can be learned from{why}", where=str(self._root), fix=LOOKED_FOR)
         self._out.tasks.sort(key=lambda task: task.name)
-        self._lonely_pictures()
+        self._say_unused()
         return self._out
 
     def _pass(self, what: Looked | Source, why: str) -> None:
@@ -317,7 +317,8 @@ class Gathering:
             )
         self._out.odd += [f"{name}: {one.name}: {each}" for each in (*one.notes, *odd)]
 
-    def _lonely_pictures(self) -> None:
+    def _say_unused(self) -> None:
+        self._out.unused += [(name, "a name with signs that cannot be written") for name in self._found.odd_names]
         used = {
             folder for task in self._out.tasks for one in (task.train, task.test) if one for folder in one.seen.folders
         }

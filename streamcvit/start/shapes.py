@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from streamcvit.data.files.rows import rows_of
 from streamcvit.data.formats import FORMATS, Record
 from streamcvit.data.images import HEAD, sniff
 from streamcvit.data.labels import LABELS, read_label
-from streamcvit.data.locations import open_binary
+from streamcvit.data.locations import NotRegular, open_binary, open_regular
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import PICTURE
 from streamcvit.data.shards.groups import Group, scan_groups
@@ -194,9 +195,13 @@ def class_rows(root: Path, classes: Mapping[str, tuple[Path, Sequence[str]]]) ->
     for label, (folder, names) in classes.items():
         for name in names:
             path = (folder / name).relative_to(root).as_posix()
-            with (folder / name).open("rb") as stream:
-                if sniff(stream.read(HEAD)) and path.isprintable():
-                    yield {"id": path, "image": path, "text": WHAT, "answer": label}
+            try:
+                with os.fdopen(open_regular(str(folder / name)), "rb") as stream:
+                    head = stream.read(HEAD)
+            except (NotRegular, FileNotFoundError):
+                continue
+            if sniff(head):
+                yield {"id": path, "image": path, "text": WHAT, "answer": label}
 
 
 def as_line(row: Any) -> str:

@@ -59,11 +59,13 @@ class Survey:
         sources: in the order of their paths.
         pictures: folder -> names of the pictures in it, in order.
         folders: all that were looked into.
+        odd_names: of files and folders that cannot be written into a pipeline (control signs, other encodings).
     """
 
     sources: list[Source] = field(default_factory=list)
     pictures: dict[Path, list[str]] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
+    odd_names: list[str] = field(default_factory=list)
 
 
 def survey(root: Path) -> Survey:
@@ -76,13 +78,20 @@ def survey(root: Path) -> Survey:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "there is no such folder"
         raise UserError(what, where=str(root), fix=fix)
-    found = Survey()
-    for where, inner, names in os.walk(root, onerror=_unreadable):
+    if not str(root).isprintable():
+        raise UserError("its path holds signs that cannot be written", where=ascii(str(root)), fix="Rename it")
+    found, known = Survey(), set[str]()
+    for where, inner, names in os.walk(root, onerror=_unreadable, followlinks=True):
         folder = Path(where)
+        if (real := os.path.realpath(folder)) in known:  # a link to a folder above, or to one seen already
+            inner.clear()
+            continue
+        known.add(real)
+        found.odd_names += [ascii(one) for one in (*inner, *names) if not one.isprintable()]
         depth = len(folder.relative_to(root).parts)
         inner[:] = sorted(one for one in inner if depth < MAX_DEPTH and not _passed_over(folder, one, names))
         found.folders.append(folder)
-        names = sorted(one for one in names if not one.startswith(".") and one not in _ABOUT)
+        names = sorted(one for one in names if one.isprintable() and not one.startswith(".") and one not in _ABOUT)
         if (folder / "state.json").is_file() and tables.files_in(folder):
             task, part = named(root, folder.relative_to(root).parts)
             found.sources.append(Source(folder.relative_to(root).as_posix(), task, part, (folder,)))
@@ -112,7 +121,11 @@ def named(root: Path, parts: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _passed_over(folder: Path, name: str, beside: list[str]) -> bool:
-    if name.startswith((".", "__")) or (name.endswith(MADE) and f"{name.removesuffix(MADE)}.yaml" in beside):
+    if (
+        name.startswith((".", "__"))
+        or not name.isprintable()
+        or (name.endswith(MADE) and f"{name.removesuffix(MADE)}.yaml" in beside)
+    ):
         return True
     inner = folder / name
     runs = [inner / "config.yaml", *(inner.glob("*/config.yaml") if name == "runs" else ())]

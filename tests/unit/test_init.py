@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -269,6 +270,22 @@ def test_a_folder_of_other_things_is_not_written_over_even_if_forced(folder):
     with pytest.raises(UserError, match="pipeline-rows: is there already"):
         begin(folder, force=True)
     assert (folder / "pipeline-rows" / "mine.txt").read_text() == "x"
+
+
+def test_links_are_followed_once_and_names_no_pipeline_can_hold_are_said(tmp_path):
+    data, media = tmp_path / "data", tmp_path / "media"
+    data.mkdir()
+    pictures(media)
+    (data / "linked").symlink_to(media, target_is_directory=True)
+    (media / "back").symlink_to(data, target_is_directory=True)
+    (data / "a\nb.json").write_text("[]")
+    os.mkfifo(data / "pipe.json")
+    write(data, "rows.json", rows())
+    start = begin(data)
+    config, index = prepared(start, tmp_path)
+    assert [task.images for task in config.stream.tasks.values()] == ["linked"]
+    assert len(index) + len(index.eval_index()) == 30
+    assert {"'a\\nb.json'", "pipe.json"} == {name for name, _ in start.unused}
 
 
 def test_what_is_odd_is_said(folder):
