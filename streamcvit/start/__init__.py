@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from streamcvit.data.index import INDEX_NAME
+from streamcvit.data.shards.index import INDEX_NAME
 from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config
 from streamcvit.run.plans import files_plan

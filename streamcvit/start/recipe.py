@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from streamcvit.data.index import StreamIndex
+from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.start.gather import Gathered, Task
 from streamcvit.start.judge import Judgement, instructions_of, judge

@@ -16,11 +16,11 @@ from streamcvit.data import strictjson
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.formats import FORMATS, Record
 from streamcvit.data.images import HEAD, sniff
-from streamcvit.data.labels import LABELS, read_label
 from streamcvit.data.locations import NotRegular, open_binary, open_regular
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import PICTURE
 from streamcvit.data.shards.groups import Group, scan_groups
+from streamcvit.data.shards.labels import LABELS, read_label
 from streamcvit.data.shards.tar import HashingStream
 from streamcvit.start.survey import Source
 

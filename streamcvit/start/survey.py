@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from streamcvit.data.files import tables as tables
+from streamcvit.data.files import tables
 from streamcvit.data.images import EXTENSIONS
 from streamcvit.errors import UserError
 from streamcvit.pipeline import run_of

@@ -17,7 +17,7 @@ from streams import test_sets as tested
 from typer.testing import CliRunner
 
 from streamcvit.cli import app
-from streamcvit.data.shards import write_stream
+from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config
 from streamcvit.run.stream import prepare_stream
