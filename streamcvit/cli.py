@@ -212,8 +212,8 @@ def index(
         str, typer.Option("--format", help="Of the records: streamcvit, llava, swift, qa; or labels alone: txt, cls.")
     ] = "streamcvit",
     task: Annotated[str, typer.Option(help="The task of samples whose record names none.")] = "",
-    scorer: Annotated[str | None, typer.Option(help="How --task is scored [default: exact].")] = None,
-    follow: Annotated[str | None, typer.Option(help="Its instruction-following rule [default: single_word].")] = None,
+    scorer: Annotated[str | None, typer.Option(help="How --task is scored (default: exact).")] = None,
+    follow: Annotated[str | None, typer.Option(help="Its instruction-following rule (default: single_word).")] = None,
     question: Annotated[str | None, typer.Option(help="What is asked of every picture (formats txt, cls).")] = None,
     instruction: Annotated[str | None, typer.Option(help="How to answer it.")] = None,
     classes: Annotated[Path | None, typer.Option(help="File of class names, one a line, from class 0.")] = None,
@@ -230,7 +230,7 @@ def index(
     test_samples: Annotated[int, typer.Option(min=0, help="Draw so many test samples a task from the stream.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
     samples_per_chunk: Annotated[
-        int | None, typer.Option(min=1, help="Length of a chunk [default: each shard is one].")
+        int | None, typer.Option(min=1, help="Length of a chunk (default: each shard is one).")
     ] = None,
     pictures: Annotated[
         list[str] | None,

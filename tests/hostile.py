@@ -32,6 +32,7 @@ from streamcvit.data.shards.foreign import index_shards
 from streamcvit.data.shards.groups import Group, scan_groups
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
+from streamcvit.data.shards.records import Reading
 from streamcvit.data.shards.tar import Fault, HashingStream
 from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
@@ -144,35 +145,49 @@ def mend_png(data: bytes) -> bytes:
 def tar(data: bytes, folder: Path) -> None:
     """The scan: every member lies where it says, every fault inside the shard."""
     for shard in (data, mend_tar(data)):
-        stream = HashingStream(io.BytesIO(shard))
-        for found in scan_groups(stream, "x.tar"):
-            if isinstance(found, Fault):
-                assert 0 <= found.offset <= len(shard)
-                assert len(str(found)) < 10_000
-                continue
-            assert isinstance(found, Group)
-            for member in (found.record, *found.pictures):
-                assert shard[member.offset : member.offset + member.size] == member.data
-                assert ".." not in found.key.split("/") and not found.key.startswith("/")
-        assert stream.position <= len(shard)
+        for record, patterns in (("json", ()), ("txt", ("*.png", "jpg"))):
+            stream = HashingStream(io.BytesIO(shard))
+            for found in scan_groups(stream, "x.tar", record, patterns):
+                if isinstance(found, Fault):
+                    assert 0 <= found.offset <= len(shard)
+                    assert len(str(found)) < 10_000
+                    continue
+                assert isinstance(found, Group)
+                assert found.record.kind == record and len(set(map(id, found.pictures))) == len(found.pictures)
+                for member in (found.record, *found.pictures):
+                    assert shard[member.offset : member.offset + member.size] == member.data
+                    assert ".." not in found.key.split("/") and not found.key.startswith("/")
+            assert stream.position <= len(shard)
 
 
 def reader(data: bytes, folder: Path) -> None:
     """From shard to samples: what is indexed is read back, each at its place."""
+    ways: list[dict[str, Any]] = [{}, {"format": "llava", "task": "colour"}]
+    ways += [
+        {"format": "cls", "task": "colour", "readings": dict.fromkeys(TASKS, Reading("What?", classes=("a", "b")))}
+    ]
     for shard in (data, mend_tar(data)):
         (folder / "x.tar").write_bytes(shard)
-        try:
-            index_shards([folder / "x.tar"], folder, TASKS, keep_whole=True)
-        except UserError as fault:
-            assert "x.tar" in str(fault)
-            continue
-        _read_all(StreamIndex.open(folder))
+        for how in ways:
+            try:
+                index_shards([folder / "x.tar"], folder, TASKS, keep_whole=True, bad_share=1.0, **how)
+            except UserError as fault:
+                assert "x.tar" in str(fault)
+                continue
+            _read_all(StreamIndex.open(folder))
+
+
+def _several(folder: Path) -> Path:
+    """A shard of samples with one picture, two and none."""
+    two, none = (sample(n, pictures=sample(n).pictures * count).text_bytes() for n, count in ((2, 2), (3, 0)))
+    more = [("b.0.png", picture(2)), ("b.1.png", picture(3)), ("b.json", two), ("c.json", none)]
+    return raw_tar(folder / "x.tar", [*pair("a", 1), *more])
 
 
 def index(data: bytes, folder: Path) -> None:
     """An index of someone else: raw Parquet, or metadata and columns forged with the right digest."""
     path = folder / "index.parquet"
-    raw_tar(folder / "x.tar", [*pair("a", 1), *pair("b", 2)])
+    _several(folder)
     if data.startswith(b"PAR1"):
         path.write_bytes(data)
     else:
@@ -315,10 +330,20 @@ def seeds(target: str, folder: Path) -> list[bytes]:
         plain = raw_tar(folder / "s.tar", [*pair("a", 1), *pair("b", 2)]).read_bytes()
         import tarfile
 
-        long = raw_tar(folder / "s.tar", [*pair("c" * 120, 3)], tarfile.PAX_FORMAT).read_bytes()
-        return [plain, long]
+        long = [raw_tar(folder / "s.tar", pair("c" * 120, 3), format).read_bytes() for format in (1, 2)]
+        odd = tarfile.TarInfo("._d.json")
+        odd.pax_headers = {"LIBARCHIVE.creationtime": "1", "GNU.sparse.major": "1", "size": "0"}
+        dotted = [
+            (odd, b""),
+            *pair("v 1.0", 4),
+            *pair("v 1.1", 5),
+            *pair("w\\x", 6),
+            ("x.cls", b"1"),
+            ("x.gif", picture(1)),
+        ]
+        return [plain, *long, raw_tar(folder / "s.tar", dotted, 2).read_bytes(), _several(folder).read_bytes()]
     if target == "index":
-        raw_tar(folder / "x.tar", [*pair("a", 1), *pair("b", 2)])
+        _several(folder)
         good = index_shards([folder / "x.tar"], folder, TASKS)
         text = json.dumps(good.meta, sort_keys=True).encode()
         forged = b"\xff" + bytes([5, 0]) + struct.pack("<q", 512)
@@ -326,7 +351,7 @@ def seeds(target: str, folder: Path) -> list[bytes]:
     if target == "image":
         found = [picture(1, 8, format, mode) for format, mode in PICTURES]
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-        for format in ("PNG", "WEBP"):
+        for format in ("PNG", "WEBP", "GIF"):
             buffer = io.BytesIO()
             frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
             found.append(buffer.getvalue())
@@ -365,6 +390,8 @@ PICTURES = [
     *[("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
     *[("JPEG", mode) for mode in ("L", "RGB", "CMYK")],
     *[("WEBP", mode) for mode in ("RGB", "RGBA")],
+    *[("GIF", mode) for mode in ("L", "P")],
+    *[("BMP", mode) for mode in ("1", "L", "P", "RGB", "RGBA")],
 ]
 _turns = [{"from": "human", "value": "<image>\nWhat?\nOne word."}, {"from": "gpt", "value": "red"}]
 _messages = [{"role": "user", "content": "<image>What?\nOne word."}, {"role": "assistant", "content": "red"}]

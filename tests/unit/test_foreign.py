@@ -225,7 +225,9 @@ PACKED = {
 def test_a_packed_shard_is_refused_with_its_tool_however_small(tmp_path, tool):
     for data in (raw_tar(tmp_path / "x.tar", pair("a", 1)).read_bytes(), b"x"):
         (tmp_path / "y.tar").write_bytes(PACKED[tool](data))
-        with pytest.raises(UserError, match=f"y.tar: it is packed with {tool}.*{tool} -dc.*Unpack it"):
+        with pytest.raises(
+            UserError, match=f"{tmp_path}/y.tar: it is packed with {tool} .*{tool} -dc.*Index the unpacked"
+        ):
             index_shards([tmp_path / "y.tar"], tmp_path / "i", TASKS, keep_whole=True)
 
 

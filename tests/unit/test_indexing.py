@@ -29,7 +29,6 @@ def streamcvit(*words: object) -> str:
 @pytest.fixture(autouse=True)
 def printed(monkeypatch):
     """The command's own console keeps the stream it had when it was imported."""
-    monkeypatch.setattr(cli, "out", cli.Screen(width=80))
     monkeypatch.setattr(cli, "out", type("Out", (), {"print": staticmethod(lambda *text, **_: print(*text))}))
 
 

@@ -133,19 +133,19 @@ def _named(
     named: list[Shard] = []
     links: dict[str, str] = {}
     for path, task in zip(shards, tasks, strict=True):
-        location = locations.check_location(os.fspath(path))
-        if locations.is_url(location):
-            named.append(Shard(location, location, task))
+        given = locations.check_location(os.fspath(path))
+        if locations.is_url(given):
+            named.append(Shard(given, given, task, given))
             continue
-        location = os.path.abspath(location)
+        location = os.path.abspath(given)
         if location.startswith(folder + os.sep):
-            named.append(Shard(os.path.relpath(location, folder), location, task))
+            named.append(Shard(os.path.relpath(location, folder), location, task, given))
             continue
         base = os.path.basename(location)
         names = chain([base], (f"{number}-{base}" for number in count(2)))
         name = next(name for name in names if _free(folder, name, location, links))
         links[name] = location
-        named.append(Shard(name, location, task))
+        named.append(Shard(name, location, task, given))
     return named, links
 
 
@@ -167,21 +167,22 @@ def _scan(
     named: Sequence[Shard], records: Records, pictures: Sequence[str], keep_whole: bool, bad_share: float
 ) -> ShardScan:
     scan = scan_shards(named, records, pictures)
+    given = {shard.name: shard.given for shard in named}
     fatal = next((fault for fault in scan.faults if fault.fatal), None)
     if fatal and fatal.reason == "packed":
-        raise UserError(fatal.detail, where=fatal.shard, fix="Unpack it into a .tar, and index that")
+        raise UserError(fatal.detail, where=given[fatal.shard], fix="Index the unpacked .tar")
     if fatal and not keep_whole:
         raise UserError(
             f"damaged: {fault_line(fatal)}; {len(scan)} whole samples were found in all shards",
-            where=fatal.shard,
+            where=given[fatal.shard],
             fix="Fetch the shard again, or ask for the whole samples only (--keep-whole)",
         )
     scan.columns["sample_id"] = list(map(Ids().take, scan.columns["sample_id"]))  # those of others need not be unique
-    _check_share(scan, bad_share)
+    _check_share(scan, bad_share, given)
     return scan
 
 
-def _check_share(scan: ShardScan, bad_share: float) -> None:
+def _check_share(scan: ShardScan, bad_share: float, given: Mapping[str, str]) -> None:
     """UserError where there are no samples, or too many are lost or have pictures that are not read."""
     lost = [fault for fault in scan.faults if fault.reason in LOSSES]
     broken = scan.broken
@@ -196,12 +197,13 @@ def _check_share(scan: ShardScan, bad_share: float) -> None:
         fix = "Name the task of the samples that name none (--task)"
     elif kinds and kinds.most_common(1)[0][0] == "order":
         fix = "Sort the members of the shards by name (tar --sort=name)"
+    where = given[lost[0].shard if lost else scan.shards[0]["path"]]
     if not bad:
-        raise UserError("no samples in the shards", where=scan.shards[0]["path"], fix=fix)
+        raise UserError("no samples in the shards", where=where, fix=fix)
     said = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     raise UserError(
         f"{bad} samples cannot be used beside {there - bad} good ones ({said}); the first: {'; '.join(shown)}",
-        where=lost[0].shard if lost else scan.shards[0]["path"],
+        where=where,
         fix=f"{fix}; at most {bad_share:.0%} may be bad",
     )
 

@@ -97,11 +97,19 @@ class ShardScan:
 
 
 class Shard(NamedTuple):
-    """A shard to scan: its name in the index, where it lies, and the task of its records that name none."""
+    """A shard to scan.
+
+    Attributes:
+        name: in the index.
+        location: path or URL.
+        task: of its records that name none.
+        given: the location as a person gave it, for messages.
+    """
 
     name: str
     location: str
     task: str = ""
+    given: str = ""
 
 
 OURS = Records(OWN)

@@ -205,7 +205,7 @@ def unread(name: str, read: Collection[str]) -> str:
 def _packed(head: bytes) -> str:
     """What is said of a file that is no plain tar; empty: nothing."""
     if tool := next((tool for magic, tool in _PACKED.items() if head.startswith(magic)), ""):
-        return f"it is packed with {tool.split()[0]}, and only plain tars can be read by ranges; unpack it ({tool})"
+        return f"it is packed with {tool.split()[0]} (unpack it with {tool}); only plain tars can be read by ranges"
     kinds = {
         b"PK\3\4": "a zip archive",
         b"PAR1": "a Parquet file",
