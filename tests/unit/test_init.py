@@ -200,6 +200,26 @@ def test_parquet_parts_with_pictures_in_them_are_one_task(tmp_path):
     assert task.train.endswith("-train.jsonl")
 
 
+def test_a_folder_that_datasets_saved_is_one_task_with_its_splits(tmp_path):
+    for part, count in (("train", 12), ("test", 4)):
+        inner = tmp_path / "saved" / part
+        inner.mkdir(parents=True)
+        made = [{"image": {"bytes": picture(n)}, "question": f"What is {n}?", "answer": "red"} for n in range(count)]
+        table = pa.Table.from_pylist(made)
+        with (
+            pa.OSFile(str(inner / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as out,
+        ):
+            out.write_table(table)
+        (inner / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+        (inner / "dataset_info.json").write_text("{}")
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    start = begin(tmp_path / "saved")
+    config, index = prepared(start, tmp_path)
+    assert {name: (task.train, task.test) for name, task in config.stream.tasks.items()} == {"saved": ("train", "test")}
+    assert (len(index), len(index.eval_index()), start.unused) == (12, 4, [])
+
+
 def test_swift_rows_with_a_split_of_their_own_stay_where_they_are(folder, tmp_path):
     write(folder, "train.jsonl", [swift(n, f"<image>What is {n}?", images=[f"{n}.png"]) for n in range(20)])
     write(folder, "val.jsonl", [swift(n, f"<image>What is {n}?", images=[f"{n}.png"]) for n in range(20, 25)])
