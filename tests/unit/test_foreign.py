@@ -79,11 +79,19 @@ TOGETHER = {
     "no record": (["7.png", "7.seg.png"], ["incomplete: key '7' has no json", "incomplete: key '7.seg' has no json"]),
     "no picture of its own": (
         ["7.in.json", "7.out.json", "7.png"],
-        [
-            "incomplete: key '7.in' has no picture, others of its name have",
-            "incomplete: key '7.out' has no picture, others of its name have",
-            "incomplete: key '7' has no json",
-        ],
+        ["7.in: in.json", "7.out: out.json", "incomplete: key '7' has no json"],
+    ),
+    "dotted keys with several pictures, one and none": (
+        ["v1.1.0.png", "v1.1.1.png", "v1.1.json", "v1.2.json", "v1.3.json", "v1.3.png"],
+        ["v1.1: 1.json + 1.0.png + 1.1.png", "v1.2: 2.json", "v1.3: 3.json + 3.png"],
+    ),
+    "a dotted key alone with several pictures": (
+        ["v1.1.left.png", "v1.1.right.png", "v1.1.json"],
+        ["v1.1: 1.json + 1.left.png + 1.right.png"],
+    ),
+    "dotted keys and parts with names": (
+        ["v1.1.in.png", "v1.1.out.json", "v1.2.in.png", "v1.2.out.json"],
+        ["v1.1: 1.out.json + 1.in.png", "v1.2: 2.out.json + 2.in.png"],
     ),
     "capitals": (["a.JSON", "a.PNG"], ["a: json + png"]),
     "twice": (["a.json", "a.png", "a.png"], ["order: key 'a' has a second png", "a: json + png"]),
@@ -114,12 +122,19 @@ def test_named_members_are_the_pictures_in_the_order_they_are_named(tmp_path):
     assert found[0] == "7: json + view_1.png + view_2.png + jpg"
     assert [line.partition(":")[0] for line in found[1:]] == ["extra", "extra"]
     assert groups(shard, pictures=("img",))[0] == "7: json + img"
+    dotted = raw_tar(tmp_path / "y.tar", empty("v.1.json", "v.1.in.png", "v.1.mask.png", "v.2.json", "v.2.in.png"))
+    assert groups(dotted, pictures=("in.*",))[0::2] == ["v.1: 1.json + 1.in.png", "v.2: 2.json + 2.in.png"]
 
 
-def test_one_front_of_a_thousand_dotted_keys_is_parted_as_it_comes(tmp_path):
-    members = [m for n in range(1000) for m in (f"img.{n:04d}.json", f"img.{n:04d}.jpg")]
+@pytest.mark.parametrize(
+    "names",
+    [("json", "jpg"), ("0.png", "1.png", "10.png", "json"), ("in.png", "out.json"), ("json",), ("json", "9.jpg")],
+)
+def test_one_front_of_a_thousand_dotted_keys_is_parted_as_it_comes(tmp_path, names):
+    members = [f"img.{n:04d}.{name}" for n in range(1000) for name in names]
     found = groups(raw_tar(tmp_path / "x.tar", empty(*members)))
-    assert found == [f"img.{n:04d}: {n:04d}.json + {n:04d}.jpg" for n in range(1000)]
+    ordered = sorted(names, key=lambda name: not name.endswith("json"))
+    assert found == [f"img.{n:04d}: " + " + ".join(f"{n:04d}.{name}" for name in ordered) for n in range(1000)]
 
 
 def test_members_without_end_under_one_key_are_passed_over_and_counted(tmp_path):

@@ -1,10 +1,11 @@
 """From a tar's members to samples: which of them belong together.
 
 WebDataset's rule: neighbours whose names agree up to the first dot of the last part are one sample. Names as people
-write them may have more dots. Where the neighbours hold one record it is theirs (`7.input.png`, `7.output.json`);
-where they hold several, or the record's own picture stands beside those of other names, the last dot parts the names
-instead (`scan 2.0.png`, `scan 2.0.json`, `scan 2.1.png` ...), if each record then has pictures or none has; else a
-plain `.json` is the record (`7.json`, `7.meta.json`, `7.png`).
+write them may have more dots. Where the neighbours hold one record it is theirs (`7.input.png`, `7.output.json`), but
+for pictures that have no part in a pair beside them. Where they hold several, each is a sample with the pictures whose
+names go on from its own (`scan 2.0.json`, `scan 2.0.png`; `scan 2.1.json`, `scan 2.1.left.png`), or from what stands
+before the last name that all the records share (`v1.1.out.json`, `v1.1.in.png`); but of a plain `7.json` and others of
+which some only have pictures, it is the record (`7.json`, `7.meta.json`, `7.png`).
 
 Pictures of names that differ in a number alone are in its order (`7.0.png` ... `7.10.png`), others in that of the tar.
 """
@@ -15,7 +16,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from operator import itemgetter
 
 from streamcvit.data.images import EXTENSIONS
 from streamcvit.data.shards.tar import PICTURES, Fault, HashingStream, Member, scan_members, unread
@@ -79,7 +79,7 @@ class _Grouping:
         self._seen: set[str] = set()
         self._members: list[Member] = []  # neighbours of one key
         self._bytes = 0
-        self._apart = False  # of the key were so many that the first of them are settled already
+        self._apart: str | None = None  # of the key were so many that the first are settled; what their names end in
         self._passed: str | None = None  # a key with more than may be held; what follows of it is passed over
 
     def add(self, member: Member) -> Iterator[Group | Fault]:
@@ -96,81 +96,71 @@ class _Grouping:
     def settle(self, cut: bool = False) -> Iterator[Group | Fault]:
         """What the members held make."""
         members, apart = self._members, self._apart
-        self._members, self._bytes, self._apart = [], 0, False
+        self._members, self._bytes, self._apart = [], 0, None
         if members:
             yield from self._settle(members, apart, cut)
 
     def _make_room(self) -> Iterator[Group | Fault]:
-        last = _stem(self._members[-1])
-        rest = [member for member in self._members if _stem(member) == last]
-        done = [member for member in self._members if _stem(member) != last]
+        members = self._members
+        records = [member for member in members if member.kind == self._record]
+        ending = _ending(records) if self._apart is None else self._apart
+        with_record = [part for part in _parts(members, records, ending).values() if any(m in records for m in part)]
+        place = {id(member): number for number, member in enumerate(members)}
+        last = max(with_record, key=lambda part: place[id(part[-1])], default=[])
+        kept = {id(member) for member in (*last, *members[place[id(last[-1])] + 1 if last else 0 :])}
+        rest = [member for member in members if id(member) in kept]
         size = sum(len(member.data) for member in rest)
-        several = sum(member.kind == self._record for member in self._members) > 1
-        if several and size <= MAX_SAMPLE // 2 and len(rest) <= MAX_TOGETHER // 2:
-            self._members, self._bytes, self._apart = rest, size, True
-            yield from self._settle(done, True, False)
+        if len(records) > 1 and size <= MAX_SAMPLE // 2 and len(rest) <= MAX_TOGETHER // 2:
+            self._members, self._bytes, self._apart = rest, size, ending
+            yield from self._settle([member for member in members if id(member) not in kept], ending, False)
             return
-        first, held = self._members[0], len(self._members)
-        self._passed = first.key
-        self._members, self._bytes, self._apart = [], 0, False
-        most = f"{MAX_TOGETHER} members" if held > MAX_TOGETHER else f"{MAX_SAMPLE} bytes"
-        detail = f"key {first.key!r} has more than {most}; all of it is passed over"
-        yield Fault(self._shard, first.header, "incomplete", detail)
+        self._passed = members[0].key
+        self._members, self._bytes, self._apart = [], 0, None
+        most = f"{MAX_TOGETHER} members" if len(members) > MAX_TOGETHER else f"{MAX_SAMPLE} bytes"
+        detail = f"key {members[0].key!r} has more than {most}; all of it is passed over"
+        yield self._fault(members[0], "incomplete", detail)
 
-    def _settle(self, members: list[Member], apart: bool, cut: bool) -> Iterator[Group | Fault]:
+    def _settle(self, members: list[Member], apart: str | None, cut: bool) -> Iterator[Group | Fault]:
         first, last = members[0], members[-1]
         if len(members) == 2 and first.ext == self._record and last.ext in self._pictures:  # nearly all there is
-            yield from self._group(first, members, cut)
+            yield from self._group(first.key, first, members, cut)
             return
         members, doubles = _without_doubles(members)
         for double in doubles:
             yield self._fault(double, "order", f"key {double.key!r} has a second {double.ext}")
-        parts: dict[str, list[Member]] = {}
-        for member in members:
-            parts.setdefault(_stem(member), []).append(member)
-        records = [member for member in members if member.kind == self._record]
-        if not records:
-            yield from self._without_record(parts)
+        if not any(member.kind in self.read for member in members):
+            yield from self._without_record(first.key, members)
             return
-        if len(records) == 1 and not apart and not self._has_own(records[0], parts):
-            yield from self._group(records[0], members, cut)
+        records = {member.ext: member for member in members if member.kind == self._record}
+        parts = _parts(members, list(records.values()), _ending(list(records.values())) if apart is None else apart)
+        of = {key: next((records[m.ext] for m in part if m.ext in records), None) for key, part in parts.items()}
+        pictured = {key for key, part in parts.items() if any(member.kind in self._pictures for member in part)}
+        if apart is None and (whole := self._whole(of, pictured)):
+            key = next(key for key in parts if of[key] is whole)
+            yield from self._group(whole.key if pictured - {key} else key, whole, members, cut)
             return
-        plain = [record for record in records if record.ext == self._record]
-        come_apart = apart or self._come_apart(parts)
-        if plain and not come_apart:
-            yield from self._group(plain[0], members, cut)
-            return
-        for stem, part in parts.items():
-            record = next((member for member in part if member.kind == self._record), None)
+        for key, part in parts.items():
+            record = of[key]
             if record is None:
-                yield from self._without_record({stem: part})
-            elif come_apart or self._pictures_of(part):
-                yield from self._group(record, part, cut and part[-1] is members[-1])
+                yield from self._without_record(key, part)
             else:
-                yield self._fault(record, "incomplete", f"key {stem!r} has no picture, others of its name have")
+                yield from self._group(key, record, part, cut and members[-1] in part)
 
-    def _has_own(self, record: Member, parts: dict[str, list[Member]]) -> bool:
-        """Whether a record of a dotted name has pictures of its name, and others are there too."""
-        with_pictures = {stem for stem, part in parts.items() if self._pictures_of(part)}
-        return _stem(record) != record.key and _stem(record) in with_pictures and len(with_pictures) > 1
+    def _whole(self, of: dict[str, Member | None], pictured: set[str]) -> Member | None:
+        """The record that all members belong to; None: they come apart."""
+        records = {key: record for key, record in of.items() if record}
+        if len(records) == 1:
+            ((key, record),) = records.items()
+            return None if key in pictured and len(pictured) > 1 else record
+        plain = next((record for record in records.values() if record.ext == self._record), None)
+        return plain if len({key in pictured for key in records}) == 2 else None
 
-    def _come_apart(self, parts: dict[str, list[Member]]) -> bool:
-        """Whether each part is a record with pictures, or each without."""
-        kinds = {
-            (any(member.kind == self._record for member in part), bool(self._pictures_of(part)))
-            for part in parts.values()
-            if any(member.kind in self.read for member in part)
-        }
-        return len(kinds) == 1
-
-    def _group(self, record: Member, members: list[Member], cut: bool) -> Iterator[Group | Fault]:
-        pictures = self._pictures_of(members)
-        stems = {_stem(record), *map(_stem, pictures)}
-        key = stems.pop() if len(stems) == 1 else record.key
+    def _group(self, key: str, record: Member, members: list[Member], cut: bool) -> Iterator[Group | Fault]:
         if key in self._seen:
             yield self._comes_again(key, members[0])
             return
         self._seen.add(key)
+        pictures = self._pictures_of(members, len(key) + 1)
         used = {record.ext, *[picture.ext for picture in pictures]}
         extra = {member.ext: self._unread(member) for member in members if member.ext not in used}
         yield Group(key, record, tuple(pictures), next(iter(extra.values()), ""), cut)
@@ -178,29 +168,27 @@ class _Grouping:
             if member.ext in extra:
                 yield self._fault(member, "extra", extra[member.ext])
 
-    def _without_record(self, parts: dict[str, list[Member]]) -> Iterator[Fault]:
-        first = next(iter(parts.values()))[0]
-        wanted = {stem: part for stem, part in parts.items() if any(m.kind in self.read for m in part)}
-        for stem, part in (wanted or {first.key: [first]}).items():
-            if again := {stem, first.key} & self._seen:
-                yield self._comes_again(min(again), part[0], "order" if wanted else "extra")
-            elif wanted:
-                yield self._fault(part[0], "incomplete", f"key {stem!r} has no {self._record}")
-            else:
-                yield self._fault(first, "member", self._unread(first))
-        self._seen.update(parts)
+    def _without_record(self, key: str, members: list[Member]) -> Iterator[Fault]:
+        first, wanted = members[0], any(member.kind in self.read for member in members)
+        if again := {key, first.key} & self._seen:
+            yield self._comes_again(min(again), first, "order" if wanted else "extra")
+        elif wanted:
+            yield self._fault(first, "incomplete", f"key {key!r} has no {self._record}")
+        else:
+            yield self._fault(first, "member", self._unread(first))
 
     def _unread(self, member: Member) -> str:
         if member.kind in self.read:
             return f"member {_name(member)!r} is not asked for beside the others of its key"
         return unread(_name(member), self._said)
 
-    def _pictures_of(self, members: Sequence[Member]) -> list[Member]:
-        pictures = [member for member in members if member.kind in self._pictures]
-        if self._patterns:
-            numbered = [[one for one in pictures if fnmatchcase(one.ext, pattern)] for pattern in self._patterns]
-            return list({one.ext: one for group in numbered for one in _by_number(group)}.values())
-        return _by_number(pictures)
+    def _pictures_of(self, members: Sequence[Member], start: int) -> list[Member]:
+        """The pictures in their order; their own names begin at a character of the whole ones."""
+        named = [(_name(member)[start:], member) for member in members if member.kind in self._pictures]
+        if not self._patterns:
+            return _by_number(named)
+        groups = [[one for one in named if fnmatchcase(one[0].lower(), pattern)] for pattern in self._patterns]
+        return list({one.ext: one for group in groups for one in _by_number(group)}.values())
 
     def _comes_again(self, key: str, member: Member, reason: str = "order") -> Fault:
         return self._fault(member, reason, f"key {key!r} comes again; its members must be adjacent")
@@ -218,17 +206,36 @@ def _stem(member: Member) -> str:
     return member.key if member.ext == member.kind else _name(member).rpartition(".")[0]
 
 
-def _by_number(pictures: list[Member]) -> list[Member]:
+def _ending(records: Sequence[Member]) -> str:
+    """What the names of several records end in, such as `.out`, where what stands before it tells them apart."""
+    stems = [_stem(record) for record in records]
+    endings = {stem.rpartition(".")[2] for stem in stems}
+    fronts = {stem.rpartition(".")[0] for stem in stems}
+    if len(stems) < 2 or len(endings) > 1 or len(fronts) < len(stems):
+        return ""
+    return f".{endings.pop()}" if all(front.startswith(f"{records[0].key}.") for front in fronts) else ""
+
+
+def _parts(members: Sequence[Member], records: Sequence[Member], ending: str) -> dict[str, list[Member]]:
+    """The members by the key of the record whose name theirs go on from, the longest one; others by their own stem."""
+    keys = {_stem(record).removesuffix(ending) for record in records}
+    parts: dict[str, list[Member]] = {}
+    for member in members:
+        key = stem = _stem(member)
+        while key not in keys and len(key) > len(member.key):
+            key = key.rpartition(".")[0]
+        parts.setdefault(key if key in keys else stem, []).append(member)
+    return parts
+
+
+def _by_number(named: list[tuple[str, Member]]) -> list[Member]:
     """In the order of the number by which alone their names differ; else as they are."""
-    if len(pictures) < 2:
-        return pictures
-    numbered = [match for picture in pictures if (match := _NUMBERED.fullmatch(picture.ext))]
-    if len(numbered) < len(pictures) or len({match[1] for match in numbered}) > 1:
-        return pictures
-    return [
-        picture
-        for _, picture in sorted(zip([int(match[2]) for match in numbered], pictures, strict=True), key=itemgetter(0))
-    ]
+    numbered = [match for name, _ in named if (match := _NUMBERED.fullmatch(name))]
+    members = [member for _, member in named]
+    if len(members) < 2 or len(numbered) < len(members) or len({match[1] for match in numbered}) > 1:
+        return members
+    places = sorted(range(len(members)), key=lambda place: int(numbered[place][2]))
+    return [members[place] for place in places]
 
 
 def _without_doubles(members: Sequence[Member]) -> tuple[list[Member], list[Member]]:
