@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo demo-full test test-unit lint clean
+.PHONY: help setup demo demo-full test test-unit lint docs clean
 
 help:            ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -37,6 +37,9 @@ test-unit: setup ## The unit tests alone
 
 test: lint       ## Lint, types and all tests
 	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+
+docs: setup      ## Make docs/settings.md again from the settings themselves
+	$(BIN)/python -W ignore -m streamcvit.settings > docs/settings.md
 
 clean:           ## Remove what was made here (not the runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -36,15 +36,15 @@ class TaskFiles(Section):
     scorer: str = Field("exact", description="strict scorer, a name in streamcvit.evaluation.SCORERS")
     strcvit: str = Field("", description="published scorer beside it, a name in STRCVIT_SCORERS; empty: none")
     follow: str = Field("single_word", description="instruction-following rule, a name in FOLLOW_RULES")
-    max_new_tokens: int = Field(16, ge=1, le=4096)
-    in_average: bool = True
+    max_new_tokens: int = Field(16, ge=1, le=4096, description="tokens at which an answer ends at the latest")
+    in_average: bool = Field(True, description="whether AP and its kin hold this task")
     instructions: list[str] = Field(
         default_factory=list, description="wordings of the instruction: the one a prompt ends or starts with is its own"
     )
     wording: Literal["given", "single", "drawn"] = Field(
         "given",
-        description="`single`, `drawn`: the first of `instructions`, or one drawn by the sample's id, stands in the "
-        "place of each row's own, or behind its prompt",
+        description="`given`: each row's own; `single`, `drawn`: the first of `instructions`, or one drawn by the "
+        "sample's id, stands in the place of each row's own, or behind its prompt",
     )
     instruction_field: str = Field("", description="key of the rows whose text is the instruction")
     guess_instruction: bool = Field(False, description="take the last line of a prompt of several lines for it")
@@ -61,17 +61,20 @@ class ScenarioConfig(Section):
         None, ge=1, le=10_000, description="null: the preset's own number; embedded and generate: 15"
     )
     samples_per_chunk: int = Field(0, ge=0, description="0: the preset's own, or all samples there are")
-    tasks_per_chunk: int = Field(3, ge=1)
+    tasks_per_chunk: int = Field(3, ge=1, description="tasks that a chunk mixes (`generate`)")
     recurrence_gap: int = Field(2, ge=0, description="chunks that pass before a task comes back (`generate`)")
 
 
 class StreamConfig(Section):
     """What arrives."""
 
-    source: Literal["embedded", "files", "shards"] = "embedded"
+    source: Literal["embedded", "files", "shards"] = Field(
+        "embedded",
+        description="the built-in benchmark, task files (docs/data.md), or a stream folder, which may be a URL",
+    )
     data: str = Field("", description="root folder of the task files, or a stream folder made by `streamcvit shard`")
-    tasks: dict[str, TaskFiles] = Field(default_factory=dict)
-    scenario: ScenarioConfig = ScenarioConfig()
+    tasks: dict[str, TaskFiles] = Field(default_factory=dict, description="the tasks of source `files`, by name")
+    scenario: ScenarioConfig = Field(ScenarioConfig(), description="which task comes when")
     wordings: Literal["single", "five"] = Field("single", description="instruction wordings per task (embedded)")
     conventions: Literal["shared", "own"] = Field(
         "shared", description="whether tasks under one instruction share their answer format (embedded)"
@@ -82,7 +85,7 @@ class StreamConfig(Section):
     bad_share: float = Field(
         BAD_SHARE, ge=0, le=1, description="a task of which more rows or samples cannot be used stops the run"
     )
-    samples_per_shard: int = Field(2000, ge=1)
+    samples_per_shard: int = Field(2000, ge=1, description="a new tar begins after so many")
 
     @model_validator(mode="after")
     def _check_source(self) -> StreamConfig:
@@ -120,9 +123,13 @@ class StreamConfig(Section):
 class ModelConfig(Section):
     """The frozen base model."""
 
-    name_or_path: str = "embedded"
+    name_or_path: str = Field(
+        "embedded", description="`embedded`, a folder that save_pretrained wrote, or a Hugging Face model's name"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the base's weights; auto: bfloat16 on a CUDA device that has it, else float32"
+    )
     max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
     template_options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the chat template, such as `enable_thinking: false`"
@@ -140,13 +147,13 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class LearnerConfig(Section):
     """The update."""
 
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, description="samples a step")
     turns: Literal["all", "last"] = Field("all", description="which answers of a conversation are learned")
-    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    warmup_steps: int = Field(0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="rate of methods that name none of their own")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled, of AdamW")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two moments")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up; the rate is constant after them")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to it")
     max_skipped_steps: int = Field(
         5, ge=1, description="so many steps in a row whose loss or gradient is not finite stop the run"
     )
@@ -165,7 +172,7 @@ class MethodConfig(Section):
     adapter: str = Field("smolora", description="a name in streamcvit.adapters.ADAPTERS, or `none` (zero-shot)")
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own settings")
     strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES")
-    strategy_options: dict[str, Any] = Field(default_factory=dict)
+    strategy_options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own settings")
     order: Literal["stream", "joint"] = Field("stream", description="joint: the whole stream shuffled (upper bound)")
     lr: float | None = Field(None, gt=0, allow_inf_nan=False, description="this method's rate; null: learner.lr")
 
@@ -173,7 +180,7 @@ class MethodConfig(Section):
 class EvaluationConfig(Section):
     """The scoring of every seen task after every chunk."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="prompts decoded together; halved where memory runs out")
     draws: int = Field(1000, ge=10, description="bootstrap draws of the intervals")
     thoughts: Literal["drop", "keep"] = Field(
         "drop", description="whether answers, and references, are what follows their thoughts (`<think>...</think>`)"
@@ -185,8 +192,8 @@ class ClusterConfig(Section):
     """How many actors share the work."""
 
     address: str = Field("local", description="`local` starts a private Ray on this machine; or a cluster's address")
-    ingest_actors: int = Field(2, ge=1, le=256)
-    evaluators: int = Field(1, ge=1, le=256)
+    ingest_actors: int = Field(2, ge=1, le=256, description="actors that read and preprocess")
+    evaluators: int = Field(1, ge=1, le=256, description="actors that score")
     look_ahead: int = Field(8, ge=1, description="batches asked for ahead of the learner")
     heartbeat_seconds: float = Field(1.0, gt=0, description="how often every actor is asked whether it lives")
     silent_seconds: float = Field(30, gt=0, description="an actor that does not answer for so long is replaced")
@@ -197,7 +204,7 @@ class ClusterConfig(Section):
         600, gt=0, description="an actor that answers but does not move on is replaced; longer than loading the model"
     )
     restarts: int = Field(5, ge=0, description="of one actor, in the window or in a row; at one more the run stops")
-    restart_window_seconds: float = Field(600, gt=0)
+    restart_window_seconds: float = Field(600, gt=0, description="in which `restarts` are counted")
     backoff_seconds: float = Field(
         1.0, ge=0, description="before the second restart in a row, then doubled, 30 at most"
     )
@@ -214,16 +221,18 @@ class MonitorConfig(Section):
 class RunConfig(Section):
     """A whole run: one stream, one base model, and the methods that learn it, one after another."""
 
-    name: str = Field("run", pattern=NAME)
+    name: str = Field("run", pattern=NAME, description="of the run's folder beneath `out`")
     out: str = Field("runs", description="folder that run folders go to")
-    seed: int = Field(0, ge=0)
-    stream: StreamConfig = StreamConfig()
-    model: ModelConfig = ModelConfig()
-    learner: LearnerConfig = LearnerConfig()
-    methods: dict[str, MethodConfig] = Field(default_factory=lambda: {"smolora": MethodConfig()})
-    evaluation: EvaluationConfig = EvaluationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    monitor: MonitorConfig = MonitorConfig()
+    seed: int = Field(0, ge=0, description="of stream, adapters, strategies and intervals")
+    stream: StreamConfig = Field(StreamConfig(), description="what arrives")
+    model: ModelConfig = Field(ModelConfig(), description="the frozen base")
+    learner: LearnerConfig = Field(LearnerConfig(), description="the update")
+    methods: dict[str, MethodConfig] = Field(
+        default_factory=lambda: {"smolora": MethodConfig()}, description="ways of learning the stream, by name"
+    )
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the scoring")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="the actors")
+    monitor: MonitorConfig = Field(MonitorConfig(), description="the endpoint")
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> RunConfig:
