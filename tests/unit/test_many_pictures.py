@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -103,6 +104,20 @@ def test_a_bad_picture_of_several_quarantines_its_sample_and_says_which(index, t
     good, bad, text = ShardReader(other).read(range(3))
     assert isinstance(bad, Quarantined) and bad.reason == "image" and "cannot be decoded" in bad.detail
     assert (good, text) == (rows[0][1], rows[2][1])
+
+
+def test_samples_at_the_ends_of_chunks_keep_their_places_when_they_cannot_be_read(tmp_path):
+    cut = Picture(picture(1, 64)[:-500])
+    rows = [
+        (chunk, replace(one, pictures=(cut, *one.pictures)) if number % 10 > 6 else one)
+        for number, (chunk, one) in enumerate(stream_samples())
+    ]
+    index = write_stream(tmp_path / "s", rows, TASKS, test_sets(), seed=0, samples_per_shard=15)
+    assert [index.chunk_bounds(chunk) for chunk in range(4)] == [(0, 10), (10, 20), (20, 30), (30, 40)]
+    assert index.plan.counts.sum(axis=1).tolist() == [10] * 4
+    found = ShardReader(StreamIndex.open(index.folder)).read(range(40))
+    assert [one.position for one in only(Quarantined, found)] == [n for n in range(40) if n % 10 > 6]
+    assert [one for one in found if isinstance(one, Sample)] == [one for n, (_, one) in enumerate(rows) if n % 10 <= 6]
 
 
 def test_a_shard_cut_within_a_samples_pictures_loses_it_and_what_follows(index):
