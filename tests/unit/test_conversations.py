@@ -8,13 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from streamcvit.adapters import InstructionEncoder
+from streamcvit.adapters.build import attach
+from streamcvit.adapters.targets import target_modules
 from streamcvit.data.sample import PICTURE, Picture
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator
-from streamcvit.models.batch import ModelInputs
+from streamcvit.learning import OnlineLearner
+from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.collate import Collator
-from streamcvit.models.vision import encode_images, text_tensors
+from streamcvit.models.vision import encode_images, routing_inputs, text_tensors, vision_dim
 from tests.models import END, TINY, picture, tiny_base, tiny_conversations, tiny_samples
 
 SHAPES = tiny_conversations()
@@ -228,9 +232,6 @@ def test_without_places_of_its_tokens_only_the_last_answer_can_be_learned(monkey
 
 
 def test_learner_and_evaluator_route_a_sample_without_a_picture_alike(llava):
-    from streamcvit.adapters import InstructionEncoder
-    from streamcvit.models.vision import routing_inputs
-
     encoder = InstructionEncoder.load("tokens", llava.model, llava.tokenizer)
     samples = [SHAPES["one"], SHAPES["none"], SHAPES["talk"], replace(SHAPES["none"], question="Why?")]
     train, asked = llava.collator.train(samples), llava.collator.prompts(samples)
@@ -244,3 +245,23 @@ def test_learner_and_evaluator_route_a_sample_without_a_picture_alike(llava):
     bare = InstructionEncoder(lambda texts: torch.ones(len(texts), 3), 3)
     with pytest.raises(UserError, match="without a picture"):
         routing_inputs(bare, train, encode_images(llava.model, train))
+
+
+def test_a_mixed_batch_is_learned_and_no_loss_depends_on_the_batch():
+    base = tiny_base("qwen25vl")  # of the families the one with the most to get wrong: grids, positions on three axes
+    encoder = InstructionEncoder.load("tokens", base.model, base.tokenizer)
+    sizes = {"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)}
+    model = attach(base.model, "smolora", target_modules(base.model), sizes=sizes)
+    learner, samples = OnlineLearner(base, model, encoder=encoder, lr=1e-2), tuple(SHAPES.values())
+    inputs, first = base.collator.train(samples), 0.0
+    for step in range(6):
+        at = step * len(samples)
+        report = learner.learn(Batch(at, at + 5, 0, tuple(range(at, at + 5)), samples, inputs))
+        first = first or float(report.loss.mean())
+    model.eval()
+    together = learner.losses(inputs)[0].detach()
+    alone = torch.cat([learner.losses(base.collator.train([sample]))[0].detach() for sample in samples])
+    assert torch.allclose(together, alone, atol=1e-5) and together.mean() < first / 2
+    generator = Generator(base, encoder)
+    requests = generator.prepare(samples)
+    assert generator.answer(model, requests, 6) == generator.answer(model, requests, 6, batch_size=1)
