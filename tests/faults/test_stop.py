@@ -101,7 +101,7 @@ def test_a_signal_in_the_middle_of_a_chunk_stops_there_and_changed_sources_are_n
 @pytest.mark.parametrize("how", ["stopped", "gone"])
 def test_a_signal_while_the_learner_waits_for_batches_commits_those_it_learned(tmp_path: Path, how: str) -> None:
     words = ["run", EMBEDDED, "--name", "r", "--method", "lora", "--set", "learner.commit_every=40"]
-    words += ["--set", "cluster.backoff_seconds=60"]
+    words += ["--set", "cluster.backoff_seconds=60", "--set", "cluster.ingest_actors=2"]
     for size in ("scenario.chunks=2", "scenario.samples_per_chunk=1500", "test_samples=2"):
         words += ["--set", f"stream.{size}"]
     process = subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
