@@ -246,7 +246,8 @@ class LearnerWorker:
                     raise Stopped
         self._check_losses(chunk, quarantined)
         learned = time.perf_counter()
-        info = {**note(), "idle": idle_modules(learner.idle)}
+        info = note()
+        info["idle"] = idle_modules(learner.idle) if info["samples"] else []  # nothing learned tells nothing
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": size_of(folder)}
