@@ -37,15 +37,17 @@ class ShardTask(Section):
     scorer: str = Field("exact", description="strict scorer, a name in streamcvit.evaluation.SCORERS")
     strcvit: str = Field("", description="published scorer beside it, a name in STRCVIT_SCORERS; empty: none")
     follow: str = Field("single_word", description="instruction-following rule, a name in FOLLOW_RULES")
-    max_new_tokens: int = Field(16, ge=1, le=4096)
-    in_average: bool = True
+    max_new_tokens: int = Field(16, ge=1, le=4096, description="tokens at which an answer ends at the latest")
+    in_average: bool = Field(True, description="whether AP and its kin hold this task")
     question: str = Field("", description="what is asked of every picture (formats txt and cls)")
     instruction: str = Field("", description="how to answer it")
     classes: list[str] | str = Field(
         default_factory=list, description="names of classes by number, or a file with one a line (formats cls and txt)"
     )
     instructions: list[str] = Field(default_factory=list, description="wordings of the instruction in the prompts")
-    wording: Literal["given", "single", "drawn"] = "given"
+    wording: Literal["given", "single", "drawn"] = Field(
+        "given", description="each record's own; the first of `instructions`; or one drawn by the sample's id"
+    )
     instruction_field: str = Field("", description="key of the records whose text is the instruction")
     guess_instruction: bool = Field(False, description="take the last line of a prompt of several lines for it")
 

@@ -109,4 +109,4 @@ def _check_strategy(method: str, strategy: str, options: dict[str, Any], seed: i
     try:
         cls(seed, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{strategy}: {error}", where=where, fix="See docs/methods.md") from None
+        raise UserError(f"{strategy}: {error}", where=where, fix="See docs/settings.md for its options") from None

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from streamcvit.adapters.options import options_of
 from streamcvit.config import RunConfig
 
 HEAD = """# Settings
@@ -104,20 +105,12 @@ def _adapters() -> str:
         config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(name.upper())]
         stated = _stated(config)
         lines += [f"### `adapter: {name}`", "", "| option | default | meaning |", "|---|---|---|"]
-        for field in _own_fields(config):
+        for field in options_of(config).values():
             default = "" if field.default is dataclasses.MISSING else _value(field.default)
             meaning = stated.get(field.name) or field.metadata.get("help", "")
             lines.append(f"| `{field.name}` | {_cell(default)} | {_cell(meaning)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _own_fields(config: Any) -> list[dataclasses.Field]:
-    """Those a user sets: not what every PEFT configuration notes of itself."""
-    from peft import PeftConfig
-
-    common = {field.name for field in dataclasses.fields(PeftConfig)}
-    return [field for field in dataclasses.fields(config) if field.name not in common]
 
 
 def _strategies() -> str:

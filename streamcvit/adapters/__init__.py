@@ -77,7 +77,7 @@ def _builder(config_cls: type[PeftConfig], name: str) -> Callable[[dict[str, Any
             return config_cls(**{"target_modules": target_modules, **options})  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             said = f"a value of the wrong type ({error})" if isinstance(error, TypeError) else str(error)
-            fix = "See docs/adapters.md for its options"
+            fix = "See docs/settings.md for its options"
             raise UserError(f"{name}: {said}", where="adapter options", fix=fix) from error
 
     return build

@@ -84,7 +84,7 @@ def attach(
             ImportError,
         ) as error:  # PEFT's, and torch's
             said = " ".join(str(error).split())[:300]
-            raise UserError(f"{name}: {said}", where="adapter options", fix="See docs/adapters.md for them") from error
+            raise UserError(f"{name}: {said}", where="adapter options", fix="See docs/settings.md for them") from error
     assert isinstance(wrapped, PeftModel)
     # `bias: all` is of the whole model; it too means the language model's.
     adapters = touched(model)

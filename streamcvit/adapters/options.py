@@ -31,8 +31,9 @@ def check_options(config_cls: type[PeftConfig], name: str, options: Mapping[str,
         UserError: an unknown option, or no number where one is needed.
     """
     fields = options_of(config_cls)
+    taken = {field.name for field in dataclasses.fields(config_cls)}
     for option, value in options.items():
-        if option not in {field.name for field in dataclasses.fields(config_cls)}:
+        if option not in taken:
             near = difflib.get_close_matches(str(option), fields, 1)
             meant = f"Did you mean {near[0]}? " if near else ""
             raise UserError(
@@ -48,5 +49,5 @@ def check_options(config_cls: type[PeftConfig], name: str, options: Mapping[str,
             raise UserError(
                 f"{name}: {option} must be {words} (got {value!r})",
                 where="adapter options",
-                fix="See docs/adapters.md for what it means",
+                fix="See docs/settings.md for what it means",
             )

@@ -35,7 +35,8 @@ _ROLES = {
     "system": "system",
     "developer": "system",
 }
-_PICTURE_KEYS = ("image", "images")
+PICTURE_KEYS = ("image", "images")
+"""Where a row names its pictures."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,8 @@ def read_question_answer(row: Any) -> Record:
     if not isinstance(own, str):
         raise BadRow("shape", f"'instruction' is {own!r:.80} and no text")
     marked, marks = _marked(text)
-    (prompt,), pictures, count = _place([_prompt(marked)], [None] * marks, references(row, *_PICTURE_KEYS))
-    meta = _rest(row, {name, what, ref, "instruction", *_PICTURE_KEYS})
+    (prompt,), pictures, count = _place([_prompt(marked)], [None] * marks, references(row, *PICTURE_KEYS))
+    meta = _rest(row, {name, what, ref, "instruction", *PICTURE_KEYS})
     own = _plain(own).strip()
     return Record(
         _identity(name, one), answers, prompt, instruction=own, pictures=pictures, count=count, meta=meta
@@ -239,8 +240,8 @@ def _conversation(row: Any, name: str, who: str, what: str) -> Record:
         raise BadRow("turns", f"the last of {len(turns)} turns must be an answer" if turns else f"{name!r} is empty")
     if isinstance(row.get("system"), str) and (text := _plain(row["system"]).strip()) and text not in systems:
         systems.insert(0, text)
-    prompts, pictures, count = _place(prompts, inline, references(row, *_PICTURE_KEYS))
-    meta = _rest(row, {"id", name, "system", *_PICTURE_KEYS})
+    prompts, pictures, count = _place(prompts, inline, references(row, *PICTURE_KEYS))
+    meta = _rest(row, {"id", name, "system", *PICTURE_KEYS})
     before = tuple(Turn(prompt, answer) for prompt, answer in zip(prompts, answers[:-1], strict=False))
     return Record(
         _identity("id", row.get("id")), (answers[-1],), prompts[-1], pictures=pictures, count=count, meta=meta,

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -41,12 +41,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically and durably; its folder must have one writer."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that replaces `path` atomically and durably at the block's end; its folder must have one writer."""
     draft = path.with_name(f".{path.name}")
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(draft, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -54,6 +55,12 @@ def write_text(path: Path, text: str) -> None:
         raise
     os.replace(draft, path)
     fsync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file of UTF-8 text as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:

@@ -251,18 +251,11 @@ class ChatTemplate:
         """`parts` or `text`, as the template takes a system prompt; `front` where it has no such role."""
         question = self._asked(_QUESTION)
         for form, content in (("parts", _parts(_SYSTEM)), ("text", _SYSTEM)):
-            try:
-                text = self._render([[{"role": "system", "content": content}, question]], prompt=True)[0]
-            except _FAULTS:
+            text = self._tried([{"role": "system", "content": content}, question])
+            if isinstance(text, Exception) or _SYSTEM not in text or _QUESTION not in text or "'type'" in text:
                 continue
-            if _SYSTEM not in text or _QUESTION not in text or "'type'" in text:
-                continue
-            try:
-                if text == self._render([[{"role": "assistant", "content": content}, question]], prompt=True)[0]:
-                    continue
-            except _FAULTS:
+            if text != self._tried([{"role": "assistant", "content": content}, question]):
                 return form
-            return form
         return "front"
 
     def _read_frame(self) -> None:

@@ -44,8 +44,8 @@ def encode_images(model: Any, inputs: ModelInputs, learns: bool = False) -> Visi
 
     Args:
         model: a Hugging Face image-text-to-text model, or a PEFT model around one.
-        learns: whether something in tower or projector is trained: then with a graph, where gradients are wanted.
         inputs: with `pixel_values` and whatever else the tower reads; on the model's device.
+        learns: whether something in tower or projector is trained: then with a graph, where gradients are wanted.
 
     Raises:
         UserError: the tower wants something that the processor does not give, or gives another number of features

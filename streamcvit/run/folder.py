@@ -33,13 +33,8 @@ from streamcvit.run.predictions import read_predictions, write_predictions, writ
 from streamcvit.run.scores import ZERO, Scores
 
 MISSING = "not installed"
-ONCE = (
-    "chunk",
-    "quarantine",
-    "skipped",
-    "damaged",
-    "test_unreadable",
-)  # events that a replayed step, or every boundary, repeats
+ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable")
+"""Events that a replayed step, or every boundary, repeats."""
 
 
 def now() -> str:

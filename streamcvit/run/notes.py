@@ -53,8 +53,10 @@ def idle_modules(names: Iterable[str]) -> list[str]:
 
 
 def event_of(bad: Quarantined) -> dict[str, Any]:
+    """A quarantined sample as the event of a run folder."""
     return {"position": bad.position, "sample_id": bad.sample_id, "reason": bad.reason, "detail": bad.detail}
 
 
-def size_of(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamcvit.learning.durable import checksum, fsync_folder
+from streamcvit.learning.durable import checksum, replacing
 
 SCHEMA = pa.schema(
     [
@@ -46,17 +45,8 @@ def write_predictions(path: Path, columns: dict[str, Any], meta: dict[str, Any])
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Replace a Parquet file atomically and durably; its folder must have one writer."""
-    draft = path.with_name(f".{path.name}")
-    try:
-        with open(draft, "wb") as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        draft.unlink(missing_ok=True)  # the disk may be full
-        raise
-    os.replace(draft, path)
-    fsync_folder(path.parent)
+    with replacing(path) as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_predictions(path: Path) -> pa.Table:

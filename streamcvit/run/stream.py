@@ -178,4 +178,5 @@ def _told(samples: Iterable[tuple[int, Sample]], total: int, say: Say) -> Iterat
         yield sample
         if (now := time.monotonic()) - last >= _SAY_EVERY:
             last, left = now, (now - began) / (done + 1) * (total - done - 1)
-            say(f"writing the stream: {done + 1} of {total} samples, about {left / 60:.0f} min left")
+            wait = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+            say(f"writing the stream: {done + 1} of {total} samples, about {wait} left")

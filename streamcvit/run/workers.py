@@ -34,7 +34,7 @@ from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, settle, wrap
 from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.run.notes import event_of, idle_modules, joined, mean_of, size_of
+from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
 
 
 class LearnerWorker:
@@ -150,7 +150,8 @@ class LearnerWorker:
         try:
             strategy = STRATEGIES[settings.strategy](config.seed, **settings.strategy_options)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{error}", where=f"methods.{method}.strategy_options", fix="See docs/methods.md") from None
+            where = f"methods.{method}.strategy_options"
+            raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
         self.learner = OnlineLearner(
             self.base,
             self.model,
@@ -250,7 +251,7 @@ class LearnerWorker:
         info["idle"] = idle_modules(learner.idle) if info["samples"] else []  # nothing learned tells nothing
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
-        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": size_of(folder)}
+        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": folder_bytes(folder)}
         return ChunkReport(
             self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
         )

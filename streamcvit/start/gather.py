@@ -152,7 +152,7 @@ class Gathering:
                 else:
                     out.write(as_line(row))
         if bad:
-            self._out.odd.append(f"{name}: {len(bad)} rows left out: {'; '.join(bad[:SHOWN])}")
+            self._out.odd.append(f"{name}: rows left out: {len(bad)}: {'; '.join(bad[:SHOWN])}")
         return str(path)
 
     def _classes(self, parts: dict[str, dict[str, list[Looked]]]) -> dict[str, list[str]]:
@@ -305,7 +305,7 @@ class Gathering:
             stops = f" (a run stops at more than {BAD_SHARE:.0%}, stream.bad_share)" if report.share > BAD_SHARE else ""
             odd.append(f"{lost} of {report.rows} rows cannot be read: {kinds}{stops}; {'; '.join(report.first)}")
         if seen.repeated:
-            odd.append(f"{seen.repeated} rows have the id of an earlier one, and get `#2` ... behind it")
+            odd.append(f"rows with the id of an earlier one, which get `#2` ... behind it: {seen.repeated}")
         if report.no_picture and report.no_picture < report.samples:
             odd.append(f"{report.no_picture} of {report.samples} samples have no picture")
         if seen.broken:
@@ -325,7 +325,7 @@ class Gathering:
         for folder, names in self._found.pictures.items():
             if folder not in used:
                 name = folder.relative_to(self._root).as_posix()
-                self._out.unused.append((f"{name}/", f"{len(names)} pictures that no rows name"))
+                self._out.unused.append((f"{name}/", f"pictures that no rows name: {len(names)}"))
 
 
 def _shortest(by: dict[str, list[Looked]]) -> int:

@@ -17,8 +17,7 @@ from hostile import guarded, mend_tar
 from streams import TASKS, only, pair, picture, raw_tar, sample, stream_samples, test_sets
 
 from streamcvit.data import locations
-from streamcvit.data.files import rows as rows
-from streamcvit.data.files import taskrows as taskrows
+from streamcvit.data.files import rows, taskrows
 from streamcvit.data.files.tasks import read_rows
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.shards import tar as tarscan

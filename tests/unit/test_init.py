@@ -239,17 +239,24 @@ def test_folders_by_class_become_rows_with_an_instruction_that_names_them(tmp_pa
     assert (task.scorer, len(index), len(index.eval_index())) == ("classification", 24, 8)
 
 
+def write_tar(path, files):
+    """A tar of files by name."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
 def test_tars_become_rows_with_their_pictures(tmp_path):
     data = tmp_path / "tars"
     data.mkdir()
     for shard in range(2):
-        with tarfile.open(data / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for n in range(10 * shard, 10 * shard + 10):
-                record = json.dumps({"text": f"What is {n}?", "answer": "red"}).encode()
-                for name, content in ((f"{n:03d}.json", record), (f"{n:03d}.png", picture(n))):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        files = {}
+        for n in range(10 * shard, 10 * shard + 10):
+            files[f"{n:03d}.json"] = json.dumps({"text": f"What is {n}?", "answer": "red"}).encode()
+            files[f"{n:03d}.png"] = picture(n)
+        write_tar(data / f"{shard:05d}.tar", files)
     start = begin(data)
     _, index = prepared(start, tmp_path)
     assert (len(index), len(index.eval_index()), start.table[1][3]) == (18, 2, "1")
@@ -259,12 +266,10 @@ def test_tars_become_rows_with_their_pictures(tmp_path):
 def test_tars_of_labelled_pictures_become_rows(tmp_path, ending, label):
     data = tmp_path / "tars"
     data.mkdir()
-    with tarfile.open(data / "all.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for n in range(10):
-            for name, content in ((f"{n:03d}.{ending}", label), (f"{n:03d}.png", picture(n))):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    write_tar(
+        data / "all.tar",
+        {f"{n:03d}.{end}": held for n in range(10) for end, held in ((ending, label), ("png", picture(n)))},
+    )
     start = begin(data)
     _, index = prepared(start, tmp_path)
     assert (len(index), len(index.eval_index())) == (9, 1)
@@ -324,7 +329,7 @@ def test_what_is_odd_is_said(folder):
     odd, unused = "\n".join(start.odd), dict(start.unused)
     assert "2 of 30 rows cannot be read: 1 missing, 1 turns" in odd
     assert "row 0: the picture 'gone.png' cannot be opened" in odd
-    assert "1 rows have the id of an earlier one" in odd
+    assert "rows with the id of an earlier one, which get `#2` ... behind it: 1" in odd
     assert "1 of 1 test samples are in the training set too" in odd
     assert unused["train.jsonl"].startswith("train.json is the training file")
     assert "keys: a" in unused["notes.json"]

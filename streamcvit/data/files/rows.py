@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from streamcvit.data import strictjson
-from streamcvit.data.files import tables as tables
+from streamcvit.data.files import tables
 from streamcvit.data.locations import open_regular
 from streamcvit.errors import UserError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamcvit.data import strictjson
-from streamcvit.data.formats import FORMATS, Record
+from streamcvit.data.formats import FORMATS, PICTURE_KEYS, Record
 from streamcvit.data.instructions import UNNAMED, Naming, Wording
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.data.shards.labels import LABELS, read_label
@@ -19,7 +19,6 @@ OWN = "streamcvit"
 MAX_CLASSES = 100_000
 """Names of classes of a task."""
 
-_PICTURE_KEYS = ("image", "images")
 _PICTURE_PARTS = ("image", "image_url", "input_image")
 
 
@@ -154,7 +153,7 @@ def _beside(row: Any) -> Any:
     if not isinstance(row, dict):
         return row
     row = dict(row)
-    for key in _PICTURE_KEYS:
+    for key in PICTURE_KEYS:
         value = row.get(key)
         if isinstance(value, list):
             row[key] = ["beside"] * len(value)
