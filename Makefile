@@ -21,10 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: setup      ## The embedded scenario with three methods (minutes)
+demo: setup      ## Half of the embedded benchmark with three methods (a minute and a half)
 	$(BIN)/streamcvit demo
 
-demo-full: setup ## The same with MoELoRA, replay and joint training
+demo-full: setup ## All of it, with MoELoRA, replay and joint training too
 	$(BIN)/streamcvit demo --full
 
 lint: setup      ## Format, lint and types

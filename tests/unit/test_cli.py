@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from streamcvit import cli
+from streamcvit.config import RunConfig
+from streamcvit.pipeline import builtin, load_config
 
 
 def test_on_windows_one_line_says_where_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -20,6 +23,26 @@ def test_on_windows_one_line_says_where_it_runs(monkeypatch: pytest.MonkeyPatch,
         cli.main()
     said = capsys.readouterr().err
     assert left.value.code == 2 and said.startswith("error: Windows is not supported. Run streamcvit in WSL 2")
+
+
+@pytest.mark.parametrize(
+    ("words", "samples", "tests", "methods"),
+    [
+        ([], 240, 50, list(cli.DEMO)),
+        (["--set", "stream.test_samples=7"], 240, 7, list(cli.DEMO)),
+        (["--full"], 0, 0, list(load_config(builtin("embedded"), []).methods)),
+    ],
+)
+def test_the_demo_is_half_the_benchmark_unless_it_is_asked_for_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], samples: int, tests: int, methods: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[RunConfig] = []
+    monkeypatch.setattr(cli, "_run", lambda config, local: asked.append(config))
+    assert CliRunner().invoke(cli.app, ["demo", *words]).exit_code == 0
+    (config,) = asked
+    stream = config.stream
+    assert (stream.scenario.samples_per_chunk, stream.test_samples, list(config.methods)) == (samples, tests, methods)
 
 
 @pytest.mark.parametrize(("typed", "offered"), [("streamcvit sc", "scenario"), ("streamcvit run --resu", "--resume")])
