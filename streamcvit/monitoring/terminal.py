@@ -166,7 +166,7 @@ class LiveView:
 
     def message(self, text: str) -> None:
         """Say something once, above the view."""
-        self.console.print(Text(text))
+        self.console.print(Text(text), soft_wrap=True)
 
     def notice(self, text: str) -> bool:
         """Say something below the view, for as long as it is shown; False where no view is shown.

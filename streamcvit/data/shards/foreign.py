@@ -106,7 +106,10 @@ def _checked(format: str, readings: Mapping[str, Reading], tasks: Mapping[str, T
     if format not in {*FORMATS, *LABELS}:
         raise UserError(f"unknown format {format!r}", fix=f"Choose one of {', '.join([*FORMATS, *LABELS])}")
     if unknown := sorted(set(readings) - set(tasks)):
-        raise UserError(f"there is no task {unknown[0]!r:.80}", fix="Name every task in `tasks`")
+        raise UserError(
+            f"there is no task {unknown[0]!r:.80}",
+            fix="Name every task (`streamcvit index` takes them by --task or --tasks FILE)",
+        )
     checked = {task: readings.get(task, Reading()) for task in tasks} if format in LABELS else dict(readings)
     for task, reading in checked.items():
         try:

@@ -317,7 +317,7 @@ def build_index(
         return f"{scan.shards[scan.columns['shard'][row]]['path']}: byte {scan.columns['json_offset'][row]}"
 
     if unknown := sorted(set(names) - set(tasks)):
-        fix = "Name every task in `tasks`"
+        fix = "Name every task (`streamcvit index` takes them by --task or --tasks FILE)"
         raise UserError(f"a sample of unknown task {unknown[0]!r:.80}", where=where(names.index(unknown[0])), fix=fix)
     if len(set(ids)) < len(ids):
         twice = next(name for name, count in Counter(ids).items() if count > 1)

@@ -100,7 +100,7 @@ def findings(runs: Records) -> list[str]:
             if lost[task] >= 1:
                 told.append(
                     f"{label} forgets {task} most: {number(lost[task])} points below its best; "
-                    f"{many} of {len(lost)} tasks are 10 points or more below theirs."
+                    f"tasks 10 points or more below theirs: {many} of {len(lost)}."
                 )
     return told
 
