@@ -1,11 +1,12 @@
 """How to route samples without a picture: the embedded stream with two text-only tasks mixed in.
 
-    python benchmarks/text_only.py [--seeds 0 1 2] [--only NAME ...]
+    python benchmarks/text_only.py [--seeds 0 1 2] [--only NAME ...]   # adds runs to results/text_only.jsonl
+    python benchmarks/text_only.py --seeds                             # prints the table of them again
 
 The text-only tasks share the instruction of the four picture tasks that share one, so that their prompts' text alone
 tells them apart: `kind` ("What kind of thing is red?") and `first` ("Words: red, star, two. Which word comes first?"),
-240 samples each in two of the fifteen chunks. Prints the final AP over all thirteen tasks, over the pictures' eleven
-and over the two, a line a run. One thread a run, SMoLoRA at its chosen rate.
+240 samples each in two of the fifteen chunks. The table holds the final AP over all thirteen tasks, over the pictures'
+eleven and over the two, the mean of the seeds. One thread a run, SMoLoRA at its chosen rate.
 
     text      by the prompt's text, as `spawn_below_text` is
     one       by the instruction alone: texts under one instruction share one visual expert
@@ -16,8 +17,10 @@ and over the two, a line a run. One thread a run, SMoLoRA at its chosen rate.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,9 @@ from streamcvit.learning import OnlineLearner
 from streamcvit.models.base import load_base
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
+from streamcvit.run.folder import machine
+
+RESULTS = Path(__file__).parent / "results" / "text_only.jsonl"
 
 OPTIONS: dict[str, Any] = {"router": "prototype", "r": 8, "num_experts_visual": 24, "num_experts_instruction": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -135,17 +141,34 @@ def run(variant: str, seed: int) -> dict[str, Any]:
         "ap": mean(TASKS),
         "pictures": mean(embedded.TASKS),
         "texts": mean(CHUNKS),
+        "date": f"{datetime.date.today()}",
+        "machine": machine(),
     }
+
+
+def table() -> Iterator[str]:
+    """The means over the seeds that were run, in Markdown."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    yield "| visual route of texts | seeds | ap | pictures | texts |\n|---|---|---|---|---|"
+    for variant in VARIANTS:
+        if not (own := [row for row in rows if row["variant"] == variant]):
+            continue
+        means = (f"{np.mean([row[name] for row in own]):.1f}" for name in ("ap", "pictures", "texts"))
+        yield f"| {variant} | {', '.join(str(row['seed']) for row in own)} | {' | '.join(means)} |"
+    yield f"({'; '.join(sorted({row['machine'] for row in rows}))}, {max(row['date'] for row in rows)})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     given = parser.parse_args()
     for seed in given.seeds:
         for variant in given.only:
-            print(json.dumps(run(variant, seed)), flush=True)
+            found = run(variant, seed)
+            with RESULTS.open("a") as file:  # a line is written whole, so that runs beside each other may share it
+                file.write(json.dumps(found) + "\n")
+    print("\n".join(table()))
 
 
 if __name__ == "__main__":

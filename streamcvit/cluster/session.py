@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import math
 import os
 import secrets
@@ -99,6 +100,20 @@ def metrics_token(config: MonitorConfig) -> Iterator[tuple[str, str]]:
             yield token, file.name
 
 
+def _ray() -> Any:
+    """The `ray` module, with the environment's settings as they are now."""
+    imported = "ray" in sys.modules
+    try:
+        import ray
+    except ImportError:
+        raise UserError("Ray is not installed", fix="Run `pip install ray`, or add --local") from None
+    if imported:  # as in a notebook: Ray reads its settings and its token once, when it is imported
+        compiled: Any = importlib.import_module("ray._raylet")
+        compiled.Config.initialize("")
+        compiled.AuthenticationTokenLoader.instance().reset_cache()
+    return ray
+
+
 @contextlib.contextmanager
 def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
     """The `ray` module, connected; a private Ray goes with the context.
@@ -132,10 +147,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
             # A batch of small pictures goes with the answer itself, not by way of the object store.
             os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE_BYTES))
-        try:
-            import ray
-        except ImportError:
-            raise UserError("Ray is not installed", fix="Run `pip install ray`, or add --local") from None
+        ray = _ray()
         asked = 2 + config.cluster.ingest_actors + config.cluster.evaluators
         settings: dict[str, Any] = {
             "logging_level": "error",

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.xdist_group("whole-run")
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    with session(RunConfig()) as ray:
+    import ray  # as a notebook does: the session takes its own settings all the same
+
+    with session(RunConfig()):
         yield ray
 
 
