@@ -91,7 +91,8 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
-        for line in (*stream_lines(folder / "stream", index), *reaches.values()):
+        found = stream_lines(folder / "stream", index)
+        for line in (*found, *reaches.values()):
             view.message(line)
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")
@@ -101,6 +102,8 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}
         for method in folders.values():
             method.adopt(changed, pool.base_digest)
+            for line in found:
+                method.event("stream", what=line)
         # Last, so that a change which is not noted in every folder yet is found, and asked for, again.
         write_text(folder / "config.yaml", config.dump())
         if pool.url:

@@ -33,7 +33,7 @@ from streamcvit.run.predictions import read_predictions, write_predictions, writ
 from streamcvit.run.scores import ZERO, Scores
 
 MISSING = "not installed"
-ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable")
+ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream")
 """Events that a replayed step, or every boundary, repeats."""
 
 

@@ -147,3 +147,25 @@ def test_shards_whose_test_samples_lack_what_a_scorer_needs_are_refused_before_a
     with pytest.raises(UserError, match='meta "choices" is 5.*a list of texts'):
         execute(config(tmp_path, tmp_path / "data", "lora"), local=True)
     assert not (tmp_path / "r" / "config.yaml").exists()
+
+
+def test_what_an_import_leaves_out_stands_in_the_report_once_also_after_a_resumed_run(tmp_path: Path) -> None:
+    rows = [{"question_id": k, "question": f"{k} more than 2?", "answer": str(k + 2)} for k in range(24)]
+    rows[5]["image"] = "nowhere.png"
+    for name, part in (("train", rows), ("test", rows[:4])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    settings = [f"stream.data={tmp_path}", "stream.source=files", "evaluation.draws=20", "stream.bad_share=0.1"]
+    settings += ["stream.tasks.sums={train: train.jsonl, test: test.jsonl, format: qa}", "stream.scenario.chunks=2"]
+    settings += [
+        "stream.scenario.preset=generate",
+        "stream.scenario.tasks_per_chunk=1",
+        "stream.scenario.recurrence_gap=0",
+    ]
+    made = load_config(builtin("embedded"), settings, name="r", out=str(tmp_path / "out"))
+    made = made.model_copy(update={"methods": {"lora": made.methods["lora"]}})
+    page = execute(made, local=True)
+    notes = [event["what"] for event in RunRecord.load(made.folder("lora")).events_of("stream")]
+    assert any("nowhere.png" in note for note in notes), notes
+    assert "the picture &#39;nowhere.png&#39; cannot be opened" in page.read_text()
+    execute(made, local=True, resume=True)
+    assert len(RunRecord.load(made.folder("lora")).events_of("stream")) == len(notes)

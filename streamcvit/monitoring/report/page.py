@@ -140,6 +140,7 @@ def _view(runs: Records) -> dict[str, Any]:
         "latex": tables.latex_table(runs),
         "csv": tables.csv_table(runs),
         "plan": figures.plan_heat(first) if first.plan.size else None,
+        "stream_notes": [str(event.get("what", "")) for event in first.events_of("stream")],
         "stream_charts": figures.stream_charts(runs),
         "task_charts": figures.task_charts(runs),
         "forgetting_charts": figures.forgetting_charts(runs),
