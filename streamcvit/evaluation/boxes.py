@@ -11,9 +11,17 @@ from streamcvit.errors import UserError
 Box = tuple[float, float, float, float]
 
 # A number that is not the tail of a word ("x1", "bbox_2d").
-_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(\s?%)?(?![A-Za-z_])")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(\s?%)?(?![A-Za-z_])")
+_LOCATION = re.compile(r"<loc([0-9]{4})>")
+_EDGE = re.compile(rf"\b([xy](?:min|max))\b[\"'\s]*[:=]\s*{_NUMBER.pattern}")
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+_UPRIGHT = re.compile(r"\bbox_2d\b")  # Gemini's key: rows before columns
+LOCATIONS = 1024  # bins of PaliGemma's location tokens
+HAIR = 1.05
+"""Shares of the picture may pass 1 by so much: a box drawn to the edge and a little over it."""
 _GROUP = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 UNITS = ("unit", "percent", "thousandths", "pixels")
+ORDERS = ("xy", "yx")
 
 
 def _numbers(text: str) -> list[tuple[float, bool]]:
@@ -32,20 +40,38 @@ def _four(text: str) -> list[tuple[float, bool]] | None:
     return everything if len(everything) == 4 else None
 
 
-def read_boxes(text: str, size: Sequence[float] | None = None, unit: str | None = None) -> Iterator[Box]:
+def _edges(text: str) -> list[tuple[float, bool]] | None:
+    """Four edges that a text names (`ymin: 0.1`), each once, as left, top, right and bottom."""
+    found = [(name, float(value), bool(percent)) for name, value, percent in _EDGE.findall(text)]
+    if sorted(name for name, _, _ in found) != sorted(_EDGES):
+        return None
+    return [found_edge[1:] for edge in _EDGES for found_edge in found if found_edge[0] == edge]
+
+
+def read_boxes(
+    text: str, size: Sequence[float] | None = None, unit: str | None = None, order: str | None = None
+) -> Iterator[Box]:
     """The boxes that a text can mean, as (left, top, right, bottom) in 0..1.
 
-    A text must hold exactly one box: brackets or parentheses of four numbers, two corner pairs, or four numbers in
-    all. Corners in another order are put right. Numbers up to 1 are shares of the picture, numbers with a percent sign
-    percent; larger ones are ambiguous and yield both pixels (where `size` is known) and thousandths.
+    A text must hold exactly one box: brackets or parentheses of four numbers, two corner pairs, four edges by name,
+    four location tokens (`<loc0123>`, PaliGemma's), or four numbers in all. Corners in another order are put right.
+    Numbers up to 1 (and a hair more, which is cut off) are shares of the picture, numbers with a percent sign percent;
+    larger ones are ambiguous and yield both pixels (where `size` is known) and thousandths.
 
     Args:
         text: an answer.
         size: width and height of the picture in pixels, for answers in pixels.
         unit: one of `UNITS`, where the task says what its numbers are.
+        order: one of `ORDERS`, where the task says which number of a corner comes first; else x does, but y in location
+            tokens and behind the key `box_2d`.
     """
-    four = _four(text)
-    if four is None:
+    if bins := _LOCATION.findall(text):
+        if len(bins) == 4:
+            top, left, bottom, right = (int(value) / LOCATIONS for value in bins)
+            yield _upright(left, top, right, bottom)
+        return
+    four = edges = _edges(text)
+    if four is None and (four := _four(text)) is None:
         return
     values = [value for value, _ in four]
     signs = [percent for _, percent in four]
@@ -55,10 +81,12 @@ def read_boxes(text: str, size: Sequence[float] | None = None, unit: str | None 
         return
     elif unit is not None:
         readings = [unit]
-    elif max(values) <= 1.0:
+    elif max(values) <= HAIR:
         readings = ["unit"]
     else:
         readings = ["pixels", "thousandths"]
+    if edges is None and (order or ("yx" if _UPRIGHT.search(text) else "xy")) == "yx":
+        values = [values[1], values[0], values[3], values[2]]
     for reading in readings:
         if reading == "pixels":
             if size is None:
@@ -66,11 +94,20 @@ def read_boxes(text: str, size: Sequence[float] | None = None, unit: str | None 
             scale = (float(size[0]), float(size[1]))
         else:
             scale = ({"unit": 1.0, "percent": 100.0, "thousandths": 1000.0}[reading],) * 2
-        across, down = sorted((values[0], values[2])), sorted((values[1], values[3]))
-        yield across[0] / scale[0], down[0] / scale[1], across[1] / scale[0], down[1] / scale[1]
+        yield _upright(*(value / scale[k % 2] for k, value in enumerate(values)))
 
 
-def reference_box(box: Any, size: Sequence[float] | None, unit: str | None, where: str) -> Box:
+def _upright(x1: float, y1: float, x2: float, y2: float) -> Box:
+    """Corners in their order; what passes the picture's far edges by a hair is cut off."""
+    (left, right), (top, bottom) = sorted((x1, x2)), sorted((y1, y2))
+    if max(right, bottom) <= HAIR:
+        right, bottom = min(1.0, right), min(1.0, bottom)
+    return left, top, right, bottom
+
+
+def reference_box(
+    box: Any, size: Sequence[float] | None, unit: str | None, where: str, order: str | None = None
+) -> Box:
     """The box of a reference: a list of four numbers or text, in `unit`, else in 0..1 or, above 1, in pixels.
 
     Raises:
@@ -81,8 +118,8 @@ def reference_box(box: Any, size: Sequence[float] | None, unit: str | None, wher
     text = box if isinstance(box, str) else str(list(box) if isinstance(box, Sequence) else box)
     four = _four(text)
     if four and unit is None:
-        unit = "unit" if max(value for value, _ in four) <= 1.0 else "pixels"
-    found = list(read_boxes(text, size, unit))
+        unit = "unit" if max(value for value, _ in four) <= HAIR else "pixels"
+    found = list(read_boxes(text, size, unit, order))
     if not found:
         raise UserError(
             f"the reference box {text!r} cannot be read",

@@ -14,9 +14,10 @@ import regex
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation import needs
+from streamcvit.evaluation.answers import parse_number
 from streamcvit.evaluation.caption import words
 from streamcvit.evaluation.needs import needing, needs_of
-from streamcvit.evaluation.text import check_lengths, parse_number
+from streamcvit.evaluation.text import check_lengths
 
 FollowRule = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
 
@@ -78,8 +79,8 @@ def _letter(prediction: str, sample: Sample) -> bool:
 
 
 def _number(prediction: str, sample: Sample) -> bool:
-    """A number and nothing else."""
-    return parse_number(prediction) is not None
+    """A number in digits and nothing else."""
+    return any(char.isdigit() for char in prediction) and parse_number(prediction) is not None
 
 
 _BOX = regex.compile(r"\[\s*(\d*\.?\d+)\s*(?:,\s*(\d*\.?\d+)\s*){3}\]", regex.ASCII)

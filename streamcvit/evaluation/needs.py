@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
-from streamcvit.evaluation.boxes import UNITS
+from streamcvit.evaluation.boxes import ORDERS, UNITS
 
 Reader = Callable[[Sample], Any]
 Rule = TypeVar("Rule", bound=Callable[..., Any])
@@ -37,6 +37,34 @@ def unfit(sample: Sample, key: str, value: Any, expected: str) -> UserError:
     """What a reader raises."""
     fix = f'Give meta "{key}" as {expected}, or name another rule for the task'
     return UserError(f'meta "{key}" is {value!r:.80}', where=f"sample {sample.sample_id}", fix=fix)
+
+
+def unanswerable(sample: Sample, what: str, fix: str) -> UserError:
+    """What is raised of a sample whose every answer would score 0."""
+    return UserError(
+        f"no answer to it could be right: {what}",
+        where=f"sample {sample.sample_id}",
+        fix=f"{fix}, or name another rule for the task",
+    )
+
+
+def people(count: int) -> Reader:
+    """A reader that asks for so many human answers, without which the rule's full marks are out of reach."""
+
+    def answers(sample: Sample) -> Sequence[str]:
+        if len(sample.answers) < count:
+            raise unanswerable(sample, f"{len(sample.answers)} human answers, the rule wants {count}", "Give them all")
+        return sample.answers
+
+    return answers
+
+
+def letter(sample: Sample) -> str:
+    """The reference, which is one capital letter, within the choices where they are given."""
+    found, options = sample.answer, choices(sample)
+    if len(found) == 1 and "A" <= found <= "Z" and (options is None or ord(found) - ord("A") < len(options)):
+        return found
+    raise unanswerable(sample, f"the reference {found!r:.80} is no letter of an option", "Give the letter as answer")
 
 
 def _given(sample: Sample, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
@@ -76,6 +104,11 @@ def picture_size(sample: Sample) -> Sequence[float] | None:
 def box_unit(sample: Sample) -> str | None:
     """What the numbers of a box are."""
     return _given(sample, "box_unit", lambda unit: unit in UNITS, f"one of {', '.join(UNITS)}")
+
+
+def box_order(sample: Sample) -> str | None:
+    """Which number of a corner comes first."""
+    return _given(sample, "box_order", lambda order: order in ORDERS, f"one of {', '.join(ORDERS)}")
 
 
 def slots(sample: Sample) -> list[set[str]]:

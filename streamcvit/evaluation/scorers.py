@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from streamcvit.data.sample import Sample
+from streamcvit.evaluation import answers as reading
 from streamcvit.evaluation import boxes, needs
+from streamcvit.evaluation.answers import parse_number, same_answer
 from streamcvit.evaluation.caption import cider_d, longest_in_order, words
 from streamcvit.evaluation.follow import follow_pattern, follows_pattern
 from streamcvit.evaluation.needs import needing, needs_of
+from streamcvit.evaluation.options import chosen
 from streamcvit.evaluation.ptb import ptb_tokenise
-from streamcvit.evaluation.text import bare, check_lengths, flatten, parse_number, same_answer, vqa_official
+from streamcvit.evaluation.text import check_lengths
 
 Scorer = Callable[[Sequence[str], Sequence[Sample]], np.ndarray]
 RowRule = Callable[[str, Sample], float]
@@ -45,7 +48,7 @@ def by_row(rule: RowRule, *, empty: float | None = 0.0) -> Scorer:
 
 
 def _exact(prediction: str, sample: Sample) -> float:
-    """Equality with any reference after VQA normalisation."""
+    """Equality with any reference, as `answers.same_answer` has it."""
     return float(any(same_answer(prediction, answer) for answer in sample.answers))
 
 
@@ -54,27 +57,23 @@ def _format_exact(prediction: str, sample: Sample) -> float:
     return float(any(prediction.strip() == answer.strip() for answer in sample.answers))
 
 
-def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Accuracy of an answer against those of several people, in 0..1 (Antol et al., VQA, 2015; `vqaEval.py`).
+def soft_accuracy(matches: int, people: int) -> float:
+    """Accuracy of an answer that some of several people gave, in 0..1 (Antol et al., VQA, 2015; `vqaEval.py`).
 
-    The mean over the sets that leave one person out of min(1, matches / 3). As in the official evaluator nothing is
-    normalised when all people agree, not even case. With three people the bar is two matches, else full marks would be
-    out of reach.
+    The mean over the sets that leave one person out of min(1, matches / 3). With three people the bar is two matches,
+    else full marks would be out of reach.
     """
-    prediction, people = flatten(prediction), [flatten(answer) for answer in answers]
-    if len(set(people)) > 1:
-        prediction, people = vqa_official(prediction), [vqa_official(answer) for answer in people]
-    matches, n = people.count(prediction), len(people)
-    bar = min(3, n - 1)
-    left_out = matches * min(1.0, (matches - 1) / bar) + (n - matches) * min(1.0, matches / bar)
-    return left_out / n
+    bar = min(3, people - 1)
+    left_out = matches * min(1.0, (matches - 1) / bar) + (people - matches) * min(1.0, matches / bar)
+    return left_out / people
 
 
 def _vqa(prediction: str, sample: Sample) -> float:
-    """Soft accuracy of the official VQA evaluator with three human answers or more, else normalised equality."""
+    """Soft accuracy with three human answers or more, else equality; answers are compared as in `exact`."""
     if len(sample.answers) < 3:
         return _exact(prediction, sample)
-    return soft_accuracy(prediction, sample.answers)
+    matches = sum(same_answer(prediction, answer) for answer in sample.answers)
+    return soft_accuracy(matches, len(sample.answers))
 
 
 @needing(needs.synonyms)
@@ -84,47 +83,49 @@ def _classification(prediction: str, sample: Sample) -> float:
     return float(any(same_answer(prediction, name) for name in names))
 
 
-_LETTER = re.compile(r"\(?([A-Za-z])(\)|[.:]|\b)\s*(.*)", re.DOTALL)
+def _right_options(sample: Sample) -> tuple[int, ...]:
+    """Indices of the options that the references name."""
+    options = needs.choices(sample) or ()
+    found = [index for answer in sample.answers if (index := chosen(answer, options)) is not None]
+    if not found:
+        what = f"the reference {sample.answer!r:.80} is "
+        what += f"none of the choices {list(options)!r:.200}" if options else "no letter, and there are no choices"
+        raise needs.unanswerable(sample, what, "Give the letter or the text of an option as answer")
+    return tuple(found)
 
 
-def _chosen(text: str, choices: Sequence[str]) -> int | None:
-    """Index of the option that an answer names by letter, by its text, or by both."""
-    for index, choice in enumerate(choices):
-        if bare(text) == bare(choice) != "":
-            return index
-    found = _LETTER.fullmatch(text.strip())
-    letter, mark, rest = found.groups() if found else ("", "", "")
-    index = ord(letter.upper()) - ord("A") if letter else len(choices)
-    if letter and (mark or not rest) and (not choices or index < len(choices)):
-        agrees = not rest or (index < len(choices) and same_answer(rest, choices[index]))
-        return index if agrees else None
-    # Here "A cat" is the option "cat": an article is no letter.
-    return next((index for index, choice in enumerate(choices) if same_answer(text, choice)), None)
-
-
-@needing(needs.choices)
+@needing(needs.choices, _right_options)
 def _choice(prediction: str, sample: Sample) -> float:
-    """The right option: its letter ("B", "b", "B.", "B)", "(B)"), its text from `meta["choices"]`, or both."""
-    choices = needs.choices(sample) or ()
-    chosen = _chosen(prediction, choices)
-    return float(chosen is not None and any(chosen == _chosen(answer, choices) for answer in sample.answers))
+    """The right option: its letter, its text from `meta["choices"]`, or both; read as `options.chosen` reads."""
+    return float(chosen(prediction, needs.choices(sample) or ()) in _right_options(sample))
 
 
 def _near(prediction: float, reference: float) -> bool:
     return prediction == reference if reference == 0 else abs(prediction - reference) <= 0.05 * abs(reference)
 
 
+_YEAR = re.compile(r"(?:1[5-9]|20)[0-9]{2}")
+
+
 def _number(prediction: str, sample: Sample) -> float:
-    """At most 5 % off a number (Masry et al., ChartQA, 2022), normalised equality for other answers."""
+    """At most 5 % off a number (Masry et al., ChartQA, 2022); equality for years and for other answers.
+
+    A year is a plain number from 1500 to 2099: five per cent of one are a century.
+    """
     value = parse_number(prediction)
     for answer in sample.answers:
         reference = parse_number(answer)
-        if value is not None and reference is not None:
+        if value is not None and reference is not None and not _YEAR.fullmatch(answer.strip()):
             if _near(value, reference):
                 return 1.0
         elif same_answer(prediction, answer):
             return 1.0
     return 0.0
+
+
+def _anls(prediction: str, sample: Sample) -> float:
+    """Similarity with the nearest reference (Biten et al., 2019, ST-VQA and DocVQA): ANLS with a threshold of 0.5."""
+    return max(reading.anls(prediction, answer) for answer in sample.answers)
 
 
 # Intersection over union is a ratio of rounded products: a box that covers exactly half must not fail by the last bit.
@@ -134,7 +135,8 @@ _HALF = 0.5 - 1e-9
 def _truth(sample: Sample) -> boxes.Box:
     box = sample.meta.get("answer_bbox")
     box = sample.answer if box is None else box
-    return boxes.reference_box(box, needs.picture_size(sample), needs.box_unit(sample), sample.sample_id)
+    size, unit, order = needs.picture_size(sample), needs.box_unit(sample), needs.box_order(sample)
+    return boxes.reference_box(box, size, unit, sample.sample_id, order)
 
 
 @needing(_truth)
@@ -142,10 +144,11 @@ def _grounding(prediction: str, sample: Sample) -> float:
     """IoU of 0.5 or more with `meta["answer_bbox"]` or the first answer; formats as `boxes.read_boxes`.
 
     `meta["size"]` is [width, height] in pixels. `meta["box_unit"]` says what the numbers of reference and prediction
-    are; without it those up to 1 are shares of the picture.
+    are; without it those up to 1 are shares of the picture. `meta["box_order"]` is `yx` where y comes first.
     """
-    truth, size, unit = _truth(sample), needs.picture_size(sample), needs.box_unit(sample)
-    return float(any(boxes.iou(box, truth) >= _HALF for box in boxes.read_boxes(prediction, size, unit)))
+    truth, size = _truth(sample), needs.picture_size(sample)
+    read = boxes.read_boxes(prediction, size, needs.box_unit(sample), needs.box_order(sample))
+    return float(any(boxes.iou(box, truth) >= _HALF for box in read))
 
 
 @needing(needs.slots, needs.max_words, follow_pattern)
@@ -183,6 +186,7 @@ SCORERS: dict[str, Scorer] = {
     "classification": by_row(_classification),
     "choice": by_row(_choice),
     "number": by_row(_number),
+    "anls": by_row(_anls),
     "grounding": by_row(_grounding),
     "slots": by_row(_slots),
     "cider": cider,

@@ -8,7 +8,7 @@ paired. Points per row, float64 [n], as in `scorers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation import needs
 from streamcvit.evaluation.caption import cider_d
 from streamcvit.evaluation.needs import needing
-from streamcvit.evaluation.scorers import RowRule, Scorer, by_row
-from streamcvit.evaluation.text import check_lengths, vqa_normalise
+from streamcvit.evaluation.scorers import RowRule, Scorer, by_row, soft_accuracy
+from streamcvit.evaluation.text import check_lengths, flatten, vqa_normalise, vqa_official
 
 
 def _vqav2(prediction: str, sample: Sample) -> float:
@@ -37,7 +37,10 @@ def _ocrvqa(prediction: str, sample: Sample) -> float:
 
 
 def _ai2d(prediction: str, sample: Sample) -> float:
-    """eval_ai2d (AD and RS): containment, which a one-word reference inside another word satisfies."""
+    """eval_ai2d (AD and RS): containment, which a one-word reference inside another word satisfies; "Unanswerable"
+    anywhere is wrong."""
+    if "Unanswerable" in prediction:
+        return 0.0
     said, wanted = prediction.lower(), sample.answer.lower()
     if " " in wanted:
         return float(wanted in said)
@@ -115,25 +118,43 @@ def textcaps(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarra
 
 
 def flickr30k(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
-    """eval_flickr30k_cider: lower case, the best single reference, then CIDEr-D with the two sides swapped."""
+    """StrCVIT eval_flickr30k_cider: as SMoLoRA's, in lower case."""
+    return _swapped(predictions, samples, str.lower)
+
+
+def smolora_flickr30k(predictions: Sequence[str], samples: Sequence[Sample]) -> np.ndarray:
+    """SMoLoRA eval_flickr30k_cider: the best single reference, then CIDEr-D with the two sides swapped; case counts."""
+    return _swapped(predictions, samples, str)
+
+
+def _swapped(predictions: Sequence[str], samples: Sequence[Sample], form: Callable[[str], str]) -> np.ndarray:
     check_lengths(predictions, samples)
     said, best = [], []
     for prediction, sample in zip(predictions, samples, strict=True):
-        text, references = prediction.lower(), [answer.lower() for answer in sample.answers]
+        text, references = form(prediction), [form(answer) for answer in sample.answers]
         points = cider_d([text] * len(references), [[reference] for reference in references])
         said.append(text)
         best.append(references[int(np.argmax(points))])
     return cider_d(best, [[text] for text in said])
 
 
+@needing(needs.people(10))
 def _textvqa(prediction: str, sample: Sample) -> float:
-    """eval_textvqa and eval_vizwiz (M4C): soft accuracy with both sides always normalised."""
+    """eval_textvqa (M4C): soft accuracy with both sides always normalised; ten answers, as the script asserts."""
     said, people = vqa_normalise(prediction), [vqa_normalise(answer) for answer in sample.answers]
-    matches, n = people.count(said), len(people)
-    return (matches * min(1.0, (matches - 1) / 3) + (n - matches) * min(1.0, matches / 3)) / n
+    return soft_accuracy(people.count(said), len(people))
 
 
-@needing(needs.choices)
+@needing(needs.people(3))
+def _vqa_official(prediction: str, sample: Sample) -> float:
+    """GT-Vision-Lab's vqaEval.py: soft accuracy; nothing is normalised, not even case, where all people agree."""
+    said, people = flatten(prediction), [flatten(answer) for answer in sample.answers]
+    if len(set(people)) > 1:
+        said, people = vqa_official(said), [vqa_official(answer) for answer in people]
+    return soft_accuracy(people.count(said), len(people))
+
+
+@needing(needs.choices, needs.letter)
 def _scienceqa(prediction: str, sample: Sample) -> float:
     """eval_science_qa: "B", "B. ..." or else the first single character that stands alone, within the choices."""
     choices = needs.choices(sample)
@@ -148,8 +169,9 @@ def _scienceqa(prediction: str, sample: Sample) -> float:
     return float(len(said) == 1 and said in options and said == sample.answer)
 
 
-def _smolora_vqav2(prediction: str, sample: Sample) -> float:
-    """SMoLoRA, CoIN and MCITlib eval_vqav2: equality of upper-cased strings, blanks count."""
+def _upper(prediction: str, sample: Sample) -> float:
+    """SMoLoRA, CoIN and MCITlib eval_vqav2, and eval_vizwiz of all four: equality of upper-cased strings with one
+    answer, blanks count."""
     return float(prediction.upper() == sample.answer.upper())
 
 
@@ -179,9 +201,12 @@ STRCVIT_SCORERS: dict[str, Scorer] = {
     "grounding": _as_published(_grounding),
     "textcaps": textcaps,
     "flickr30k": flickr30k,
+    "smolora_flickr30k": smolora_flickr30k,
     "textvqa": _as_published(_textvqa),
+    "vizwiz": _as_published(_upper),
+    "vqa_official": _as_published(_vqa_official),
     "scienceqa": _as_published(_scienceqa),
-    "smolora_vqav2": _as_published(_smolora_vqav2),
+    "smolora_vqav2": _as_published(_upper),
     "smolora_imagenet": _as_published(_smolora_imagenet),
     "coin_imagenet": _as_published(_coin_imagenet),
 }

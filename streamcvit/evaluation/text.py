@@ -1,10 +1,8 @@
-"""How answers are brought to one form before they are compared."""
+"""The normal forms of published evaluators: how they bring answers to one form before they compare them."""
 
 from __future__ import annotations
 
-import math
 import re
-import string
 from collections.abc import Sequence
 
 # The VQA evaluator's table of contractions, kept as the finished forms: every form with one of its apostrophes left out
@@ -31,9 +29,6 @@ _DIGIT_COMMA = re.compile(r"\d,\d")
 # Published as "(?!<=\d)(\.)(?!\d)": the first group looks for a literal "<=" and never bars anything, so "3." loses its
 # point; re.UNICODE (32) was handed over as the count of replacements.
 _PERIOD, _PERIOD_COUNT = re.compile(r"\.(?!\d)"), int(re.UNICODE)
-
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_GROUPED_NUMBER = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 
 
 def _punctuation(text: str) -> str:
@@ -68,43 +63,6 @@ def vqa_normalise(text: str) -> str:
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return vqa_official(text.strip())
-
-
-def same_answer(prediction: str, reference: str) -> bool:
-    """Whether two answers are equal after `vqa_normalise`; an empty answer equals nothing.
-
-    Two numbers are equal as numbers: normalising alone would drop the sign of "-5". Where it leaves nothing ("the",
-    "A!"), the words themselves are compared, ignoring case.
-    """
-    value, wanted = parse_number(prediction), parse_number(reference)
-    if value is not None and wanted is not None:
-        return value == wanted
-    normal = vqa_normalise(prediction)
-    if normal:
-        return normal == vqa_normalise(reference)
-    return bare(prediction) == bare(reference) != ""
-
-
-def bare(text: str) -> str:
-    """A text in lower case without punctuation and blanks at its ends."""
-    return text.casefold().strip(string.punctuation + string.whitespace)
-
-
-def parse_number(text: str) -> float | None:
-    """The number a whole answer is, else None.
-
-    Read are signs, thousands commas, exponents, one closing full stop, and a percent sign, which divides by 100.
-    """
-    text = text.strip().replace("\N{MINUS SIGN}", "-").removesuffix(".")
-    percent = text.endswith("%")
-    if percent:
-        text = text[:-1].rstrip()
-    if _GROUPED_NUMBER.fullmatch(text):
-        text = text.replace(",", "")
-    if not _PLAIN_NUMBER.fullmatch(text):
-        return None
-    value = float(text) / (100.0 if percent else 1.0)
-    return value if math.isfinite(value) else None
 
 
 def check_lengths(predictions: Sequence, samples: Sequence) -> None:

@@ -18,8 +18,8 @@ from streamcvit.data.formats import Record
 from streamcvit.data.images import image_fault
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.evaluation.answers import parse_number
 from streamcvit.evaluation.boxes import read_boxes
-from streamcvit.evaluation.text import parse_number
 
 KEPT = 500
 """Samples of a file that rules are tried on."""

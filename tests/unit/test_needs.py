@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from streams import sample
 
@@ -28,11 +30,15 @@ FITS = {"answer_bbox": [0.1, 0.1, 0.5, 0.5], "slots": ["red", ["ring", "hoop"]],
 SAID = ("A. cat", "[0.1,0.2,0.3,0.4]", "[1,2,3,4]", "red")
 
 
+def asked(number, meta):
+    return replace(sample(number, meta=meta), answers=("A",) * 10)
+
+
 @pytest.mark.parametrize(("scorer", "strcvit", "follow", "key", "value"), CASES, ids=repr)
 def test_a_misfit_is_named_with_sample_key_and_what_is_expected(scorer, strcvit, follow, key, value):
-    one = sample(1, meta={**FITS, key: value})
+    one = asked(1, {**FITS, key: value})
     with pytest.raises(UserError, match="colour-1") as found:
-        list(check_test_set(TaskSpec("colour", scorer, follow, strcvit), [sample(2, meta=FITS), one]))
+        list(check_test_set(TaskSpec("colour", scorer, follow, strcvit), [asked(2, FITS), one]))
     assert key in str(found.value)
 
 
@@ -44,10 +50,10 @@ def test_whatever_passes_the_check_can_be_scored_and_what_is_null_counts_as_abse
     passed = 0
     for name, rule in rules.items():
         spec = TaskSpec("colour", **{"scorer": "exact", "strcvit": "", "follow": "single_word", kind: name})
-        assert list(check_test_set(spec, [sample(1, meta={**dict.fromkeys(keys), **FITS})]))
+        assert list(check_test_set(spec, [asked(1, {**dict.fromkeys(keys), **FITS})]))
         for key in keys:
             for value in values:
-                one = sample(1, meta={**FITS, key: value})
+                one = asked(1, {**FITS, key: value})
                 try:
                     list(check_test_set(spec, [one]))
                 except UserError:
@@ -58,9 +64,24 @@ def test_whatever_passes_the_check_can_be_scored_and_what_is_null_counts_as_abse
 
 
 def test_a_test_set_is_checked_as_it_is_read():
-    read = check_test_set(
-        TaskSpec("colour", "choice", "letter"), (sample(1, meta={"choices": [one]}) for one in ("a", 1))
-    )
+    read = check_test_set(TaskSpec("colour", "choice", "letter"), (asked(1, {"choices": [one]}) for one in ("a", 1)))
     assert next(read).meta == {"choices": ["a"]}
     with pytest.raises(UserError, match="colour-1"):
         next(read)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "strcvit", "answers", "meta", "said"),
+    [
+        ("choice", "", ("cow",), {"choices": ["dog", "cat"]}, "'cow' is none of the choices"),
+        ("choice", "", ("C",), {"choices": ["dog", "cat"]}, "'C' is none of the choices"),
+        ("choice", "", ("dog",), {}, "'dog' is no letter, and there are no choices"),
+        ("exact", "scienceqa", ("dog",), {"choices": ["dog", "cat"]}, "'dog' is no letter of an option"),
+        ("exact", "textvqa", ("dog",) * 9, {}, "9 human answers, the rule wants 10"),
+        ("exact", "vqa_official", ("dog",), {}, "1 human answers, the rule wants 3"),
+    ],
+)
+def test_a_sample_whose_every_answer_would_score_nothing_is_refused(scorer, strcvit, answers, meta, said):
+    one = replace(sample(1), answers=answers, meta=meta)
+    with pytest.raises(UserError, match=f"sample colour-1: no answer to it could be right: .*{said}"):
+        list(check_test_set(TaskSpec("colour", scorer, "single_word", strcvit), [one]))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation import SCORERS, STRCVIT_SCORERS
+from streamcvit.evaluation.answers import anls, parse_number, plain
 from streamcvit.evaluation.ptb import ptb_tokenise
-from streamcvit.evaluation.text import parse_number, vqa_normalise
+from streamcvit.evaluation.text import vqa_normalise
 
 
 def sample(*answers: str, **meta) -> Sample:
@@ -67,6 +68,52 @@ def test_exact_compares_after_vqa_normalisation(prediction, reference, expected)
     assert points("exact", prediction, reference) == expected
 
 
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        ("?", "?"),
+        ("+", "+"),
+        ("...", "…"),
+        ("A+", "a+"),
+        ("don’t", "don't"),
+        ("**dog**", "dog"),
+        ("cafe\u0301", "café"),
+        ("do\u200bg", "dog"),
+        ("−5", "-5"),
+        ("2010–2011", "2010-2011"),
+        ("twenty-one", "21"),
+        ("one hundred", "100"),
+        ("50 percent", "50%"),
+        ("“stop”", "stop"),
+    ],
+)
+def test_typography_is_no_error(prediction, reference):
+    for name in ("exact", "classification", "vqa"):
+        assert points(name, prediction, reference) == points(name, reference, prediction) == 100
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("-5", "five"),
+        ("-3°C", "3°C"),
+        ("A+", "A"),
+        ("A-", "A"),
+        ("A+", "A-"),
+        ("AB-", "AB"),
+        ("C++", "C"),
+        (">5", "<5"),
+        (">5", "5"),
+        ("3/4", "3 4"),
+        ("18+", "18"),
+    ],
+)
+def test_marks_that_carry_the_meaning_are_kept(one, other):
+    for name in ("exact", "classification", "vqa"):
+        assert points(name, one, other) == points(name, other, one) == 0
+        assert points(name, one, one) == 100
+
+
 def test_exact_takes_any_reference():
     assert points("exact", "sofa", "couch", "Sofa") == 100
 
@@ -87,9 +134,10 @@ def test_vqa_gives_full_marks_where_three_people_agree():
     assert points("vqa", "dog", "dog", "dog", "dog") == 100
 
 
-def test_vqa_normalises_nothing_where_all_people_agree_as_the_official_evaluator():
-    assert points("vqa", "Yes", *["yes"] * 10) == 0
-    assert points("vqa", "Yes", *["yes"] * 9, "no") == 100
+def test_vqa_normalises_always_and_the_official_evaluator_only_where_people_differ():
+    assert points("vqa", "Yes", *["yes"] * 10) == points("vqa", "Yes", *["yes"] * 9, "no") == 100
+    official = STRCVIT_SCORERS["vqa_official"]
+    assert official(["Yes", "Yes"], [sample(*["yes"] * 10), sample(*["yes"] * 9, "no")]).tolist() == [0, 100]
 
 
 def test_vqa_with_one_reference_is_normalised_equality():
@@ -112,7 +160,51 @@ def test_choice_knows_the_option_by_letter_and_by_text(prediction):
     assert points("choice", prediction, "A", choices=["dog", "cat"]) == 0
 
 
-@pytest.mark.parametrize("prediction", ["C", "A. cat", "B. dog", "AB", "A or B", "A, B", "Because", "1"])
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "Answer: B",
+        "The answer is B because its ears are pointed.",
+        "The correct answer is (B).",
+        "Final answer: **B**",
+        "Answer: B. cat",
+        "I would choose option B.",
+        "Option B",
+        "[B]",
+        "“B”",
+        "**B**",
+        "B, cat",
+        "B) cat because it is not a dog",
+        "B - cat",
+        "It is a cat.",
+        "It is a cat, not a dog.",
+    ],
+)
+def test_choice_reads_what_people_and_chat_models_write(prediction):
+    assert points("choice", prediction, "B", choices=["dog", "cat"]) == 100
+    assert points("choice", prediction, "A", choices=["dog", "cat"]) == 0
+
+
+def test_a_letter_within_the_list_is_a_letter_also_where_options_are_letters():
+    assert points("choice", "A", "A", choices=["C", "A", "B"]) == 100
+    assert points("choice", "B", "A", choices=["C", "A", "B"]) == 0
+
+
+def test_choice_tells_options_apart_of_which_one_holds_the_other():
+    assert points("choice", "That is a hot dog stand", "hot dog", choices=["dog", "hot dog"]) == 100
+    assert points("choice", "There are 12.5 apples", "12", choices=["12", "12.5"]) == 0
+
+
+HEDGES = [
+    "a cat and a dog",
+    "The answer is A or B",
+    "Option A or option B",
+    "The answer is B, dog.",
+    "It is not a cat.",
+]
+
+
+@pytest.mark.parametrize("prediction", ["C", "A. cat", "B. dog", "AB", "A or B", "A, B", "Because", "1", *HEDGES])
 def test_choice_refuses_other_letters_contradictions_and_hedging(prediction):
     assert points("choice", prediction, "B", choices=["dog", "cat"]) == 0
 
@@ -146,6 +238,9 @@ def test_choice_needs_no_list_of_options():
         ("seven", "7", 100),
         ("6.", "6", 100),
         ("5 dogs", "5", 0),
+        ("2008", "2010", 0),
+        ("2010.", "2010", 100),
+        ("1999", "2,010", 100),
     ],
 )
 def test_number_is_relaxed_by_five_percent(prediction, reference, expected):
@@ -172,6 +267,10 @@ BOX = [0.1, 0.2, 0.5, 0.6]
         "[64, 96, 320, 288]",
         "[0.5, 0.6, 0.1, 0.2]",
         "[.1, .2, .5, .6]",
+        "[1e-1, 2e-1, 5e-1, 6e-1]",
+        "<loc0205><loc0102><loc0614><loc0512> dog",
+        '{"box_2d": [200, 100, 600, 500]}',
+        "ymin: 0.2, xmin: 0.1, ymax: 0.6, xmax: 0.5",
     ],
 )
 def test_grounding_reads_the_usual_ways_to_write_a_box(prediction):
@@ -193,6 +292,24 @@ def test_grounding_reads_the_usual_ways_to_write_a_box(prediction):
 )
 def test_grounding_refuses_what_is_not_one_box(prediction):
     assert points("grounding", prediction, "unused", answer_bbox=BOX, size=[640, 480]) == 0
+
+
+def test_grounding_takes_a_box_that_passes_the_edge_by_a_hair():
+    edge = {"answer_bbox": [0.5, 0.5, 1.0, 1.002], "size": [640, 480]}
+    assert points("grounding", "[0.5, 0.5, 1.01, 1.0]", "unused", **edge) == 100
+
+
+def test_grounding_takes_the_order_from_the_task():
+    assert points("grounding", "[0.2, 0.1, 0.6, 0.5]", "[0.2, 0.1, 0.6, 0.5]", box_order="yx") == 100
+    assert points("grounding", "[0.1, 0.6, 0.3, 0.9]", "[0.6, 0.1, 0.9, 0.3]", box_order="yx") == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"), [("hello", 100), ("Helo", 80), ("hxxxx", 0), ("something else", 0)]
+)
+def test_anls_gives_shares_for_near_texts(prediction, expected):
+    assert points("anls", prediction, "goodbye", "hello") == pytest.approx(expected)
+    assert anls(prediction, "hello") == anls("hello", prediction)
 
 
 def test_grounding_counts_an_overlap_of_exactly_one_half():
@@ -283,13 +400,12 @@ def test_caption_tokens_are_those_of_the_ptb_step(text, tokens):
 @given(st.text(max_size=60))
 @settings(max_examples=150, deadline=None)
 def test_any_text_can_be_scored_and_a_copy_of_the_reference_is_right(text):
-    row = [sample(text or "x", answer_bbox=BOX, slots=["red"], choices=["dog", "cat"])]
+    meta = {"answer_bbox": BOX, "slots": ["red"], "choices": ["dog", "cat"]}
     for name, scorer in SCORERS.items():
-        (value,) = scorer([text], row)
+        (value,) = scorer([text], [sample("dog" if name == "choice" else text or "x", **meta)])
         assert 0.0 <= value <= (1000.0 if name == "cider" else 100.0)
-    if any(char.isalnum() for char in text):
-        assert points("exact", text, text) == 100
-        assert points("number", text, text) == 100
+    if plain(text):
+        assert all(points(name, text, text) == 100 for name in ("exact", "number", "anls", "vqa"))
     if text.strip():
         assert points("format_exact", text, text) == 100
 

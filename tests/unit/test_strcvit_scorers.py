@@ -137,6 +137,7 @@ ROW_COLUMNS = [
     ("vqa_exact", "coin_eval_vqav2", "smolora_vqav2"),
     ("vqa_exact", "mcitlib_eval_vqav2", "smolora_vqav2"),
     ("vqa_soft", "textvqa_m4c", "textvqa"),
+    ("vqa_soft", "official_vqa_eval", "vqa_official"),
     ("chartqa", "strcvit_eval_chartqa", "chartqa"),
     ("grounding", "strcvit_eval_grounding", "grounding"),
     ("ocr_contains", "strcvit_eval_ocrvqa", "ocrvqa"),
