@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from streamcvit.adapters import InstructionEncoder, touched_before_language, tuner_of
+from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
 from streamcvit.models.base import Base
@@ -167,6 +168,11 @@ class Generator:
         if self._encoder is None:
             self._encoder = InstructionEncoder.from_model(self.base.model, self.base.processor.tokenizer)
         return self._encoder
+
+    def routing(self, requests: Sequence[Request]) -> RoutingInputs:
+        """What routed adapters route these requests by."""
+        inputs = _join(list(requests), self.base.collator.pad_token_id).to(self.base.device)
+        return routing_inputs(self.encoder, inputs, self._vision(list(requests)))
 
     @property
     def keeps(self) -> bool:
