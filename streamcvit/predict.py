@@ -143,9 +143,7 @@ class Predictor:
             usable = [sample for sample in usable if sample.sample_id not in reasons]
             requests = self.generator.prepare(usable) if usable else []
         texts = dict(zip((one.sample_id for one in usable), self._answer(model, requests), strict=True))
-        return [
-            texts[name] if (name := sample.sample_id) in texts else BadRow(*reasons[name]) for sample in samples
-        ]
+        return [texts[name] if (name := sample.sample_id) in texts else BadRow(*reasons[name]) for sample in samples]
 
     def _answer(self, model: Any, requests: Sequence[Request]) -> list[str]:
         texts = [""] * len(requests)
@@ -202,7 +200,9 @@ def question(
         record = replace(FORMATS["qa"](row), system=system)
         return _sample(record, "question", task, [one for one in pictures if isinstance(one, Picture)], naming)
     except (BadRow, ValueError) as fault:
-        raise UserError(f"the question cannot be asked: {fault}", fix="Mark as many places as there are pictures") from None
+        raise UserError(
+            f"the question cannot be asked: {fault}", fix="Mark as many places as there are pictures"
+        ) from None
 
 
 def _sample(record: Record, name: str, task: str, pictures: Sequence[Picture], naming: Naming) -> Sample:

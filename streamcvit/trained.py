@@ -1,4 +1,4 @@
-"""What a run folder holds that can answer: its methods' commits, found, checked, and put on the run's base. Reads only."""
+"""What a run folder holds that can answer: its methods' commits, found, checked, put on the base; it only reads"""
 
 from __future__ import annotations
 
@@ -129,6 +129,13 @@ def find(
     return found
 
 
+def learners(folder: Path | str) -> list[str]:
+    """Methods of a run that learn something."""
+    found = {str(read_run(path).get("method") or path.name): path for path in find_runs(folder)}
+    configs = {method: load_config(path / "config.yaml") for method, path in found.items()}
+    return [method for method, config in configs.items() if config.methods[method].adapter != "none"]
+
+
 def _choose(folder: Path, chunk: int | None, commit: str | None) -> tuple[Path, dict[str, Any]]:
     there = commits.list_commits(folder)
     if commit is not None:
@@ -172,6 +179,17 @@ def with_model(config: RunConfig, **given: Any) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update=changed)})
 
 
+def _check_base(trained: Sequence[Trained], name: str) -> None:
+    digest = model_digest(fetch(name))
+    other = next((one for one in trained if one.base_digest != digest), None)
+    if other is not None:
+        raise UserError(
+            f"the base here has digest {digest[:12]}, the one that {other.method} learned on {other.base_digest[:12]}",
+            where=name,
+            fix="Name that one with --model, or take this one all the same with --other-base",
+        )
+
+
 class Bench:
     """A run's base, and on it one commit of it after another.
 
@@ -202,15 +220,8 @@ class Bench:
         first = trained[0]
         self.config = with_model(first.config, name_or_path=model, device=device, dtype=dtype)
         name = self.config.model.name_or_path
-        digest = model_digest(fetch(name))
-        if other := next((one for one in trained if one.base_digest != digest), None):
-            if not other_base:
-                raise UserError(
-                    f"the base here has digest {digest[:12]}, the one that {other.method} learned on "
-                    f"{other.base_digest[:12]}",
-                    where=name,
-                    fix="Name that one with --model, or take this one all the same with --other-base",
-                )
+        if not other_base:
+            _check_base(trained, name)
         settle(self.config)
         self._load()
 

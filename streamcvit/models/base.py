@@ -21,7 +21,7 @@ from streamcvit.models.sight import check_sight
 from streamcvit.models.weights import checksum
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # what a model consists of
+FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # what a model consists of
 _GIB = 1024**3
 
 
@@ -101,7 +101,7 @@ class Base:
 def model_digest(folder: str) -> str:
     """SHA-256 of a model folder's files, names and bytes: which weights, configuration, processor and chat template."""
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in _FILES for file in Path(folder).glob(pattern)}):
+    for file in sorted({file for pattern in FILES for file in Path(folder).glob(pattern)}):
         digest.update(file.name.encode() + b"\0")
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
@@ -208,7 +208,7 @@ def fetch(name_or_path: str | Path) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(source, allow_patterns=_FILES)
+        return snapshot_download(source, allow_patterns=FILES)
     except Exception as error:  # the hub client raises its own, httpx's and OS errors; to the user they are one
         raise loading_error(source, "files", error) from error
 
