@@ -77,14 +77,16 @@ def predict(
 
     if to is not None and file is not None:
         asking.check_target(to)
+
+    def say(line: str) -> None:
+        err.print(line, markup=False, soft_wrap=True)
+
     predictor = asking.predictor_of(
-        run_folder, method or [], chunk, commit, max_new_tokens, model=model, device=device, dtype=dtype,
+        run_folder, method or [], chunk, commit, max_new_tokens, say, model=model, device=device, dtype=dtype,
         other_base=other_base,
     )  # fmt: skip
     if file is not None and to is not None:
-        found = asking.predict_file(
-            predictor, file, to, images=images, form=form, task=task, say=lambda line: err.print(line, markup=False)
-        )
+        found = asking.predict_file(predictor, file, to, images=images, form=form, task=task, say=say)
         out.print(f"{found.answered} of {found.rows} rows answered: {to}", markup=False, soft_wrap=True)
         if found.bad:
             out.print(f"{found.bad} cannot be asked, the first: {found.first}", markup=False, soft_wrap=True)
@@ -95,7 +97,7 @@ def predict(
     )
     if unrouted := predictor.unrouted(sample):
         said = f"{', '.join(unrouted)} routes by instruction, and there is none: give --instruction, or --task"
-        err.print(f"note: {said}", markup=False, soft_wrap=True)
+        say(f"note: {said}")
     answers = predictor.ask(sample, show_routes)
     if as_json:
         import json

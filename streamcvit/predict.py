@@ -18,7 +18,7 @@ from streamcvit.data.files.tasks import TaskFiles
 from streamcvit.data.formats import FORMATS, PICTURE_KEYS, Record
 from streamcvit.data.instructions import UNNAMED, Naming
 from streamcvit.data.references import BadRow, references
-from streamcvit.data.sample import PICTURE, Picture, Sample
+from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator, Request
 from streamcvit.learning.durable import replacing
@@ -206,10 +206,8 @@ def question(
 
 
 def _sample(record: Record, name: str, task: str, pictures: Sequence[Picture], naming: Naming) -> Sample:
-    marks = (record.prompt or record.whole or record.question).count(PICTURE)
-    marks += sum(turn.prompt.count(PICTURE) for turn in record.turns)
-    if marks not in (0, len(pictures)):
-        raise BadRow("pictures", f"the texts mark the places of {marks} pictures, {len(pictures)} are given")
+    if record.count not in (None, len(pictures)):
+        raise BadRow("pictures", f"the texts mark the places of {record.count} pictures, {len(pictures)} are given")
     parts = record.parts(naming, record.sample_id or name)
     return replace(record.sample(name, task, pictures, parts), sample_id=name)
 
@@ -429,7 +427,8 @@ def predictor_of(
     chunk: int | None = None,
     commit: str | None = None,
     max_new_tokens: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
     **place: Any,
 ) -> Predictor:
     """A predictor of a run's commits; arguments and errors as of `streamcvit.trained.find` and `Predictor`."""
-    return Predictor(find(run, methods, chunk, commit), max_new_tokens, **place)
+    return Predictor(find(run, methods, chunk, commit, say), max_new_tokens, **place)

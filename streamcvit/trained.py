@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,20 @@ class Trained:
 
 
 def find(
-    folder: Path | str, methods: Sequence[str] = (), chunk: int | None = None, commit: str | None = None
+    folder: Path | str,
+    methods: Sequence[str] = (),
+    chunk: int | None = None,
+    commit: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Trained]:
     """Methods of a run, finished, stopped or going on, each at one commit.
 
     Args:
         folder: run folder, or one method's.
-        methods: which, in this order; `zero-shot` is the bare base. None named: all there are.
+        methods: which, in this order; `zero-shot` is the bare base. None named: all that have such a commit.
         chunk: the boundary of that chunk, counted from 1; None: the newest.
         commit: a step, or the name of a commit's folder; another way to choose than `chunk`.
+        say: told which methods are left out, where none was named.
 
     Raises:
         UserError: no such run, method or commit, or one that is damaged.
@@ -111,7 +116,8 @@ def find(
     if chunk is not None and commit is not None:
         raise UserError("a chunk and a commit are named", fix="Name one of --chunk and --commit")
     there = {str(read_run(path).get("method") or path.name): path for path in find_runs(folder)}
-    found = []
+    found: list[Trained] = []
+    lacking: list[UserError] = []
     for method in dict.fromkeys(methods or there):
         if method not in there and method != ZERO_SHOT:
             fix = f"Choose from {', '.join(dict.fromkeys([*there, ZERO_SHOT]))}"
@@ -124,8 +130,18 @@ def find(
         elif settings is None:
             raise UserError(f"names no method {method!r}", where=str(path / "config.yaml"), fix=_RESTORE)
         else:
-            where, note = _choose(path / "commits", chunk, commit)
+            try:
+                where, note = _choose(path / "commits", chunk, commit)
+            except UserError as error:
+                if methods:
+                    raise
+                lacking.append(error)  # a method that the run has not come to yet, or one of another number of chunks
+                continue
             found.append(Trained(method, path, config, digest, where, note))
+    if lacking and not any(got.commit for got in found):
+        raise lacking[0]
+    for one in lacking:
+        say(f"left out: {one}")
     return found
 
 
