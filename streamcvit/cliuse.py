@@ -74,6 +74,7 @@ def predict(
             fix="Give --out ANSWERS.jsonl, and leave --image, --system, --instruction, --json and --show-routes out",
         )
     from streamcvit import predict as asking
+    from streamcvit.questions import question as question_of
 
     if to is not None and file is not None:
         asking.check_target(to)
@@ -92,9 +93,7 @@ def predict(
             out.print(f"{found.bad} cannot be asked, the first: {found.first}", markup=False, soft_wrap=True)
         return
     naming = predictor.naming(task)
-    sample = asking.question(
-        question or "", image or [], system=system, instruction=instruction, task=task, naming=naming
-    )
+    sample = question_of(question or "", image or [], system=system, instruction=instruction, task=task, naming=naming)
     if unrouted := predictor.unrouted(sample):
         said = f"{', '.join(unrouted)} routes by instruction, and there is none: give --instruction, or --task"
         say(f"note: {said}")

@@ -6,23 +6,22 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from streamcvit.adapters.calls import cluster_assignments
 from streamcvit.data.files.rows import rows_of
-from streamcvit.data.files.spool import Spool
-from streamcvit.data.files.taskrows import look_at
 from streamcvit.data.files.tasks import TaskFiles
-from streamcvit.data.formats import FORMATS, PICTURE_KEYS, Record
+from streamcvit.data.formats import FORMATS
 from streamcvit.data.instructions import UNNAMED, Naming
-from streamcvit.data.references import BadRow, references
+from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator, Request
 from streamcvit.learning.durable import replacing
 from streamcvit.models.collate import UnusableSamples
+from streamcvit.questions import picture_of, record_of, sample_of
 from streamcvit.run.loading import routes
 from streamcvit.trained import Bench, Trained, find, tasks_of
 
@@ -33,8 +32,6 @@ CACHE_BYTES = 1 << 30
 WINDOW = 4
 """Batches of rows that are read at a time; their pictures are in memory."""
 _SAY_EVERY = 10.0
-_UNANSWERED = "-"  # readers want a reference, which a question has none of; it is never looked at
-_CANONICAL = {"id", "task", "question", "instruction", "answers"}
 
 
 @dataclass(frozen=True)
@@ -165,59 +162,6 @@ _MENDS = {
     "length": "Shorten it, or give fewer or smaller pictures",
     "image": "Save the picture anew, as PNG or JPEG",
 }
-
-
-def question(
-    text: str,
-    images: Sequence[str | Path] = (),
-    *,
-    system: str = "",
-    instruction: str = "",
-    task: str = "",
-    naming: Naming = UNNAMED,
-) -> Sample:
-    """One question as a sample.
-
-    Args:
-        text: the question; `<image>` marks say where the pictures stand, without marks they stand in front.
-        images: files of pictures.
-        system: the system prompt; empty: none.
-        instruction: how to answer, which routed adapters route by; stands behind the question.
-        task: of the run; its `max_new_tokens` hold.
-        naming: finds the instruction in a text that holds it already.
-
-    Raises:
-        UserError: no question, or a picture that is not there or of no kind that is read.
-    """
-    if not text.strip():
-        raise UserError("there is no question", fix="Ask one with --question TEXT")
-    pictures = [_picture(str(image), "") for image in images]
-    bad = next((one for one in pictures if isinstance(one, BadRow)), None)
-    if bad is not None:
-        raise UserError(f"cannot be asked about: {bad}", where="--image", fix="Give a PNG, JPEG, WebP, GIF or BMP file")
-    row = {"text": text, "answer": _UNANSWERED, "instruction": instruction}
-    try:
-        record = replace(FORMATS["qa"](row), system=system)
-        return _sample(record, "question", task, [one for one in pictures if isinstance(one, Picture)], naming)
-    except (BadRow, ValueError) as fault:
-        raise UserError(
-            f"the question cannot be asked: {fault}", fix="Mark as many places as there are pictures"
-        ) from None
-
-
-def _sample(record: Record, name: str, task: str, pictures: Sequence[Picture], naming: Naming) -> Sample:
-    if record.count not in (None, len(pictures)):
-        raise BadRow("pictures", f"the texts mark the places of {record.count} pictures, {len(pictures)} are given")
-    parts = record.parts(naming, record.sample_id or name)
-    return replace(record.sample(name, task, pictures, parts), sample_id=name)
-
-
-def _picture(reference: str | bytes, root: str) -> Picture | BadRow:
-    spool = Spool()
-    try:
-        return look_at(reference, root, spool).load(spool)
-    except BadRow as fault:
-        return fault
 
 
 @dataclass(frozen=True)
@@ -364,17 +308,17 @@ class _Asking:
             if not isinstance(row, dict):
                 raise BadRow("shape", f"expected an object, found {type(row).__name__}")
             name = str(next((row[key] for key in ("id", "question_id") if row.get(key) is not None), number))
-            record = _record(row, self.form)
+            record = record_of(row, self.form)
             if len(record.pictures) != (record.count or 0):
                 named = len(record.pictures) or "none"
                 raise BadRow("pictures", f"the texts ask for {record.count} pictures, the row names {named}")
-            pictures = [_picture(one, self.images) for one in record.pictures]
+            pictures = [picture_of(one, self.images) for one in record.pictures]
             for one in pictures:
                 if isinstance(one, BadRow):
                     raise one
             task = record.task or (row["task"] if isinstance(row.get("task"), str) else self.task)
             loaded = [one for one in pictures if isinstance(one, Picture)]
-            return name, _sample(record, str(number), task, loaded, self._naming(task))
+            return name, sample_of(record, str(number), task, loaded, self._naming(task))
         except BadRow as fault:
             return name or str(number), fault
         except ValueError as fault:
@@ -387,38 +331,6 @@ class _Asking:
             except UserError:  # a row may belong to a task that the run never had
                 self.namings[task] = UNNAMED
         return self.namings[task]
-
-
-def format_of(row: Mapping[str, Any]) -> str:
-    """The format of a row, by its keys."""
-    for key, name in (("conversations", "llava"), ("messages", "swift")):
-        if key in row:
-            return name
-    return "streamcvit" if row.keys() >= _CANONICAL - {"answers"} else "qa"
-
-
-def _record(row: Mapping[str, Any], form: str | None) -> Record:
-    """What a row says; a reference is put where it has none."""
-    form = form or format_of(row)
-    row = dict(row)
-    if form == "llava" and isinstance(row.get("conversations"), list):
-        row["conversations"] = _closed(row["conversations"], "from", "value", "gpt")
-    elif form == "swift" and isinstance(row.get("messages"), list):
-        row["messages"] = _closed(row["messages"], "role", "content", "assistant")
-    elif form == "qa" and row.get("answer") is None and row.get("answers") is None:
-        row["answer"] = _UNANSWERED
-    elif form == "streamcvit":
-        named = references(row, *PICTURE_KEYS)
-        row = {"id": "", "task": "", "instruction": "", "answers": [_UNANSWERED], "pictures": len(named)} | row
-        return replace(FORMATS[form](row), pictures=named)
-    return FORMATS[form](row)
-
-
-def _closed(turns: list[Any], who: str, what: str, answerer: str) -> list[Any]:
-    """A conversation that ends in a question, with a reference behind it."""
-    last = turns[-1] if turns else None
-    asks = isinstance(last, dict) and str(last.get(who)).lower() in ("human", "user")
-    return [*turns, {who: answerer, what: _UNANSWERED}] if asks else turns
 
 
 def predictor_of(

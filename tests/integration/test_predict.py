@@ -26,7 +26,8 @@ from streamcvit.export import export
 from streamcvit.learning import commit
 from streamcvit.models.base import load_base
 from streamcvit.models.snapshot import adapter_state, state_digest
-from streamcvit.predict import predict_file, predictor_of, question
+from streamcvit.predict import predict_file, predictor_of
+from streamcvit.questions import question
 from streamcvit.trained import find
 
 pytestmark = pytest.mark.xdist_group("whole-run")  # one worker, so that the run is made once
