@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
@@ -166,11 +166,38 @@ class LearnerConfig(Section):
     )
 
 
+class TrainConfig(Section):
+    """Which parts of the model learn, in every method that names none of its own."""
+
+    modules: str | list[str] = Field(
+        "all-linear",
+        description="where the adapter goes: `all-linear` of the language model, names (`[q_proj, v_proj]`), or a "
+        "regular expression of whole names; refused beside a method's own `options` of the same meaning",
+    )
+    exclude: str | list[str] = Field("", description="names or a regular expression of modules to leave out of these")
+    layers: int | str | list[int] = Field(
+        "", description="of the language model: numbers from 0, ranges (`0-7, 12`), or `last 8`; empty: all"
+    )
+    projector: Literal["none", "whole", "adapter"] = Field(
+        "none", description="what joins pictures to the language model: trained whole, or with adapters (lora only)"
+    )
+    tower: Literal["none", "whole", "adapter"] = Field("none", description="the vision tower, in the same words")
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_named(cls, layers: int | str | list[int]) -> int | str | list[int]:
+        from streamcvit.adapters.selection import check_layers
+
+        check_layers(layers)
+        return layers
+
+
 class MethodConfig(Section):
     """One way of learning the stream: an adapter, a strategy, and its learning rate."""
 
     adapter: str = Field("smolora", description="a name in streamcvit.adapters.ADAPTERS, or `none` (zero-shot)")
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own settings")
+    train: TrainConfig | None = Field(None, description="what learns here, all of it; null: the run's own `train`")
     strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES")
     strategy_options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own settings")
     order: Literal["stream", "joint"] = Field("stream", description="joint: the whole stream shuffled (upper bound)")
@@ -227,6 +254,7 @@ class RunConfig(Section):
     stream: StreamConfig = Field(StreamConfig(), description="what arrives")
     model: ModelConfig = Field(ModelConfig(), description="the frozen base")
     learner: LearnerConfig = Field(LearnerConfig(), description="the update")
+    train: TrainConfig = Field(TrainConfig(), description="what learns")
     methods: dict[str, MethodConfig] = Field(
         default_factory=lambda: {"smolora": MethodConfig()}, description="ways of learning the stream, by name"
     )

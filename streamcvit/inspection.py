@@ -49,7 +49,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
     Raises:
         UserError: what `run` would refuse.
     """
-    reaches = check_settings(config, local)
+    known = check_settings(config, local)
     weights = fetch(config.model.name_or_path)
     with tempfile.TemporaryDirectory(prefix="streamcvit-check-") as place:
         folder = Path(place, "stream")
@@ -62,7 +62,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
         yield from _token_lines(config, samples)
         config = config.model_copy(update={"out": place})
         size = sum(file.stat().st_size for file in weight_files(weights))
-        yield from reaches.values()
+        yield from known
         yield from _learning_lines(config, index, str(folder))
         need = _mib(_peak()) if local else needed_mib(config, size)
         free = psutil.virtual_memory().available // 2**20

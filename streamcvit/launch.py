@@ -72,7 +72,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
 
 def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
     folder = config.folder()
-    reaches = check_settings(config, local)
+    known = check_settings(config, local)
     console = Screen()
     changed: Changes = {}
     index = None
@@ -92,7 +92,7 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
         found = stream_lines(folder / "stream", index)
-        for line in (*found, *reaches.values()):
+        for line in (*found, *known):
             view.message(line)
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")

@@ -9,6 +9,7 @@ import torch
 
 from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach
 from streamcvit.adapters.instruction import encoder_dim, encoder_identity
+from streamcvit.adapters.parts import Parts
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES
@@ -16,12 +17,12 @@ from streamcvit.models.base import device_of, skeleton
 from streamcvit.models.collate import Collator
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
-from streamcvit.run.loading import collation
+from streamcvit.run.loading import adapter_options, collation, learned
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
 
-def check_settings(config: RunConfig, local: bool) -> dict[str, str]:
+def check_settings(config: RunConfig, local: bool) -> list[str]:
     """Settings that can be wrong although each has a value of its kind, and what each method's adapter reaches.
 
     Args:
@@ -29,7 +30,7 @@ def check_settings(config: RunConfig, local: bool) -> dict[str, str]:
         local: whether it runs in this process.
 
     Returns:
-        A line for people on every method that learns: the share of the language model that its adapter is on.
+        Lines for people: the weights of each part of the model, and what every method that learns trains of them.
 
     Raises:
         UserError: an adapter or strategy cannot be made as its options ask, there is no such device or instruction
@@ -42,7 +43,13 @@ def check_settings(config: RunConfig, local: bool) -> dict[str, str]:
         device_of(config.model.device)
     if not local:
         check_address(config.monitor.host, config.monitor.port)
-    return reach_of(config)
+    return describe(config)
+
+
+def describe(config: RunConfig) -> list[str]:
+    """The weights of each part of the model and what every method trains of them; errors as `reach_of`."""
+    model = skeleton(config.model.name_or_path)
+    return [Parts.of(model).line(model), *reach_of(config).values()]
 
 
 def check_options(config: RunConfig) -> None:
@@ -57,6 +64,10 @@ def check_options(config: RunConfig) -> None:
                 adapter_config(method.adapter, None, options=method.options, sizes=ANY_SIZES)
             except UserError as error:
                 raise UserError(error.what, where=f"methods.{name}.options", fix=error.fix) from error
+        elif method.train:
+            raise UserError(
+                f"the adapter {method.adapter!r} trains nothing", where=f"methods.{name}.train", fix="Remove it"
+            )
         elif method.options:
             raise UserError(
                 f"the adapter {method.adapter!r} takes no options", where=f"methods.{name}.options", fix="Remove them"
@@ -75,7 +86,7 @@ def reach_of(config: RunConfig) -> dict[str, str]:
     for name, method in config.methods.items():
         if method.adapter not in ADAPTERS:
             continue
-        key = repr((method.adapter, method.options))
+        key = repr((method.adapter, method.options, method.train))
         if key not in known:
             known[key] = _reach(config, name)
         reach, exact = known[key]
@@ -86,17 +97,26 @@ def reach_of(config: RunConfig) -> dict[str, str]:
 def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
     """What a method's adapter reaches, and whether the number of its weights is exact."""
     method, model = config.methods[name], skeleton(config.model.name_or_path)
-    options = dict(method.options)
-    if isinstance(options.get("init_lora_weights"), str):  # it is computed from weights, which are not there
-        options["init_lora_weights"] = True
     dim = encoder_dim(config.model.instruction_encoder, model)
     sizes = {"instruction_dim": dim or 384, "visual_dim": vision_dim(model)}
     try:
+        options = adapter_options(config, name, model)
+        if isinstance(options.get("init_lora_weights"), str):  # it is computed from weights, which are not there
+            options["init_lora_weights"] = True
         with torch.device("meta"):
             return Reach.of(attach(model, method.adapter, options=options, sizes=sizes)), dim is not None
     except UserError as error:
-        key = f".{error.where}" if error.where in method.options else ""
-        raise UserError(error.what, where=f"methods.{name}.options{key}", fix=error.fix) from error
+        raise UserError(error.what, where=_key(config, name, error.where), fix=error.fix) from error
+
+
+def _key(config: RunConfig, name: str, where: str) -> str:
+    """The setting behind an adapter's option, or behind a field of `train`."""
+    section, selection = learned(config, name)
+    if where in selection.keys.values():
+        return f"{section}.{where}"
+    if where in selection.keys:
+        return f"{section}.{selection.keys[where]}"
+    return f"methods.{name}.options" + (f".{where}" if where in config.methods[name].options else "")
 
 
 def _check_strategy(method: str, strategy: str, options: dict[str, Any], seed: int) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from streamcvit.adapters.parts import Parts
 from streamcvit.adapters.targets import language_model, linear_layers, outside, touched
 
 
@@ -23,6 +27,8 @@ class Reach:
         weights: numbers that are trained.
         unreached: names of the language model's fused expert weights without an adapter.
         share: of the language model's weights that those are.
+        parts: numbers that are trained, by the part of the model that they lie in (`streamcvit.adapters.parts`).
+        kinds: of a language model with experts, adapted layers by what they are there for; empty for others.
     """
 
     adapted: int
@@ -32,6 +38,8 @@ class Reach:
     weights: int
     unreached: tuple[str, ...] = ()
     share: float = 0.0
+    parts: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, peft_model: PeftModel) -> Reach:
@@ -40,17 +48,20 @@ class Reach:
         on = {name: model.get_submodule(name) for name in touched(model)}
         adapted = [name for name, module in on.items() if isinstance(module, BaseTunerLayer)]
         linear = linear_layers(model)
+        inner = set(adapted) & set(linear)
         config = peft_model.peft_config[peft_model.active_adapter]
         named = [str(name) for name in getattr(config, "target_parameters", None) or ()]
         unreached, share = _fused(model, named)
         return cls(
-            len(set(adapted) & set(linear)),
+            len(inner),
             len(linear),
             tuple(outside(model, adapted)),
             tuple(name for name, module in on.items() if isinstance(module, ModulesToSaveWrapper)),
             sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
             unreached,
             share,
+            Parts.of(model).sizes(model, trained=True),
+            Counter(map(_kind, sorted(inner))) if unreached or any(".experts." in name for name in linear) else {},
         )
 
     def line(self, name: str, exact: bool = True) -> str:
@@ -61,12 +72,32 @@ class Reach:
         if self.whole:
             text += f", trains {', '.join(self.whole)} whole"
         text += f", {'' if exact else 'about '}{self.weights:,} weights trained"
+        if set(self.parts) - {"language model"}:
+            text += f" ({', '.join(f'{part} {size:,}' for part, size in self.parts.items())})"
+        if self.kinds:
+            text += f"; of its mixture of experts: {', '.join(f'{kind} ({n})' for kind, n in self.kinds.items())}"
         if self.unreached:
             text += (
                 f"; not reached: {len(self.unreached)} fused expert weights, {100 * self.share:.0f} % of the language "
                 "model (an adapter `lora` reaches them with target_parameters)"
             )
         return text
+
+
+def _kind(name: str) -> str:
+    """What a layer of a mixture of experts is there for, from its name."""
+    for kind, pattern in _KINDS.items():
+        if re.search(pattern, name):
+            return kind
+    return "other layers"
+
+
+_KINDS = {
+    "shared experts": r"shared_(expert|mlp)",
+    "experts": r"\.experts\.",
+    "attention": r"attn|attention|mixer|conv",
+    "dense layers": r"mlp|feed_forward|ffn",
+}
 
 
 def _fused(model: nn.Module, named: list[str]) -> tuple[tuple[str, ...], float]:

@@ -83,7 +83,7 @@ def settle_targets(
     wanted = options.get("target_modules")
     chosen = _named(model, default if wanted is None else wanted)
     if (excluded := options.get("exclude_modules")) is not None:
-        out = set(_matching(model, excluded))
+        out = set(matching(model, excluded))
         chosen = [name for name in chosen if name not in out]
         if not chosen:
             raise UserError("every module is excluded", where="exclude_modules", fix="Exclude fewer")
@@ -161,7 +161,7 @@ def _common_stem(names: list[str]) -> str:
     return first[: first.rfind(".", 0, length) + 1]
 
 
-def _matching(model: nn.Module, wanted: str | Iterable[str]) -> list[str]:
+def matching(model: nn.Module, wanted: str | Iterable[str]) -> list[str]:
     """Modules that PEFT would match: by a regular expression, or by the last parts of their names."""
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(wanted, str):
@@ -177,12 +177,12 @@ def _named(model: nn.Module, wanted: str | Iterable[str]) -> list[str]:
     if isinstance(wanted, str):
         if wanted.lower() == ALL_LINEAR:
             return linear_layers(model)
-        if not (found := _matching(model, wanted)):
+        if not (found := matching(model, wanted)):
             raise _unknown(model, wanted)
         return found
     found = []
     for word in dict.fromkeys(wanted):
-        matches = _matching(model, [word])
+        matches = matching(model, [word])
         outer = set(outside(model, matches))
         inner = [name for name in matches if name not in outer]
         if not matches:
@@ -204,6 +204,12 @@ def _unknown(model: nn.Module, word: Any) -> UserError:
         where="target_modules",
         fix=f"Its language model's linear layers are {', '.join(list(ours)[:12])}",
     )
+
+
+def layer_numbers(model: nn.Module) -> list[int]:
+    """Numbers of the language model's layers that have linear layers, ascending."""
+    found = (re.match(r"(?:^|.*?\.)[^.]*\.(\d+)\.", name) for name in linear_layers(model))
+    return sorted({int(match[1]) for match in found if match})
 
 
 def _of_layers(names: list[str], layers: int | Iterable[int], pattern: str | Iterable[str] | None) -> list[str]:

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from streamcvit.adapters import InstructionEncoder, tuner_of
 from streamcvit.adapters.build import attach
+from streamcvit.adapters.selection import Selection
 from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
@@ -50,6 +51,22 @@ def load_encoder(config: RunConfig, base: Base) -> InstructionEncoder:
     return InstructionEncoder.load(config.model.instruction_encoder, base.model, base.tokenizer)
 
 
+def learned(config: RunConfig, method: str) -> tuple[str, Selection]:
+    """What of the model a method trains, and the key of the section that says it."""
+    own = config.methods[method].train
+    return (
+        (f"methods.{method}.train", Selection(**own.model_dump()))
+        if own
+        else ("train", Selection(**config.train.model_dump()))
+    )
+
+
+def adapter_options(config: RunConfig, method: str, model: torch.nn.Module) -> dict[str, Any]:
+    """A method's adapter options, with what the config says of the parts that learn; see `Selection.options`."""
+    settings = config.methods[method]
+    return learned(config, method)[1].options(model, settings.options, routed=settings.adapter != "lora")
+
+
 def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
     """The base with a method's fresh adapter on it; the same weights in every process."""
     settings = config.methods[method]
@@ -57,7 +74,7 @@ def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str
         base.model,
         settings.adapter,
         seed=config.seed,
-        options=settings.options,
+        options=adapter_options(config, method, base.model),
         sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},
     )
 

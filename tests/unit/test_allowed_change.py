@@ -42,7 +42,7 @@ def test_a_change_allowed_before_a_kill_is_asked_for_again_until_every_folder_no
         yield lambda _: types.SimpleNamespace(base_digest="base", url="")
 
     monkeypatch.setattr(launch, "_starting", starting)
-    monkeypatch.setattr(launch, "check_settings", lambda *_: {})
+    monkeypatch.setattr(launch, "check_settings", lambda *_: [])
     monkeypatch.setattr(launch, "model_digest", lambda _: "base")
     monkeypatch.setattr(launch.Driver, "run", lambda _: None)
     monkeypatch.setattr(launch, "_report", lambda _: None)

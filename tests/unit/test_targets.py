@@ -47,7 +47,8 @@ def test_a_path_a_regular_expression_or_a_name_of_its_own_reaches_beyond_the_lan
     names, reach = adapted(target_modules=["linear_1", "down_proj"])
     assert names == ["model.multi_modal_projector.linear_1", *(f"{LAYERS}.{k}.mlp.down_proj" for k in (0, 1))]
     assert reach.line("mine") == (
-        "mine reaches 2 of 14 linear layers of the language model and 1 layer beyond it, 2,048 weights trained"
+        "mine reaches 2 of 14 linear layers of the language model and 1 layer beyond it, 2,048 weights trained "
+        "(language model 1,536, projector 512)"
     )
 
 
