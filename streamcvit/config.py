@@ -148,6 +148,15 @@ class LearnerConfig(Section):
     """The update."""
 
     batch_size: int = Field(8, ge=1, description="samples a step")
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="samples whose forward and backward run at a time, for the update of the whole batch; 0: all",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep no activations inside the layers, compute them again in backward: less memory, more time",
+    )
     turns: Literal["all", "last"] = Field("all", description="which answers of a conversation are learned")
     lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="rate of methods that name none of their own")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled, of AdamW")
@@ -202,6 +211,11 @@ class MethodConfig(Section):
     strategy_options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own settings")
     order: Literal["stream", "joint"] = Field("stream", description="joint: the whole stream shuffled (upper bound)")
     lr: float | None = Field(None, gt=0, allow_inf_nan=False, description="this method's rate; null: learner.lr")
+    lrs: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="rates of groups of parameters, by group (`adapter`, `A`, `B`, `routers`, `whole`, `projector`, "
+        "`tower`) or by a regular expression found in their names; the first that fits a parameter holds",
+    )
 
 
 class EvaluationConfig(Section):

@@ -23,9 +23,11 @@ from streamcvit.adapters.calls import (
     expert_usage,
     learning_mode,
     routing_kwargs,
+    shares_routes,
     tuner_of,
     undo_step,
 )
+from streamcvit.adapters.checkpointing import checkpoint_layers, keep_activations
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
 from streamcvit.adapters.options import check_options
@@ -52,14 +54,17 @@ __all__ = [
     "attach",
     "auxiliary_loss",
     "begin_chunk",
+    "checkpoint_layers",
     "checkpointing_kwargs",
     "cluster_assignments",
     "decide_routes",
     "expert_parameters",
     "expert_usage",
+    "keep_activations",
     "learning_mode",
     "load_published",
     "routing_kwargs",
+    "shares_routes",
     "target_modules",
     "touched_before_language",
     "tuner_of",

@@ -115,19 +115,25 @@ def checkpointing_kwargs(peft_model: Any) -> dict[str, Any]:
     return kwargs
 
 
+def shares_routes(peft_model: Any) -> bool:
+    """Whether a batch's routes are decided once for all layers, by prototypes, which `decide_routes` then does."""
+    tuner = tuner_of(peft_model)
+    if not isinstance(tuner, SMoLoraModel):
+        return False
+    config: Any = tuner.peft_config[tuner.active_adapters[0]]
+    return config.router == "prototype"
+
+
 def decide_routes(peft_model: Any, routing: RoutingInputs) -> RoutingInputs:
     """Decide a whole batch's routes now, so that its micro-batches, or the ranks that share it, can be run with slices.
 
     In training mode new prototypes may spawn, as in a forward; a forward given the result decides nothing. Returned
     unchanged for tuners that decide per layer.
     """
+    if not shares_routes(peft_model):
+        return routing
     tuner = tuner_of(peft_model)
-    if not isinstance(tuner, SMoLoraModel):
-        return routing
     name = tuner.active_adapters[0]
-    config: Any = tuner.peft_config[name]
-    if config.router != "prototype":
-        return routing
     return replace(routing, routes=tuner.decide(name, routing, tuner.training and torch.is_grad_enabled()))
 
 
@@ -136,12 +142,10 @@ def cluster_assignments(peft_model: Any, routing: RoutingInputs) -> dict[str, to
 
     Empty for routers without prototypes. Changes nothing.
     """
-    tuner = tuner_of(peft_model)
-    if not isinstance(tuner, SMoLoraModel):
+    if not shares_routes(peft_model):
         return {}
+    tuner = tuner_of(peft_model)
     name = tuner.active_adapters[0]
     config: Any = tuner.peft_config[name]
-    if config.router != "prototype":
-        return {}
     routes = tuner.decide(name, replace(routing, routes=None), learning=False)
     return {label: routes[:, bank.columns].squeeze(1) - bank.first for label, bank in tuner.banks(config).items()}

@@ -54,8 +54,7 @@ def count_forwards(model: nn.Module, move: Callable) -> None:
 def size_of(batch: Batch) -> int:
     """Bytes of a batch's pictures, as they came and as the model takes them, and of its tokens."""
     pictures = sum(len(picture.data) for sample in batch.samples for picture in sample.pictures)
-    tensors = batch.inputs.tensors.values() if batch.inputs is not None else ()
-    return pictures + sum(tensor.nbytes for tensor in tensors)
+    return pictures + sum(tensor.nbytes for part in batch.parts for tensor in part.tensors.values())
 
 
 class IngestActor(Actor):

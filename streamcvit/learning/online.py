@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from streamcvit.adapters import (
     InstructionEncoder,
     after_step,
-    auxiliary_loss,
     begin_chunk,
+    checkpoint_layers,
     expert_parameters,
     learning_mode,
     routing_kwargs,
@@ -30,7 +30,9 @@ from streamcvit.adapters import (
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import Epoch
+from streamcvit.learning.microbatch import Seen, gradients
 from streamcvit.learning.optim import ExpertAdamW
+from streamcvit.learning.rates import grouped
 from streamcvit.learning.soundness import Diverged, Verdicts, judge
 from streamcvit.learning.strategies import Sequential
 from streamcvit.learning.strategies.base import strategy_state
@@ -77,6 +79,9 @@ class OnlineLearner:
         strategy: what is added to the plain step.
         encoder: embeds instructions for routing; None where the adapter takes no routing inputs.
         lr, weight_decay, betas: of AdamW.
+        lrs: rates of groups of parameters (`streamcvit.learning.rates`).
+        micro_batch: samples whose forward and backward run at a time (`streamcvit.learning.microbatch`); 0: the batch.
+        gradient_checkpointing: compute the activations of the layers again in backward instead of keeping them.
         warmup_steps: steps of linear warm-up; the rate is constant after them (a stream has no end to anneal to).
         max_grad_norm: gradients are clipped to it.
         max_skipped_steps: steps in a row that may be skipped, less one.
@@ -91,6 +96,9 @@ class OnlineLearner:
         *,
         encoder: InstructionEncoder | None = None,
         lr: float = 1e-3,
+        lrs: Mapping[str, float] | None = None,
+        micro_batch: int = 0,
+        gradient_checkpointing: bool = False,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
@@ -102,11 +110,16 @@ class OnlineLearner:
         self.strategy = strategy or Sequential(seed)
         self.lr, self.warmup_steps, self.max_grad_norm = lr, warmup_steps, max_grad_norm
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.parameters, self.idle = list(trained.values()), trained
+        self.parameters, self.idle, self.micro_batch = list(trained.values()), trained, micro_batch
         if not self.parameters:
             raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
         experts = expert_parameters(model)
-        self.optimizer = ExpertAdamW(self.parameters, experts, lr=lr, betas=betas, weight_decay=weight_decay)
+        groups = grouped(model, trained, lr, lrs or {})
+        self.optimizer = ExpertAdamW(groups, experts, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.rates = [float(group["lr"]) for group in groups]
+        # Commits number parameters as the model does, whatever group they are in.
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
+        self.places = [places[id(parameter)] for group in groups for parameter in group["params"]]
         self.verdicts = Verdicts(max_skipped_steps)
         # What a step leaves behind for the next one must know the verdict; where nothing does, a GPU need not wait.
         remembers = type(self.strategy).after_step is not Sequential.after_step
@@ -117,7 +130,11 @@ class OnlineLearner:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global state
         random.seed(seed)
+        if gradient_checkpointing:
+            checkpoint_layers(model)
         learning_mode(model)
+        # In training mode it tells that the mode was changed; what holds it may be in training mode for other reasons.
+        self._frozen = next(module for module in reversed(list(base.model.modules())) if not module.training)
 
     def learn(self, batch: Batch) -> StepReport | None:
         """Score a batch, then learn it once.
@@ -139,8 +156,8 @@ class OnlineLearner:
             begin_chunk(self.model, batch.chunk)
             self.strategy.before_chunk(batch.chunk, self.model)
         report = verdict = None
-        if batch.inputs is not None:
-            report, verdict = self._step(batch, batch.inputs)
+        if batch.parts:
+            report, verdict = self._step(batch)
         # A batch with nothing readable is a step too, so that every chunk boundary has a version of its own.
         self.step += 1
         self.cursor = batch.next_cursor
@@ -148,31 +165,17 @@ class OnlineLearner:
             self.verdicts.note(batch, self.step, verdict)
         return report
 
-    def _step(self, batch: Batch, inputs: ModelInputs) -> tuple[StepReport, float | torch.Tensor]:
+    def _step(self, batch: Batch) -> tuple[StepReport, float | torch.Tensor]:
         """The report, and the verdict on the step as far as it is known."""
-        if self.base.model.training or not self.model.training:  # someone evaluated in between
+        if self._frozen.training or not self.model.training:  # someone evaluated in between
             learning_mode(self.model)
-        losses_B, correct_B = self.losses(inputs)
-        auxiliary = auxiliary_loss(self.model)
-        extra = self.strategy.extend_batch(batch)
-        total = losses_B.sum()
-        count = len(batch.samples)
-        if extra:
-            # A forward of its own: a sample's loss does not depend on its batch, so the sum is the same.
-            replayed, _ = self.losses(self.base.collator.train(tuple(extra)))
-            total, count = total + replayed.sum(), count + len(extra)
-        loss = total / count
-        for term in (auxiliary, self.strategy.penalty(self.model)):
-            if term is not None:
-                loss = loss + term
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses_B, correct_B, loss = gradients(self, batch)
         if self.idle:
             self.idle = {name: p for name, p in self.idle.items() if p.grad is None}
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         if self.warmup_steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * min(1.0, (self.step + 1) / self.warmup_steps)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * min(1.0, (self.step + 1) / self.warmup_steps)
         verdict = judge(loss, grad_norm)
         said = self.optimizer.step(verdict=verdict, read=self.reads)
         if said:
@@ -180,14 +183,26 @@ class OnlineLearner:
         else:
             after_step(self.model)
             self.strategy.after_step(batch, self.model)
-        report = StepReport(self.step + 1, losses_B.detach(), correct_B, grad_norm, verdict != 0)
+        report = StepReport(self.step + 1, losses_B, correct_B, grad_norm, verdict != 0)
         return report, verdict if said is None else said
 
-    def losses(self, inputs: ModelInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, inputs: ModelInputs) -> Seen:
+        """Image features of inputs on the model's device, and what routers read of them."""
+        vision = encode_images(self.base.model, inputs, learns=self.sees)
+        if self.encoder is None:
+            return Seen(vision, None)
+        facts = routing_inputs(self.encoder, inputs, vision)
+        return Seen(vision, replace(facts, token_mask=inputs.tensors["attention_mask"].bool()))
+
+    def losses(
+        self, inputs: ModelInputs, routes: torch.Tensor | None = None, seen: Seen | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-sample loss on answer tokens, with graph.
 
         Args:
             inputs: B samples with answers.
+            routes: [B, banks] int64, decided before; None: the router decides.
+            seen: what `look` gave for them; None: it is asked.
 
         Returns:
             (loss [B] float32, correct [B] bool). Each sample weighs the same however long its answer is, so the
@@ -195,13 +210,13 @@ class OnlineLearner:
         """
         answer_BS = inputs.answer_mask
         rows_n = answer_BS.nonzero()[:, 0]  # on the host, before the transfer: no wait for the device
+        if seen is not None:  # pixels are not wanted again
+            inputs = replace(inputs, tensors=text_tensors(inputs))
         inputs = inputs.to(self.base.device)
-        vision = encode_images(self.base.model, inputs, learns=self.sees)
-        routing: dict[str, Any] = {}
-        if self.encoder is not None:
-            facts = routing_inputs(self.encoder, inputs, vision)
-            facts = replace(facts, token_mask=inputs.tensors["attention_mask"].bool())
-            routing = routing_kwargs(self.model, facts)
+        vision, facts = self.look(inputs) if seen is None else seen
+        routing = routing_kwargs(
+            self.model, facts if routes is None or facts is None else replace(facts, routes=routes)
+        )
         # The token at t is predicted from t - 1, so logits are wanted one position earlier.
         keep_BS = torch.zeros_like(inputs.answer_mask)
         keep_BS[:, :-1] = inputs.answer_mask[:, 1:]
@@ -313,9 +328,9 @@ class OnlineLearner:
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
         for index, entry in self.optimizer.state_dict()["state"].items():
             for name, tensor in entry.items():
-                tensors[f"optimizer.{index}.{name}"] = tensor.detach().cpu().contiguous()
+                tensors[f"optimizer.{self.places[index]}.{name}"] = tensor.detach().cpu().contiguous()
         for index, tensor in self.optimizer.copies().items():
-            tensors[f"optimizer.{index}.copy"] = tensor.detach().cpu().contiguous()
+            tensors[f"optimizer.{self.places[index]}.copy"] = tensor.detach().cpu().contiguous()
         extra, values = strategy_state(self.strategy)
         tensors |= {f"strategy.{name}": tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
         kind, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
@@ -329,11 +344,12 @@ class OnlineLearner:
     def _load_resume_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         entries: dict[int, dict[str, torch.Tensor]] = {}
         strategy: dict[str, torch.Tensor] = {}
+        numbers = {place: number for number, place in enumerate(self.places)}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
             if kind == "optimizer":
                 index, _, name = rest.partition(".")
-                entries.setdefault(int(index), {})[name] = tensor
+                entries.setdefault(numbers[int(index)], {})[name] = tensor
             elif kind == "strategy":
                 strategy[rest] = tensor
         copies = {index: state.pop("copy") for index, state in entries.items() if "copy" in state}

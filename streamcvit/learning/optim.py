@@ -22,7 +22,7 @@ class ExpertAdamW(torch.optim.Optimizer):
     copy of its own in float32, with moments in float32.
 
     Args:
-        params: dense parameters, `experts` among them.
+        params: dense parameters, `experts` among them; or groups of them, each with its own `params` and `lr`.
         experts: those that stack experts along their first axis.
         lr: learning rate.
         betas: decay of the two moments.
@@ -32,7 +32,7 @@ class ExpertAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.Tensor],
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
         experts: Iterable[torch.Tensor] = (),
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -40,12 +40,18 @@ class ExpertAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         # `fused`: torch then loads counts of steps onto their parameter's device, where the fused kernel wants them.
-        params, stacked = list(params), {id(parameter) for parameter in experts}
-        kept = [p if p.dtype.itemsize > 2 else p.detach().float().requires_grad_() for p in params]
-        self._halves = {i: p for i, (p, copy) in enumerate(zip(params, kept, strict=True)) if copy is not p}
+        given = list(params)
+        groups = [group if isinstance(group, dict) else {"params": [group]} for group in given]
+        flat, stacked = [p for group in groups for p in group["params"]], {id(parameter) for parameter in experts}
+        kept = [p if p.dtype.itemsize > 2 else p.detach().float().requires_grad_() for p in flat]
+        self._halves = {i: p for i, (p, copy) in enumerate(zip(flat, kept, strict=True)) if copy is not p}
         self._kept = kept
-        super().__init__(kept, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
-        self._stacked = {id(copy) for p, copy in zip(params, kept, strict=True) if id(p) in stacked}
+        rest = iter(kept)
+        own: Any = kept
+        if given and isinstance(given[0], dict):
+            own = [{**group, "params": [next(rest) for _ in group["params"]]} for group in groups]
+        super().__init__(own, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
+        self._stacked = {id(copy) for p, copy in zip(flat, kept, strict=True) if id(p) in stacked}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""

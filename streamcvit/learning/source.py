@@ -10,7 +10,7 @@ import numpy as np
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
-from streamcvit.models.batch import Batch
+from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
 
 
@@ -66,10 +66,11 @@ class BatchSource:
         reader: reads samples by position.
         collator: turns samples into tensors.
         schedule: order and chunk ends.
+        micro_batch: samples a micro-batch; 0: batches are whole.
     """
 
-    def __init__(self, reader: ShardReader, collator: Collator, schedule: Schedule) -> None:
-        self.reader, self.collator, self.schedule = reader, collator, schedule
+    def __init__(self, reader: ShardReader, collator: Collator, schedule: Schedule, micro_batch: int = 0) -> None:
+        self.reader, self.collator, self.schedule, self.micro_batch = reader, collator, schedule, micro_batch
 
     def batch(self, cursor: int) -> Batch:
         """The batch that starts at `cursor`.
@@ -85,15 +86,15 @@ class BatchSource:
         rows = self.reader.read(positions)
         good = [(p, row) for p, row in zip(positions, rows, strict=True) if isinstance(row, Sample)]
         bad = [row for row in rows if isinstance(row, Quarantined)]
-        inputs = None
+        parts: tuple[ModelInputs, ...] = ()
         try:
-            inputs = self.collator.train([row for _, row in good]) if good else None
+            parts = self._collate(good)
         except UnusableSamples as fault:
             # What the processor refuses depends on the sample's bytes alone, so the batch stays a pure function.
             reasons = fault.reasons
             bad += [Quarantined(p, s.sample_id, *reasons[s.sample_id]) for p, s in good if s.sample_id in reasons]
             good = [(p, s) for p, s in good if s.sample_id not in reasons]
-            inputs = self.collator.train([row for _, row in good]) if good else None
+            parts = self._collate(good)
         samples = tuple(row for _, row in good)
         return Batch(
             cursor=cursor,
@@ -101,6 +102,10 @@ class BatchSource:
             chunk=self.schedule.chunk_of(cursor),
             positions=tuple(p for p, _ in good),
             samples=samples,
-            inputs=inputs,
+            inputs=parts[0] if len(parts) == 1 else None,
             quarantined=tuple(bad),
+            micro=parts if len(parts) > 1 else (),
         )
+
+    def _collate(self, good: list[tuple[int, Sample]]) -> tuple[ModelInputs, ...]:
+        return self.collator.micro_batches([row for _, row in good], self.micro_batch) if good else ()

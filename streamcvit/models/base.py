@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import nn
 
+from streamcvit.adapters import keep_activations
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
 from streamcvit.models.processor import load_processor, loading_error, resolve
@@ -89,6 +90,7 @@ class Base:
             if name:
                 parent, _, child = name.rpartition(".")
                 self._modules[parent]._modules[child] = module
+        keep_activations(self.model)
         self.model.requires_grad_(False).eval()
         return checksum(self.model.state_dict()) == self._checksum
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from streamcvit.data.sample import Quarantined, Sample
 
@@ -45,10 +46,25 @@ class ModelInputs:
             self.pictures,
         )
 
+    def widened(self, width: int, pad_token_id: int) -> ModelInputs:
+        """The same inputs, right-padded to `width` tokens a row."""
+        shape = self.image_mask.shape
+        more = width - shape[1]
+        if not more:
+            return self
+        tensors = {
+            name: F.pad(tensor, (0, more), value=pad_token_id if name == "input_ids" else 0)
+            if tensor.shape == shape
+            else tensor
+            for name, tensor in self.tensors.items()
+        }
+        masks = (F.pad(mask, (0, more)) for mask in (self.answer_mask, self.prompt_mask, self.image_mask))
+        return ModelInputs(tensors, *masks, self.instructions, self.pictures)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """A stretch of the stream: a pure function of (index, cursor, batch size, processor).
+    """A stretch of the stream: a pure function of (index, cursor, batch size, micro-batch size, processor).
 
     Attributes:
         cursor: position it starts at.
@@ -56,8 +72,9 @@ class Batch:
         chunk: the chunk all of it belongs to (a batch never crosses a chunk's end).
         positions: position of each sample in `samples`.
         samples: the readable samples, in stream order.
-        inputs: their processor output; None when every position is quarantined.
+        inputs: their processor output; None when every position is quarantined, and where it is in micro-batches.
         quarantined: the unreadable rest.
+        micro: their processor output in micro-batches, in stream order; see `Collator.micro_batches`.
     """
 
     cursor: int
@@ -67,3 +84,9 @@ class Batch:
     samples: tuple[Sample, ...]
     inputs: ModelInputs | None
     quarantined: tuple[Quarantined, ...] = ()
+    micro: tuple[ModelInputs, ...] = ()
+
+    @property
+    def parts(self) -> tuple[ModelInputs, ...]:
+        """The processor output of all samples, whole or in micro-batches; empty where there is no sample."""
+        return self.micro if self.inputs is None else (self.inputs,)

@@ -132,6 +132,29 @@ class Collator:
         ended = [[*answer, self.end_token_id] for answer in answers]
         return self._collate([_Asked(*a, answer) for a, answer in zip(asked, ended, strict=True)], reasons, left=False)
 
+    def micro_batches(self, samples: Sequence[Sample], size: int = 0) -> tuple[ModelInputs, ...]:
+        """What `train` gives, `size` samples at a time, all rows as wide as the whole batch's; 0: in one.
+
+        Each part is the processor's own output for its samples, since how pixels of several samples are laid out
+        (pictures, tiles or patches first, padded or not) is each processor's affair.
+
+        Raises:
+            UnusableSamples: as `train`, with the faults of all parts.
+        """
+        if not size or size >= len(samples):
+            return (self.train(samples),)
+        parts: list[ModelInputs] = []
+        reasons: dict[str, tuple[str, str]] = {}
+        for start in range(0, len(samples), size):
+            try:
+                parts.append(self.train(samples[start : start + size]))
+            except UnusableSamples as fault:
+                reasons |= fault.reasons
+        if reasons:
+            raise UnusableSamples(reasons)
+        width = max(part.image_mask.shape[1] for part in parts)
+        return tuple(part.widened(width, self.pad_token_id) for part in parts)
+
     def prompts(self, samples: Sequence[Sample]) -> ModelInputs:
         """Left-padded conversations up to their last answer, ready for generation; `answer_mask` is all false.
 

@@ -93,7 +93,7 @@ def local_feed(config: RunConfig, stream: str) -> Feed:
 
     def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
         schedule = Schedule.of(index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
-        source = BatchSource(reader, collator, schedule)
+        source = BatchSource(reader, collator, schedule, config.learner.micro_batch)
         while cursor < stop:
             batch = source.batch(cursor)
             yield batch

@@ -1,0 +1,108 @@
+"""A batch learned in micro-batches: the update of the whole batch, with the activations of a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from streamcvit.adapters import RoutingInputs, auxiliary_loss, decide_routes, shares_routes
+from streamcvit.models.batch import Batch, ModelInputs
+from streamcvit.models.vision import Vision
+
+if TYPE_CHECKING:
+    from streamcvit.learning.online import OnlineLearner
+
+
+class Seen(NamedTuple):
+    """What is worked out of samples before the language model runs.
+
+    Attributes:
+        vision: their image features.
+        facts: what routers read; None where nothing is routed.
+    """
+
+    vision: Vision
+    facts: RoutingInputs | None
+
+
+def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute a step's gradient: of the whole batch at once, or of one micro-batch after the other.
+
+    In micro-batches it is equal to that of the whole batch to rounding, unless the adapter drops out (its masks are drawn by micro-batch): a
+    sample's loss does not depend on its batch, what is averaged over tokens is weighed by the tokens of a micro-batch,
+    routers that decide by prototypes see the whole batch first, and the strategy's penalty is taken once. Replayed
+    samples are learned in micro-batches of the same size.
+
+    Args:
+        learner: takes the step; its gradients are set.
+        batch: with readable samples; collated here where it was not in micro-batches.
+
+    Returns:
+        (loss [B] float32 and correct [B] bool of the batch's own samples, 0-dim loss of the step), without graph.
+    """
+    if not learner.micro_batch and len(batch.parts) == 1:
+        return _whole(learner, batch)
+    collate, size, parts = learner.base.collator.micro_batches, learner.micro_batch, batch.parts
+    if len(parts) == 1 and size < len(batch.samples):
+        parts = collate(batch.samples, size)
+    extra = tuple(learner.strategy.extend_batch(batch))
+    count = len(batch.samples) + len(extra)
+    learner.optimizer.zero_grad(set_to_none=True)
+    losses: list[torch.Tensor] = []
+    correct: list[torch.Tensor] = []
+    terms: list[torch.Tensor] = []
+    for group, own in ((parts, True), (collate(extra, size) if extra else (), False)):
+        tokens = [int(part.tensors["attention_mask"].sum()) for part in group]  # on the host still
+        for part, share, (routes, seen) in zip(group, tokens, _looks(learner, group), strict=True):
+            losses_b, correct_b = learner.losses(part, routes, seen)
+            loss = losses_b.sum() / count
+            auxiliary = auxiliary_loss(learner.model)
+            if own:
+                losses.append(losses_b.detach())
+                correct.append(correct_b)
+                if auxiliary is not None:  # a mean over the tokens of the micro-batch
+                    loss = loss + auxiliary * (share / sum(tokens))
+            loss.backward()
+            terms.append(loss.detach())
+    penalty = learner.strategy.penalty(learner.model)
+    if penalty is not None:
+        if penalty.requires_grad:
+            penalty.backward()
+        terms.append(penalty.detach())
+    return torch.cat(losses), torch.cat(correct), torch.stack([term.float() for term in terms]).sum()
+
+
+def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    losses_B, correct_B = learner.losses(batch.parts[0])
+    auxiliary = auxiliary_loss(learner.model)
+    extra = learner.strategy.extend_batch(batch)
+    total = losses_B.sum()
+    count = len(batch.samples)
+    if extra:
+        # A forward of its own: a sample's loss does not depend on its batch, so the sum is the same.
+        replayed, _ = learner.losses(learner.base.collator.train(tuple(extra)))
+        total, count = total + replayed.sum(), count + len(extra)
+    loss = total / count
+    for term in (auxiliary, learner.strategy.penalty(learner.model)):
+        if term is not None:
+            loss = loss + term
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    return losses_B.detach(), correct_B, loss.detach()
+
+
+def _looks(learner: OnlineLearner, parts: Sequence[ModelInputs]) -> list[tuple[torch.Tensor | None, Seen | None]]:
+    """Routes of each part, decided on all of them together, and what was seen for it where that can be used again."""
+    if len(parts) < 2 or learner.encoder is None or not shares_routes(learner.model):
+        return [(None, None)] * len(parts)
+    with torch.no_grad():
+        seen = [learner.look(part.to(learner.base.device)) for part in parts]
+    facts = [one.facts for one in seen if one.facts is not None]
+    whole = {name: torch.cat([getattr(one, name) for one in facts]) for name in ("instruction", "visual", "image_mask")}
+    routes = decide_routes(learner.model, RoutingInputs(**whole)).routes
+    assert routes is not None
+    split = routes.split([len(part.image_mask) for part in parts])
+    # Features of a tower or projector that learns want a graph, so they are computed again.
+    return [(own, None if learner.sees else one) for own, one in zip(split, seen, strict=True)]
