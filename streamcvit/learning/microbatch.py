@@ -30,10 +30,10 @@ class Seen(NamedTuple):
 def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute a step's gradient: of the whole batch at once, or of one micro-batch after the other.
 
-    In micro-batches it is equal to that of the whole batch to rounding, unless the adapter drops out (its masks are drawn by micro-batch): a
-    sample's loss does not depend on its batch, what is averaged over tokens is weighed by the tokens of a micro-batch,
-    routers that decide by prototypes see the whole batch first, and the strategy's penalty is taken once. Replayed
-    samples are learned in micro-batches of the same size.
+    In micro-batches it is that of the whole batch to rounding, unless the adapter drops out (masks are drawn by
+    micro-batch): a sample's loss does not depend on its batch, what is averaged over tokens is weighed by the tokens
+    of a micro-batch, routers that decide by prototypes see the whole batch first, and the strategy's penalty is taken
+    once. Replayed samples are learned in micro-batches of the same size.
 
     Args:
         learner: takes the step; its gradients are set.

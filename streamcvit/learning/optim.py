@@ -41,8 +41,9 @@ class ExpertAdamW(torch.optim.Optimizer):
     ) -> None:
         # `fused`: torch then loads counts of steps onto their parameter's device, where the fused kernel wants them.
         given = list(params)
-        groups = [group if isinstance(group, dict) else {"params": [group]} for group in given]
-        flat, stacked = [p for group in groups for p in group["params"]], {id(parameter) for parameter in experts}
+        groups: list[dict[str, Any]] = [g if isinstance(g, dict) else {"params": [g]} for g in given]
+        flat: list[torch.Tensor] = [p for group in groups for p in group["params"]]
+        stacked = {id(parameter) for parameter in experts}
         kept = [p if p.dtype.itemsize > 2 else p.detach().float().requires_grad_() for p in flat]
         self._halves = {i: p for i, (p, copy) in enumerate(zip(flat, kept, strict=True)) if copy is not p}
         self._kept = kept

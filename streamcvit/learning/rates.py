@@ -23,7 +23,7 @@ _BETWEEN = re.compile(
 
 
 def _router(name: str) -> bool:
-    return _adapter(name) is False and _OF_ADAPTER.search(name) is not None
+    return not _adapter(name) and _OF_ADAPTER.search(name) is not None
 
 
 def _adapter(name: str) -> bool:

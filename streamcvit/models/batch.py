@@ -58,8 +58,10 @@ class ModelInputs:
             else tensor
             for name, tensor in self.tensors.items()
         }
-        masks = (F.pad(mask, (0, more)) for mask in (self.answer_mask, self.prompt_mask, self.image_mask))
-        return ModelInputs(tensors, *masks, self.instructions, self.pictures)
+        answer, prompt, image = (
+            F.pad(mask, (0, more)) for mask in (self.answer_mask, self.prompt_mask, self.image_mask)
+        )
+        return ModelInputs(tensors, answer, prompt, image, self.instructions, self.pictures)
 
 
 @dataclass(frozen=True)
