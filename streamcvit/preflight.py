@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach
+from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach, checkpoint_layers
 from streamcvit.adapters.instruction import encoder_dim, encoder_identity
 from streamcvit.adapters.parts import Parts
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES
+from streamcvit.learning.rates import grouped
 from streamcvit.models.base import device_of, skeleton
 from streamcvit.models.collate import Collator
 from streamcvit.models.vision import vision_dim
@@ -86,7 +87,7 @@ def reach_of(config: RunConfig) -> dict[str, str]:
     for name, method in config.methods.items():
         if method.adapter not in ADAPTERS:
             continue
-        key = repr((method.adapter, method.options, method.train))
+        key = repr((method.adapter, method.options, method.train, method.lrs))
         if key not in known:
             known[key] = _reach(config, name)
         reach, exact = known[key]
@@ -104,13 +105,21 @@ def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
         if isinstance(options.get("init_lora_weights"), str):  # it is computed from weights, which are not there
             options["init_lora_weights"] = True
         with torch.device("meta"):
-            return Reach.of(attach(model, method.adapter, options=options, sizes=sizes)), dim is not None
+            adapted = attach(model, method.adapter, options=options, sizes=sizes)
+        grouped(adapted, {key: p for key, p in adapted.named_parameters() if p.requires_grad}, 1.0, method.lrs)
+        if config.learner.gradient_checkpointing:
+            checkpoint_layers(adapted)
+        return Reach.of(adapted), dim is not None
     except UserError as error:
         raise UserError(error.what, where=_key(config, name, error.where), fix=error.fix) from error
 
 
 def _key(config: RunConfig, name: str, where: str) -> str:
-    """The setting behind an adapter's option, or behind a field of `train`."""
+    """The setting behind an adapter's option, or behind a field of `train`; others are named as they are."""
+    if where.startswith("learner."):
+        return where
+    if where.startswith("lrs."):
+        return f"methods.{name}.{where}"
     section, selection = learned(config, name)
     if where in selection.keys.values():
         return f"{section}.{where}"

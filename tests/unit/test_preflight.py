@@ -34,6 +34,8 @@ def start(tmp_path: Path, *settings: str, local: bool = True, method: str = "lor
         ("methods.lora={strategy: replay, strategy_options: {mem: 8}}", "'mem'. It has memory, per_step"),
         ("methods.lora={strategy: replay, strategy_options: {memory: x}}", "methods.lora.strategy_options: replay: "),
         ("methods.lora={adapter: none, options: {r: 8}}", "the adapter 'none' takes no options"),
+        ("methods.lora.lrs={routers: 1e-3}", "methods.lora.lrs.routers: 'routers' fits none of the"),
+        ("methods.lora.lrs={(: 1e-3}", "methods.lora.lrs.(: '(' is neither a group (adapter, A, B,"),
         ("model.instruction_encoder=./nowhere", "nowhere"),
     ],
 )
