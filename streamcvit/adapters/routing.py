@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from streamcvit.errors import UserError
 
@@ -61,6 +63,8 @@ class RoutingCall:
         inputs: what the caller passed.
         learning: the model trains, so routes are counted and prototypes may spawn.
         shared: per adapter, routes [B, banks] that hold for every layer.
+        late: decides them for an adapter that is active on layers alone (PEFT's `layer.set_adapter`); None where layers
+            decide for themselves.
         routes: per (adapter, layer), the route [B, banks] that the layer decided.
         forms: what layers make of routes and keep for the call, such as shared routes in the form they compute with.
         weights: per (adapter, layer), weights [B, S, k] of its tokens over the route's experts, or over all; only while
@@ -71,6 +75,7 @@ class RoutingCall:
     inputs: RoutingInputs
     learning: bool = False
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    late: Callable[[str], torch.Tensor] | None = None
     routes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     weights: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
@@ -162,8 +167,8 @@ class RoutingContext:
         if self.call is None:
             raise UserError(
                 "a routed adapter ran without routing inputs",
-                fix="Pass routing=RoutingInputs(...) to the model's call or generate, and enable gradient "
-                "checkpointing with gradient_checkpointing_kwargs=checkpointing_kwargs(model)",
+                fix="Pass routing=RoutingInputs(...) to the model's call or generate; what you checkpoint yourself wants "
+                "checkpoint(..., **checkpointing_kwargs(model))",
             )
         return self.call
 
@@ -183,6 +188,44 @@ class RoutingContext:
         """`context_fn` for non-reentrant checkpointing: the recomputation runs under the call of its own forward."""
         return nullcontext(), self._restored(self.call)
 
+    def restore_in(self, block: Any, needed: bool = True) -> None:
+        """Have a block of transformers', whose gradient checkpointing is on, recompute under the call of its forward.
+
+        The form is the one that is not reentrant, unless the other was asked for.
+
+        Args:
+            block: the module.
+            needed: whether the recomputation has to know the call.
+
+        Raises:
+            UserError: it does, and the reentrant form, which cannot be told of it, was asked for.
+        """
+        function = getattr(block, "_gradient_checkpointing_func", None)
+        if function is checkpoint:
+            function = partial(checkpoint)
+        if not isinstance(function, partial):
+            return
+        if function.keywords.get("use_reentrant"):
+            if not needed:
+                return
+            raise UserError(
+                "a routed adapter cannot be checkpointed in the reentrant form, which forgets the routing inputs",
+                where="gradient checkpointing",
+                fix="Set use_reentrant to False in gradient_checkpointing_kwargs, or leave it out",
+            )
+        given = function.keywords.get("context_fn")
+        owner = getattr(given, "__self__", None)
+        if owner is self:
+            return
+        if isinstance(owner, _Contexts):
+            if owner.routing is self:
+                return
+            given = owner.given
+        elif isinstance(owner, RoutingContext):  # an adapter's that was here before
+            given = None
+        contexts = self.checkpoint_contexts if given is None else _Contexts(self, given).both
+        block._gradient_checkpointing_func = partial(function, use_reentrant=False, context_fn=contexts)
+
     @contextmanager
     def _restored(self, call: RoutingCall | None) -> Iterator[None]:
         before, self.call = self.call, call
@@ -190,3 +233,22 @@ class RoutingContext:
             yield
         finally:
             self.call = before
+
+
+@dataclass(eq=False)
+class _Contexts:
+    """A caller's own `context_fn` (selective checkpointing), and around it that of the routing."""
+
+    routing: RoutingContext
+    given: Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
+
+    def both(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """`context_fn`."""
+        ours, theirs = self.routing.checkpoint_contexts(), self.given()
+        return _nested(ours[0], theirs[0]), _nested(ours[1], theirs[1])
+
+
+@contextmanager
+def _nested(outer: AbstractContextManager, inner: AbstractContextManager) -> Iterator[None]:
+    with outer, inner:
+        yield

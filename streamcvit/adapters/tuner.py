@@ -219,7 +219,7 @@ class ExpertTuner(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         if "routing" not in self.__dict__:
-            self.routing = RoutingContext(self._begin, self._end)
+            self.routing = RoutingContext(self._open, self._end)
             self._usage = UsageCounter()
             self._enabled = True
             self._losses = PendingLosses()
@@ -294,6 +294,18 @@ class ExpertTuner(BaseTuner):
             return
         with self.routing.using(inputs, learning=self.training and torch.is_grad_enabled()):
             yield
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Adapt `model`; PEFT calls this for the first adapter and for every further one."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def _open(self, call: RoutingCall) -> None:
+        if torch.is_grad_enabled():
+            for block in self._blocks:
+                if block.gradient_checkpointing:
+                    self.routing.restore_in(block, self.needs_routing)
+        self._begin(call)
 
     def _begin(self, call: RoutingCall) -> None:
         """Decide routes that all layers share."""

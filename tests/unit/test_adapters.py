@@ -8,6 +8,7 @@ import pytest
 import torch
 from adapter_models import METHODS, adapted, close, learned, samples, smolora, tiny_llama
 from peft import LoraConfig, get_peft_model
+from torch.utils.checkpoint import checkpoint
 
 from streamcvit.adapters import (
     ADAPTERS,
@@ -55,7 +56,9 @@ def test_decoding_keeps_the_route_of_the_prefill(model):
 
 def test_recomputing_without_the_context_is_refused_rather_than_misrouted():
     model = adapted(smolora(router="frozen")).train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable()
+    for block in model.base_model.model.model.layers:
+        block._gradient_checkpointing_func = lambda run, *args: checkpoint(run, *args, use_reentrant=False)
     model.enable_input_require_grads()
     ids, routing = samples()
     loss = model(input_ids=ids, labels=ids, routing=routing).loss

@@ -78,6 +78,9 @@ class SMoLoraLayer(ExpertLayer):
     def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[Route, torch.Tensor | None]:
         """Experts of each sample, and weights of one [B, banks] that carry the gates' gradient where they learn."""
         shared = call.shared.get(name)
+        if shared is None and self.configs[name].router == "prototype":
+            assert call.late is not None
+            shared = call.shared[name] = call.late(name)
         if shared is not None:
             return self._shared(name, call, shared, x), None
         key = (name, self.key)

@@ -60,10 +60,11 @@ class SMoLoraModel(ExpertTuner):
                 del self.prototypes(bank)[adapter_name]
 
     def _begin(self, call: RoutingCall) -> None:
+        call.late = lambda name: self.decide(name, call.inputs, call.learning)
         for name in self.active_adapters:
             config: Any = self.peft_config[name]
             if config.router == "prototype":
-                call.shared[name] = self.decide(name, call.inputs, call.learning)
+                call.shared[name] = call.late(name)
 
     def decide(self, name: str, inputs: RoutingInputs, learning: bool) -> torch.Tensor:
         """Routes [B, banks] of adapter `name`, as indices into the stacked experts."""
