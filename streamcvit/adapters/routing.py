@@ -167,8 +167,8 @@ class RoutingContext:
         if self.call is None:
             raise UserError(
                 "a routed adapter ran without routing inputs",
-                fix="Pass routing=RoutingInputs(...) to the model's call or generate; what you checkpoint yourself wants "
-                "checkpoint(..., **checkpointing_kwargs(model))",
+                fix="Pass routing=RoutingInputs(...) to the model's call or generate; what you checkpoint yourself "
+                "wants checkpoint(..., **checkpointing_kwargs(model))",
             )
         return self.call
 
