@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from models import (
@@ -93,9 +94,7 @@ def llava_next() -> Pair:
         image_token_index=tokenizer.image_token_id, image_grid_pinpoints=grid, image_seq_length=16,
         vision_feature_layer=-1,
     )  # fmt: skip
-    pixels = _pixels(
-        "llava_next", "LlavaNext", size={"shortest_edge": 32}, crop_size=SQUARE, image_grid_pinpoints=grid
-    )
+    pixels = _pixels("llava_next", "LlavaNext", size={"shortest_edge": 32}, crop_size=SQUARE, image_grid_pinpoints=grid)
     processor = _of("LlavaNextProcessor")(
         pixels, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=_chat("<image>"),
@@ -150,7 +149,7 @@ def _tiles() -> dict[str, str]:
     return {f"row_{r}_col_{c}_token": f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)}
 
 
-def _idefics3(name: str, folder: str, tower: str, processor_of: Callable[[Any], Any]) -> Pair:
+def _idefics3(name: str, folder: str, tower: str, processor_of: Callable[..., Any]) -> Pair:
     tokenizer = tiny_tokenizer(
         image_token="<image>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>",
         end_of_utterance_token="<end_of_utterance>", **_tiles(),
@@ -160,18 +159,17 @@ def _idefics3(name: str, folder: str, tower: str, processor_of: Callable[[Any], 
         image_token_id=tokenizer.image_token_id, pad_token_id=0,
     )  # fmt: skip
     pixels = _pixels(folder, name, size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = processor_of(_of(f"{name}Processor"))(
-        pixels, tokenizer, image_seq_len=4, chat_template=_chat("<image>")
-    )
+    processor = processor_of(pixels, tokenizer, image_seq_len=4, chat_template=_chat("<image>"))
     return _built(name, config), processor
 
 
 def idefics3() -> Pair:
-    return _idefics3("Idefics3", "idefics3", "idefics3_vision", lambda stock: stock)
+    return _idefics3("Idefics3", "idefics3", "idefics3_vision", _of("Idefics3Processor"))
 
 
 def smolvlm() -> Pair:
-    return _idefics3("SmolVLM", "smolvlm", "smolvlm_vision", image_only)
+    processor_of = partial(image_only(_of("SmolVLMProcessor")), video_processor=None)
+    return _idefics3("SmolVLM", "smolvlm", "smolvlm_vision", processor_of)
 
 
 def qwen2_vl() -> Pair:
@@ -249,8 +247,8 @@ def gemma3n() -> Pair:
             altup_num_inputs=2, activation_sparsity_pattern=[0.0, 0.0], intermediate_size=[2 * WIDTH] * 2,
         ),
         vision_config={
-            "architecture": "test_vit", "hidden_size": 64, "vocab_size": 8, "vocab_offset": size,
-            "model_args": {"img_size": 32, "global_pool": ""}, "do_pooling": False,
+            "architecture": "test_convnext", "hidden_size": 64, "vocab_size": 8, "vocab_offset": size,
+            "do_pooling": False, "model_args": {},
         },
         audio_config={
             "hidden_size": WIDTH, "conf_num_hidden_layers": 1, "conf_num_attention_heads": 2, "vocab_size": 8,
@@ -261,7 +259,7 @@ def gemma3n() -> Pair:
         boa_token_id=tokenizer.boa_token_id, eoa_token_id=tokenizer.eoa_token_id,
     )  # fmt: skip
     processor = _of("Gemma3nProcessor")(
-        _of("Gemma3nAudioFeatureExtractor")(), _pixels("siglip", "Siglip", size=SQUARE), tokenizer,
+        _of("Gemma3nAudioFeatureExtractor")(), _pixels("siglip", "Siglip", size={"height": 64, "width": 64}), tokenizer,
         image_seq_length=4, chat_template=_chat("<image_soft>"),
     )  # fmt: skip
     return _built("Gemma3n", config), processor
@@ -288,7 +286,7 @@ def gemma4() -> Pair:
     pixels = _pixels("gemma4", "Gemma4", patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
     extractor = _of("Gemma4AudioFeatureExtractor")()
     processor = image_only(_of("Gemma4Processor"))(
-        feature_extractor=extractor, image_processor=pixels, tokenizer=tokenizer, image_seq_length=70,
+        feature_extractor=extractor, image_processor=pixels, tokenizer=tokenizer, video_processor=None, image_seq_length=70,
         chat_template=_chat("<|image|>"),
     )  # fmt: skip
     return _built("Gemma4", config), processor
@@ -348,9 +346,8 @@ def cohere2_vision() -> Pair:
         vision_config=_siglip(), text_config=_words(tokenizer, "cohere2", head_dim=16, sliding_window=64),
         downsample_factor=2, alignment_intermediate_size=64, image_token_id=tokenizer.image_token_id,
     )  # fmt: skip
-    pixels = _of("Cohere2VisionImageProcessor")(size=SQUARE, max_patches=3, patch_size=8)
+    pixels = _of("Cohere2VisionImageProcessor")(size=SQUARE, max_patches=3, patch_size=2)
     processor = _of("Cohere2VisionProcessor")(pixels, tokenizer, chat_template=_chat("<|IMG_PATCH|>"))
-    processor.patch_size, processor.img_size, processor.tile_size = 16, 32, 32
     return _built("Cohere2Vision", config), processor
 
 
@@ -359,7 +356,8 @@ def _glm(name: str, folder: str, config_name: str, **more: Any) -> Pair:
         image_token="<|image|>", video_token="<|video|>", image_start_token="<|begin_of_image|>",
         image_end_token="<|end_of_image|>", video_start_token="<|begin_of_video|>", video_end_token="<|end_of_video|>",
     )  # fmt: skip
-    text = _words(tokenizer, rope_parameters=MROPE, **more)
+    halved = {**MROPE, "partial_rotary_factor": 1.0}
+    text = _words(tokenizer, rope_parameters=halved if more else MROPE, **more)
     if config_name == "Glm46V":
         text["model_type"] = "glm4v_text"
     tower = _qwen_tower(image_size=32, intermediate_size=2 * WIDTH)
@@ -423,8 +421,8 @@ def fast_vlm() -> Pair:
     tokenizer = tiny_tokenizer(image_token="<image>")
     config = _of("FastVlmConfig")(
         vision_config={
-            "model_type": "timm_wrapper", "architecture": "test_fastvit", "hidden_size": 64, "do_pooling": False,
-            "model_args": {"inference_mode": False},
+            "model_type": "timm_wrapper", "architecture": "test_convnext", "hidden_size": 64, "do_pooling": False,
+            "model_args": {},
         },
         text_config=_words(tokenizer, "qwen2"), image_token_index=tokenizer.image_token_id, image_seq_length=4,
     )  # fmt: skip
@@ -491,7 +489,7 @@ def molmo2() -> Pair:
     )  # fmt: skip
     pixels = _of("Molmo2ImageProcessor")(size=SQUARE, patch_size=8, max_crops=2, overlap_margins=[1, 1])
     processor = image_only(_of("Molmo2Processor"))(
-        image_processor=pixels, tokenizer=tokenizer, chat_template=_chat("<|image|>")
+        image_processor=pixels, video_processor=None, tokenizer=tokenizer, chat_template=_chat("<|image|>")
     )
     return _built("Molmo2", config), processor
 

@@ -17,8 +17,8 @@ from torch import nn
 from streamcvit.adapters import keep_activations
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
-from streamcvit.models.processor import load_processor, loading_error, resolve
-from streamcvit.models.sight import check_sight
+from streamcvit.models.processor import image_token_of, image_tokens, load_processor, loading_error, resolve
+from streamcvit.models.sight import check_sight, places_picture
 from streamcvit.models.weights import checksum
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,7 +49,8 @@ class Base:
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.processor = processor
-        self.collator = Collator(processor, max_length, turns, template_options)
+        placeholder = image_token_of(model.config)
+        self.collator = Collator(processor, max_length, turns, template_options, placeholder)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.source = source
@@ -66,10 +67,10 @@ class Base:
                 where=source or "",
                 fix="Use a family that does: LLaVA, Qwen-VL, Gemma 3, InternVL, SmolVLM ...",
             )
-        ours, theirs = self.collator.image_token_id, getattr(model.config, "image_token_id", None)
-        if theirs is not None and theirs != ours:
+        named = image_tokens(processor)
+        if placeholder is not None and placeholder not in named and not places_picture(self.collator):
             raise UserError(
-                f"model and processor disagree on the image token (ids {theirs} and {ours})",
+                f"model and processor disagree on the image token (ids {placeholder} and {(named or [None])[0]})",
                 where=source or type(model).__name__,
                 fix="Use the processor that was saved with the model",
             )

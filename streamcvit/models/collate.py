@@ -13,7 +13,7 @@ import torch
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
-from streamcvit.models.processor import load_processor
+from streamcvit.models.processor import image_token_of, image_tokens, load_config, load_processor
 from streamcvit.models.rows import RowReader, Rows, UnusableSamples
 from streamcvit.models.template import ChatTemplate, Written
 from streamcvit.models.thoughts import MARKS
@@ -46,6 +46,8 @@ class Collator:
             own limit, if it has one. A longer sample is never cut: it raises `UnusableSamples`.
         turns: which answers of a conversation are learned: `all`, or the `last` one only.
         template_options: keyword arguments of the chat template.
+        image_token_id: the placeholder of the model's config; None takes the first that the processor names, which may
+            be another where its text has a mark that the processor writes placeholders for.
 
     Attributes:
         image_token_id: the placeholder that image features replace.
@@ -53,7 +55,7 @@ class Collator:
         stop_ids: tokens at which decoding stops.
 
     Raises:
-        UserError: the processor names no image token, or knows neither end-of-turn nor EOS token; the chat template
+        UserError: neither processor nor config name an image token, or the processor knows neither end-of-turn nor EOS token; the chat template
             cannot be served, or does not know an option.
     """
 
@@ -63,6 +65,7 @@ class Collator:
         max_length: int | None = None,
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
+        image_token_id: int | None = None,
     ) -> None:
         if turns not in TURNS:
             raise ValueError(f"turns is {turns!r}; it may be {' or '.join(TURNS)}")
@@ -71,12 +74,13 @@ class Collator:
         limit = max_length or self.tokenizer.model_max_length
         self.max_length: int | None = int(limit) if limit and limit < 1e6 else None
         self._source: tuple[str, int | None, str, dict[str, Any], dict[str, Any]] | None = None
-        self._given = (processor, max_length, turns, dict(template_options or {}))
-        named = [number for number in getattr(processor, "image_token_ids", ()) if number is not None]
+        self._given = (processor, max_length, turns, dict(template_options or {}), image_token_id)
+        named = image_tokens(processor) if image_token_id is None else [image_token_id]
         if not named or not getattr(processor, "image_token", None):
             raise UserError(
                 f"the processor ({type(processor).__name__}) names no image token: pictures have no place in a text",
-                fix="Use a model of another family: LLaVA, Qwen-VL, Gemma 3, InternVL ...",
+                where="image_token",
+                fix="Set it in tokenizer_config.json (extra_special_tokens), or use a model of another family",
             )
         self.image_token_id = int(named[0])
         self.template = ChatTemplate(processor, template_options)
@@ -112,7 +116,8 @@ class Collator:
         Raises:
             UserError: as `load_processor` and the class itself.
         """
-        collator = cls(load_processor(name_or_path, **kwargs), max_length, turns, template_options)
+        placeholder = image_token_of(load_config(name_or_path))
+        collator = cls(load_processor(name_or_path, **kwargs), max_length, turns, template_options, placeholder)
         collator._source = (str(name_or_path), max_length, turns, dict(template_options or {}), kwargs)
         return collator
 

@@ -42,7 +42,7 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
     """The processor of a vision-language model. Code of the model's own is never run.
 
     Processors that ask for torchvision only because of their video half (Qwen-VL, InternVL) are loaded without
-    that half; images go through the PIL path, which gives the same pixels on every machine.
+    that half; images go through the PIL path, which gives the same pixels on every machine, where there is one.
 
     Args:
         name_or_path: `"embedded"`, a folder, or a hub name.
@@ -77,10 +77,37 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
 
 @lru_cache
 def image_only(stock: Any) -> Any:
-    """A processor class like `stock`, but without its video processor; it saves under the stock name."""
-    parts = [part for part in stock.get_attributes() if part != "video_processor"]
-    members = {"get_attributes": classmethod(lambda cls: parts), "__module__": __name__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (stock,), members)
+    """A processor class like `stock`, but without its video processor; it saves under the stock name.
+
+    Where `stock` asks for one (`video_processor`), None may be given.
+    """
+    from transformers import ProcessorMixin
+
+    all_parts = stock.get_attributes()
+    parts = [part for part in all_parts if part != "video_processor"]
+
+    class WithoutVideo(ProcessorMixin):
+        """Stands between `stock` and what all processors are, to which `stock` hands its parts in an order of its own."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            given = {**dict(zip(all_parts, args, strict=False)), **kwargs}
+            given.pop("video_processor", None)
+            super().__init__(**given)
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+            loaded = dict(zip(parts, args, strict=True))
+            options = {key: value for key, value in processor_dict.items() if key not in all_parts}
+            return super().from_args_and_dict([loaded.get(part) for part in all_parts], options, **kwargs)
+
+    members = {
+        "get_attributes": classmethod(lambda cls: parts),
+        # SmolVLM's own asks the video processor for its frame rate.
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+        "__module__": __name__,
+        "__doc__": stock.__doc__,
+    }
+    return type(stock.__name__, (stock, WithoutVideo), members)
 
 
 def loading_error(source: str, part: str, error: Exception) -> UserError:
@@ -101,10 +128,40 @@ def loading_error(source: str, part: str, error: Exception) -> UserError:
     return UserError(f"cannot load its {part}: {type(error).__name__}: {detail}", where=source, fix=fix)
 
 
+def load_config(name_or_path: str | Path) -> Any:
+    """The configuration of the model at a name. Code of the model's own is never run.
+
+    Raises:
+        UserError: nothing there, no network, or no model that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise loading_error(source, "configuration", error) from error
+
+
+def image_token_of(config: Any) -> int | None:
+    """The placeholder that a model replaces with image features, as its configuration names it; None: it does not."""
+    for name in ("image_token_id", "image_token_index", "image_patch_id"):
+        if (number := getattr(config, name, None)) is not None:
+            return int(number)
+    return None
+
+
+def image_tokens(processor: Any) -> list[int]:
+    """Tokens that stand for pictures, as a processor names them, the placeholder first; none where it names none."""
+    named = [int(number) for number in getattr(processor, "image_token_ids", ()) if number is not None]
+    if named or not (word := getattr(processor, "image_token", None)):
+        return named
+    number = processor.tokenizer.convert_tokens_to_ids(word)
+    return [] if number is None or number == processor.tokenizer.unk_token_id else [int(number)]
+
+
 def _processor_class(source: str) -> Any:
     """The processor class that transformers knows for the model at `source`; None where it knows none."""
-    from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return PROCESSOR_MAPPING.get(type(config), None)
+    return PROCESSOR_MAPPING.get(type(load_config(source)), None)

@@ -45,6 +45,11 @@ def check_sight(model: Any, collator: Collator) -> None:
         )
 
 
+def places_picture(collator: Collator) -> bool:
+    """Whether the prompt of a question about a picture has places for its features."""
+    return bool(collator.prompts([_probe(0)]).image_mask.any())
+
+
 def check_rows(logits: torch.Tensor, count: int, model: str) -> None:
     """Logits are of as many places as were asked for; shapes are known without waiting for the device.
 

@@ -353,6 +353,8 @@ def test_prompts_without_a_picture_that_a_processor_refuses_are_named():
 def test_a_processor_without_an_image_token_is_refused_in_one_line(monkeypatch):
     processor = tiny_llava()[1]
     monkeypatch.setattr(type(processor), "image_token_ids", [None])
+    assert Collator(processor).image_token_id == processor.tokenizer.image_token_id  # Janus' names the word only
+    monkeypatch.setattr(processor, "image_token", "<no token>")
     with pytest.raises(UserError, match="names no image token"):
         Collator(processor)
     monkeypatch.undo()
