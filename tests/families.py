@@ -402,7 +402,7 @@ def lfm2_vl() -> Pair:
     config = _of("Lfm2VlConfig")(
         vision_config={**_clip("siglip2_vision_model", num_patches=64, vision_use_head=False)},
         text_config=_words(
-            tokenizer, "lfm2", layer_types=["conv", "full_attention"], block_ff_dim=64,
+            tokenizer, "lfm2", layer_types=["full_attention", "conv"], block_ff_dim=64,
             block_auto_adjust_ff_dim=False,
         ),
         downsample_factor=2, projector_hidden_size=64, image_token_id=tokenizer.image_token_id,

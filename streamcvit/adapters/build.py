@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from streamcvit.adapters.flattened import routed, without_flattened
 from streamcvit.adapters.targets import inside, outside, settle_targets, target_modules, touched
 from streamcvit.errors import UserError
 
@@ -54,7 +55,8 @@ def attach(
     """Wrap `model` with a fresh adapter whose start depends on `seed` alone.
 
     What lies before the language model stays frozen unless `options` names it: then its modules learn, too, and image
-    features follow them (`streamcvit.adapters.targets` says how names are taken).
+    features follow them (`streamcvit.adapters.targets` says how names are taken). Layers that see tokens without their
+    samples are left out where experts are routed per sample (`streamcvit.adapters.flattened`).
 
     Args:
         model: the frozen base; its modules are wrapped in place (`PeftModel.unload()` restores them).
@@ -68,8 +70,12 @@ def attach(
     Raises:
         UserError: unknown adapter or option; modules that the model does not have, or that the adapter cannot go to.
     """
+    from streamcvit.adapters import ADAPTERS
+
     default = target_modules(model) if modules is None else modules
     settled = settle_targets(model, default, options or {}, beyond=name == "lora")
+    if name in ADAPTERS and routed(name):
+        settled["target_modules"] = without_flattened(model, settled["target_modules"])
     config = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import PeftType
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from streamcvit.adapters.parts import Parts
+from streamcvit.adapters.flattened import flattened, routed
 from streamcvit.adapters.targets import language_model, linear_layers, outside, touched
 
 
@@ -29,6 +31,7 @@ class Reach:
         share: of the language model's weights that those are.
         parts: numbers that are trained, by the part of the model that they lie in (`streamcvit.adapters.parts`).
         kinds: of a language model with experts, adapted layers by what they are there for; empty for others.
+        flat: names of layers that were left out because they see tokens without their samples.
     """
 
     adapted: int
@@ -40,6 +43,7 @@ class Reach:
     share: float = 0.0
     parts: Mapping[str, int] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
+    flat: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, peft_model: PeftModel) -> Reach:
@@ -52,6 +56,10 @@ class Reach:
         config = peft_model.peft_config[peft_model.active_adapter]
         named = [str(name) for name in getattr(config, "target_parameters", None) or ()]
         unreached, share = _fused(model, named)
+        flat: list[str] = []
+        if routed(PeftType(config.peft_type).name) and set(linear) - set(adapted):
+            with peft_model.disable_adapter():
+                flat = [name for name in flattened(model) if name not in on]
         return cls(
             len(inner),
             len(linear),
@@ -62,6 +70,7 @@ class Reach:
             share,
             Parts.of(model).sizes(model, trained=True),
             Counter(map(_kind, sorted(inner))) if unreached or any(".experts." in name for name in linear) else {},
+            flat=tuple(flat),
         )
 
     def line(self, name: str, exact: bool = True) -> str:
@@ -76,6 +85,9 @@ class Reach:
             text += f" ({', '.join(f'{part} {size:,}' for part, size in self.parts.items())})"
         if self.kinds:
             text += f"; of its mixture of experts: {', '.join(f'{kind} ({n})' for kind, n in self.kinds.items())}"
+        if self.flat:
+            kinds = dict.fromkeys(".".join(name.split(".")[-2:]) for name in self.flat)
+            text += f"; left out: {', '.join(kinds)} ({len(self.flat)}), which see tokens without their samples"
         if self.unreached:
             text += (
                 f"; not reached: {len(self.unreached)} fused expert weights, {100 * self.share:.0f} % of the language "
