@@ -1,7 +1,7 @@
 """Model families of transformers' image-text-to-text mapping, each built tiny from its config with its own processor.
 
-`FAMILIES` names a builder of a (model, processor) pair for each. Those of `NEEDS` cannot be built without the named
-packages, and `REFUSED` are those that are refused: the words are part of what is said.
+`FAMILIES` names a builder of a (model, processor) pair for each; those of `NEEDS` cannot be built without the named
+packages.
 """
 
 from __future__ import annotations
@@ -286,8 +286,8 @@ def gemma4() -> Pair:
     pixels = _pixels("gemma4", "Gemma4", patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
     extractor = _of("Gemma4AudioFeatureExtractor")()
     processor = image_only(_of("Gemma4Processor"))(
-        feature_extractor=extractor, image_processor=pixels, tokenizer=tokenizer, video_processor=None, image_seq_length=70,
-        chat_template=_chat("<|image|>"),
+        feature_extractor=extractor, image_processor=pixels, tokenizer=tokenizer, video_processor=None,
+        image_seq_length=70, chat_template=_chat("<|image|>"),
     )  # fmt: skip
     return _built("Gemma4", config), processor
 
@@ -529,6 +529,7 @@ FAMILIES: dict[str, Callable[[], Pair]] = {
 }
 NEEDS = {
     "cohere2_vision": ("torchvision",), "lfm2_vl": ("torchvision",), "molmo2": ("torchvision",),
-    "fast_vlm": ("timm", "torchvision"), "gemma3n": ("timm", "torchvision"),
+    "fast_vlm": ("timm", "torchvision"), "gemma3n": ("timm", "torchvision"), "mistral3": ("torchvision",),
+    "pixtral": ("torchvision",), "smolvlm": ("num2words",),
 }  # fmt: skip
 """Packages without which a family's processor or tower cannot be had from transformers."""

@@ -115,7 +115,7 @@ def batch_is_batch_of_one(base: Base, adapter: str | None = None, count: int = 5
     logits = _last(base, samples)
     for k, sample in enumerate(samples):
         torch.testing.assert_close(logits[k], _last(base, [sample])[0], atol=2e-3, rtol=1e-3)
-    model = wrapped(base, adapter, **({"init_weights": False})) if adapter else base.model
+    model = wrapped(base, adapter, init_weights=False) if adapter else base.model
     together, single = (Generator(base, batch_size=size) for size in (count, 1))
     try:
         model.eval()
@@ -195,7 +195,11 @@ def check_all(name: str, folder: Path) -> dict[str, str]:
             outcome = check()
         except Exception as error:  # whatever a family raises is its result
             text = str(error).strip() or type(error).__name__
-            found[title] = text.splitlines()[0] if isinstance(error, UserError) else f"{type(error).__name__}: {text.splitlines()[0]}"
+            found[title] = (
+                text.splitlines()[0]
+                if isinstance(error, UserError)
+                else f"{type(error).__name__}: {text.splitlines()[0]}"
+            )
             return None
         found[title] = "yes"
         return outcome

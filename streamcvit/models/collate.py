@@ -55,8 +55,8 @@ class Collator:
         stop_ids: tokens at which decoding stops.
 
     Raises:
-        UserError: neither processor nor config name an image token, or the processor knows neither end-of-turn nor EOS token; the chat template
-            cannot be served, or does not know an option.
+        UserError: neither processor nor config name an image token; there is neither end-of-turn nor EOS token; the
+            chat template cannot be served, or does not know an option.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def image_only(stock: Any) -> Any:
     parts = [part for part in all_parts if part != "video_processor"]
 
     class WithoutVideo(ProcessorMixin):
-        """Stands between `stock` and what all processors are, to which `stock` hands its parts in an order of its own."""
+        """Stands between `stock` and what all processors are: takes the parts in the order of `stock`."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             given = {**dict(zip(all_parts, args, strict=False)), **kwargs}
@@ -119,6 +120,14 @@ def loading_error(source: str, part: str, error: Exception) -> UserError:
             fix="Use a model that transformers has a class for",
         )
     detail = " ".join(str(error).split())
+    lacking = re.search(r"requires the (\w+) library|No module named '(\w+)'|Package `(\w+)` is required", detail)
+    if isinstance(error, ImportError) and lacking:
+        package = next(filter(None, lacking.groups())).lower()
+        return UserError(
+            f"its {part} needs {package}, which is not installed",
+            where=source,
+            fix=f"pip install {package}" + (" (of torch's own kind: CPU or CUDA)" if package == "torchvision" else ""),
+        )
     if len(detail) > 300:
         detail = detail[:297] + "..."
     if Path(source).is_dir():
