@@ -13,8 +13,8 @@ from peft.utils import PeftType
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from streamcvit.adapters.parts import Parts
 from streamcvit.adapters.flattened import flattened, routed
+from streamcvit.adapters.parts import Parts
 from streamcvit.adapters.targets import language_model, linear_layers, outside, touched
 
 
