@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -38,7 +37,7 @@ def checkpoint_layers(peft_model: PeftModel) -> None:
     whole = {id(inner) for wrapper in wrappers for inner in wrapper.modules()}
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False) and id(module) not in whole:
-            module._gradient_checkpointing_func = partial(_run, module, kwargs)
+            module._gradient_checkpointing_func = _run_frozen(module, kwargs)
 
 
 def keep_activations(model: nn.Module) -> None:
@@ -55,12 +54,17 @@ def _switch(model: Any, on: bool, kwargs: dict[str, Any] | None) -> None:
             return
 
 
-def _run(module: nn.Module, kwargs: dict[str, Any], function: Callable[..., Any], *args: Any) -> Any:
-    def frozen(*args: Any) -> Any:
-        before, module.training = module.training, False
-        try:
-            return function(*args)
-        finally:
-            module.training = before
+def _run_frozen(module: nn.Module, kwargs: dict[str, Any]) -> Callable[..., Any]:
+    """What a layer calls to run under a checkpoint, in eval mode both times."""
 
-    return checkpoint(frozen, *args, **kwargs)
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        def frozen(*args: Any) -> Any:
+            before, module.training = module.training, False
+            try:
+                return function(*args)
+            finally:
+                module.training = before
+
+        return checkpoint(frozen, *args, **kwargs)
+
+    return run

@@ -14,7 +14,7 @@ from models import tiny_samples
 from streamcvit.adapters.reach import Reach
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator
-from streamcvit.models.base import Base, load_base
+from streamcvit.models.base import Base
 from streamcvit.models.processor import load_processor
 
 
@@ -68,11 +68,3 @@ def test_a_processor_that_needs_a_package_says_so_in_one_line(tmp_path: Path, mo
     with pytest.raises(UserError, match="needs num2words, which is not installed") as caught:
         load_processor(tmp_path)
     assert "pip install num2words" in str(caught.value)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed here")
-def test_a_family_that_needs_torchvision_says_so_in_one_line(tmp_path: Path):
-    FAMILIES["llava"]()[1].save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "mistral3"}')
-    with pytest.raises(UserError, match="needs torchvision, which is not installed"):
-        load_base(tmp_path)
