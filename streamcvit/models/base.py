@@ -70,7 +70,7 @@ class Base:
         named = image_tokens(processor)
         if placeholder is not None and placeholder not in named and not places_picture(self.collator):
             raise UserError(
-                f"model and processor disagree on the image token (ids {placeholder} and {named[0] if named else "none"})",
+                f"model and processor disagree on the image token (ids {placeholder} and {next(iter(named), 'none')})",
                 where=source or type(model).__name__,
                 fix="Use the processor that was saved with the model",
             )
