@@ -14,7 +14,7 @@ QUERIES = 4
 
 
 def word_tokenizer() -> Any:
-    """A tokenizer like BERT's: [CLS] and [SEP] around the text, words in lower case, spelled in letters."""
+    """A tokenizer like BERT's: [CLS] and [SEP] around the text, words in lower case, letters where a word is unknown."""
     import string
 
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -64,9 +64,7 @@ def tiny_instructblip(language: str = "llama", width: int = 32) -> tuple[Any, An
 def _pair(config_of: Any, model_of: Any, processor_of: Any, language: str, width: int, **more: Any) -> tuple[Any, Any]:
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-    tokenizer = with_bos(tiny_tokenizer())
-    pixels = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    processor = processor_of(pixels, tokenizer, num_query_tokens=QUERIES, **more)  # which adds the image token
+    tokenizer = with_bos(tiny_tokenizer(image_token="<image>"))
     config = config_of(
         vision_config={
             "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -78,9 +76,10 @@ def _pair(config_of: Any, model_of: Any, processor_of: Any, language: str, width
         },
         text_config=_language(language, len(tokenizer), width),
         num_query_tokens=QUERIES,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.image_token_id,
     )  # fmt: skip
-    return _model(model_of, config), processor
+    pixels = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    return _model(model_of, config), processor_of(pixels, tokenizer, num_query_tokens=QUERIES, **more)
 
 
 def _language(name: str, vocabulary: int, width: int) -> dict[str, Any]:

@@ -238,10 +238,7 @@ class InstructBlipProcessor(_Processor, transformers.InstructBlipProcessor):
 _FITTED: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        Blip2ForConditionalGeneration,
-        Blip2Processor,
-        InstructBlipForConditionalGeneration,
-        InstructBlipProcessor,
+        Blip2ForConditionalGeneration, Blip2Processor, InstructBlipForConditionalGeneration, InstructBlipProcessor,
     )  # fmt: skip
 }
 
@@ -263,7 +260,7 @@ def fit(part: Any) -> None:
 def _check(config: Any) -> None:
     if not config.use_decoder_only_language_model:
         raise UserError(
-            f"its language model ({config.text_config.model_type}) is an encoder-decoder, and only decoders are learned",
+            f"its language model ({config.text_config.model_type}) is an encoder-decoder; only decoders are learned here",
             where=config.model_type,
             fix="Use its form with a decoder-only language model: OPT, Vicuna, Llama ...",
         )
