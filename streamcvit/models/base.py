@@ -17,9 +17,8 @@ from torch import nn
 from streamcvit.adapters import keep_activations
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
-from streamcvit.models.fitting import fitted
-from streamcvit.models.processor import load_processor, loading_error, resolve
-from streamcvit.models.sight import check_sight
+from streamcvit.models.processor import image_token_of, image_tokens, load_processor, loading_error, resolve
+from streamcvit.models.sight import check_sight, places_picture
 from streamcvit.models.weights import checksum
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,9 +47,10 @@ class Base:
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = fitted(model).requires_grad_(False).eval()
-        self.processor = fitted(processor)
-        self.collator = Collator(processor, max_length, turns, template_options)
+        self.model = model.requires_grad_(False).eval()
+        self.processor = processor
+        placeholder = image_token_of(model.config)
+        self.collator = Collator(processor, max_length, turns, template_options, placeholder)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.source = source
@@ -234,7 +234,7 @@ def skeleton(name_or_path: str | Path) -> nn.Module:
         if type(config) not in loader._model_mapping:
             loader = AutoModelForCausalLM
         with torch.device("meta"):
-            return fitted(loader.from_config(config, trust_remote_code=False))
+            return loader.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise loading_error(source, "configuration", error) from error
 
@@ -283,7 +283,6 @@ def _eight_bit(device: torch.device) -> Any:
 
     # Only the language model is worth shrinking; the tower's and projector's features route experts.
     skip = ["lm_head", "vision_tower", "visual", "vision_model", "multi_modal_projector"]
-    skip += ["qformer", "language_projection"]
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
 
 
