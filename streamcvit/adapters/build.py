@@ -70,13 +70,11 @@ def attach(
     Raises:
         UserError: unknown adapter or option; modules that the model does not have, or that the adapter cannot go to.
     """
-    from streamcvit.adapters import ADAPTERS
-
     default = target_modules(model) if modules is None else modules
     settled = settle_targets(model, default, options or {}, beyond=name == "lora")
-    if name in ADAPTERS and routed(name):
-        settled["target_modules"] = without_flattened(model, settled["target_modules"])
-    config = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
+    config: Any = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
+    if routed(config):
+        config.target_modules = without_flattened(model, config.target_modules)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)

@@ -6,19 +6,19 @@ import re
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import PeftType
 from torch import nn
 
-from streamcvit.adapters.targets import inside, linear_layers, pattern_of
+from streamcvit.adapters.targets import inside, linear_layers, matching, pattern_of
 from streamcvit.errors import UserError
 
 _FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, UserError)
 
 
-def routed(name: str) -> bool:
-    """Whether the adapter of that name chooses experts by the sample, so that its layers need to know it."""
-    return bool(getattr(PEFT_TYPE_TO_TUNER_MAPPING[PeftType(name.upper())], "needs_routing", False))
+def routed(config: PeftConfig) -> bool:
+    """Whether an adapter chooses experts by the sample, so that its layers need to know it."""
+    return bool(getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "needs_routing", False))  # type: ignore[index]
 
 
 def flattened(model: nn.Module) -> list[str]:
@@ -36,24 +36,20 @@ def flattened(model: nn.Module) -> list[str]:
         experts = getattr(block, "experts", None)
         if isinstance(experts, nn.Module):
             held = [name for name in linear if inside(name, [place])]
-            within = [name for name in held if inside(name, [f"{place}.experts"])]
-            found += [name for name in held if name in _flat(model, block, experts, held) or name in within]
+            flat = _flat(model, block, experts, held)
+            found += [name for name in held if name in flat or inside(name, [f"{place}.experts"])]
     return found
 
 
-def without_flattened(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
-    """PEFT's `target_modules` without layers that see tokens only.
+def without_flattened(model: nn.Module, wanted: Any) -> Any:
+    """PEFT's `target_modules` (a regular expression, or names) without layers that see tokens only.
 
     Raises:
         UserError: nothing else was asked for.
     """
     if not (out := set(flattened(model))):
         return wanted
-    names = [name for name, _ in model.named_modules()]
-    if isinstance(wanted, str):
-        chosen = [name for name in names if re.fullmatch(wanted, name)]
-    else:
-        chosen = [name for name in names if any(name == word or name.endswith(f".{word}") for word in wanted)]
+    chosen = matching(model, wanted)
     kept = [name for name in chosen if name not in out]
     if chosen and not kept:
         raise UserError(
@@ -79,16 +75,16 @@ def _flat(model: nn.Module, block: nn.Module, experts: nn.Module, names: list[st
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     tokens = torch.zeros(2, 3, width, dtype=dtype, device=parameter.device)
     hooks = [watch(name) for name in names]
-    plain = experts.forward
+    before = vars(experts).get("forward")
     experts.forward = lambda given, *args, **kwargs: torch.zeros_like(given)  # type: ignore[method-assign]
     try:
         block(tokens)
     except _FAULTS:
         pass  # what was seen so far counts
     finally:
-        if "forward" in vars(experts):
-            del experts.forward
-        assert experts.forward == plain
+        del experts.forward
+        if before is not None:
+            experts.forward = before
         for hook in hooks:
             hook.remove()
     return {name for name, dims in seen.items() if dims != 3}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import PeftType
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
@@ -57,7 +56,7 @@ class Reach:
         named = [str(name) for name in getattr(config, "target_parameters", None) or ()]
         unreached, share = _fused(model, named)
         flat: list[str] = []
-        if routed(PeftType(config.peft_type).name) and set(linear) - set(adapted):
+        if routed(config) and set(linear) - set(adapted):
             with peft_model.disable_adapter():
                 flat = [name for name in flattened(model) if name not in on]
         return cls(
