@@ -133,8 +133,9 @@ class OnlineLearner:
         if gradient_checkpointing:
             checkpoint_layers(model)
         learning_mode(model)
-        # In training mode it tells that the mode was changed; what holds it may be in training mode for other reasons.
-        self._frozen = next(module for module in reversed(list(base.model.modules())) if not module.training)
+        # A module that stays in eval mode while learning: where it trains, someone changed the modes. The model itself
+        # does not tell, as checkpointing puts its layers into training mode.
+        self._frozen = next((m for m in reversed(list(base.model.modules())) if not m.training), base.model)
 
     def learn(self, batch: Batch) -> StepReport | None:
         """Score a batch, then learn it once.

@@ -9,21 +9,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from streamcvit.adapters.targets import language_model
+from streamcvit.adapters.parts import Parts
 from streamcvit.errors import UserError
 
-_A = re.compile(r"\.\w+lora_(embedding_)?A\.|\.lora_(embedding_)?A\.")
-_B = re.compile(r"\.\w+lora_(embedding_)?B\.|\.lora_(embedding_)?B\.")
-_OF_ADAPTER = re.compile(r"\.\w*lora_\w+\.")
+_A, _B = (re.compile(rf"\.\w*lora_(embedding_)?{matrix}\.") for matrix in "AB")
 _LOW_RANK = re.compile(r"\.lora_")  # stock LoRA has no routers
-_WHOLE = re.compile(r"\.modules_to_save\.")
-_BETWEEN = re.compile(
-    r"(^|[._])(projector|projection|connector|merger|aligner|q_?former|resampler|vision_(adapter|neck|proj)|embed_vision)"
-)
-
-
-def _router(name: str) -> bool:
-    return not _adapter(name) and _OF_ADAPTER.search(name) is not None
+_OF_ADAPTER = re.compile(r"\.\w*lora_\w+\.")
 
 
 def _adapter(name: str) -> bool:
@@ -31,16 +22,16 @@ def _adapter(name: str) -> bool:
     return bool(_A.search(name) or _B.search(name) or _LOW_RANK.search(name))
 
 
-GROUPS: dict[str, Callable[[str, bool], bool]] = {
+GROUPS: dict[str, Callable[[str, str], bool]] = {
     "adapter": lambda name, _: _adapter(name),
     "A": lambda name, _: bool(_A.search(name)),
     "B": lambda name, _: bool(_B.search(name)),
-    "routers": lambda name, _: _router(name),
-    "whole": lambda name, _: bool(_WHOLE.search(name)),
-    "projector": lambda name, before: before and bool(_BETWEEN.search(name)),
-    "tower": lambda name, before: before and not _BETWEEN.search(name),
+    "routers": lambda name, _: not _adapter(name) and bool(_OF_ADAPTER.search(name)),
+    "whole": lambda name, _: ".modules_to_save." in name,
+    "projector": lambda _, part: part == "projector",
+    "tower": lambda _, part: part == "vision tower",
 }
-"""Group -> whether a parameter is in it, by its name and by whether it stands before the language model.
+"""Group -> whether a parameter is in it, by its name and by the part of the model (`Parts`) that it lies in.
 
 `adapter`: the matrices A and B; `A` and `B`: one of the two (LoRA+, Hayou et al. 2024); `routers`: gates, queries,
 keys, prototypes and fusion of routed adapters; `whole`: modules that are trained whole; `projector` and `tower`:
@@ -65,21 +56,21 @@ def grouped(
     """
     if not lrs:
         return [{"params": list(trained.values()), "lr": lr}]
-    prefix = language_model(peft_model.get_base_model())[0]
+    parts = Parts.of(peft_model.get_base_model())
     left = dict(trained)
     groups: list[dict[str, Any]] = []
     for key, rate in lrs.items():
-        fits = _rule(key, prefix)
+        fits = _rule(key, parts)
         if not (named := [name for name in left if fits(name)]):
-            raise _unmatched(key, trained, any(fits(name) for name in trained), prefix)
+            raise _unmatched(key, trained, any(fits(name) for name in trained), parts)
         groups.append({"params": [left.pop(name) for name in named], "lr": rate})
     return [*groups, {"params": list(left.values()), "lr": lr}] if left else groups
 
 
-def _rule(key: str, prefix: str) -> Callable[[str], bool]:
+def _rule(key: str, parts: Parts) -> Callable[[str], bool]:
     if key in GROUPS:
-        inside, member = f"base_model.model.{prefix}.", GROUPS[key]
-        return lambda name: member(name, not name.startswith(inside) and "lm_head" not in name)
+        member = GROUPS[key]
+        return lambda name: member(name, parts.part_of(name.removeprefix("base_model.model.")))
     try:
         pattern = re.compile(key)
     except re.error as error:
@@ -89,12 +80,12 @@ def _rule(key: str, prefix: str) -> Callable[[str], bool]:
     return lambda name: bool(pattern.search(name))
 
 
-def _unmatched(key: str, trained: Iterable[str], taken: bool, prefix: str) -> UserError:
+def _unmatched(key: str, trained: Iterable[str], taken: bool, parts: Parts) -> UserError:
     if taken:
         what, fix = "fits only parameters that the keys before it have", "Put it before them, or remove it"
         return UserError(f"{key!r} {what}", where=f"lrs.{key}", fix=fix)
     names = list(trained)
-    present = [group for group in GROUPS if any(map(_rule(group, prefix), names))]
+    present = [group for group in GROUPS if any(map(_rule(group, parts), names))]
     return UserError(
         f"{key!r} fits none of the {len(names)} trained parameters (such as {names[0]})",
         where=f"lrs.{key}",

@@ -10,6 +10,8 @@ import torch
 from models import TINY, tiny_base, tiny_conversations, tiny_samples
 
 from streamcvit.adapters import InstructionEncoder, attach, expert_usage
+from streamcvit.adapters.parts import Parts
+from streamcvit.adapters.selection import Selection
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES, OnlineLearner
@@ -134,6 +136,21 @@ def test_each_group_has_its_rate_and_warms_up_to_it() -> None:
     assert all("layers.0" in name for name in found[0])
     assert all("smolora_B" in name and "layers.1" in name for name in found[1])
     assert sorted(sum(found, [])) == sorted(names[id(p)] for p in learner.parameters)
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen25vl"])
+def test_projector_tower_and_what_is_trained_whole_are_groups_wherever_they_lie(kind: str) -> None:
+    base = tiny_base(kind)
+    options = Selection(projector="whole", tower="adapter").options(base.model, {}, routed=False)
+    learner = learner_for(base, "lora", options=options, lrs={"projector": 1e-4, "tower": 1e-5, "B": 1e-2})
+    parts, names = Parts.of(base.model), {id(p): n for n, p in learner.model.named_parameters()}
+    found = [
+        {parts.part_of(names[id(p)].removeprefix("base_model.model.")) for p in group["params"]}
+        for group in learner.optimizer.param_groups
+    ]
+    assert found == [{"projector"}, {"vision tower"}, {"language model"}, {"language model"}]
+    whole = learner_for(tiny_base(kind), "lora", options=options, lrs={"whole": 1e-4})
+    assert len(whole.optimizer.param_groups[0]["params"]) == len(learner.optimizer.param_groups[0]["params"])
 
 
 @pytest.mark.parametrize(
