@@ -21,10 +21,11 @@ _PLAIN = str.maketrans(
         "×": "x",
     }
 )
-_BOLD = re.compile(r"(\*\*|__|\*|`)(?=\S)(.+?)(?<=\S)\1", re.DOTALL)
+# Around words, not within them (`2*3*4`); no longer than this, as each mark looks ahead for its other half.
+_BOLD = re.compile(r"(?<!\w)(\*\*|__|\*|`)(?=\S)(.{1,300}?)(?<=\S)\1(?!\w)", re.DOTALL)
 
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_GROUPED_NUMBER = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_PLAIN_NUMBER = re.compile(r"(?:[-+] ?)?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_GROUPED_NUMBER = re.compile(r"(?:[-+] ?)?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _PERCENT = re.compile(r"\s*(?:%|\bper\s?cent)$")
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -99,7 +100,7 @@ def parse_number(text: str) -> float | None:
             text = text.replace(",", "")
         if not _PLAIN_NUMBER.fullmatch(text):
             return None
-        value = float(text)
+        value = float(text.replace(" ", ""))
     value /= 100.0 if found else 1.0
     return value if math.isfinite(value) else None
 

@@ -42,10 +42,9 @@ def _four(text: str) -> list[tuple[float, bool]] | None:
 
 def _edges(text: str) -> list[tuple[float, bool]] | None:
     """Four edges that a text names (`ymin: 0.1`), each once, as left, top, right and bottom."""
-    found = [(name, float(value), bool(percent)) for name, value, percent in _EDGE.findall(text)]
-    if sorted(name for name, _, _ in found) != sorted(_EDGES):
-        return None
-    return [found_edge[1:] for edge in _EDGES for found_edge in found if found_edge[0] == edge]
+    found = _EDGE.findall(text)
+    named = {name: (float(value), bool(percent)) for name, value, percent in found}
+    return [named[edge] for edge in _EDGES] if len(found) == len(named) == len(_EDGES) else None
 
 
 def read_boxes(

@@ -80,6 +80,7 @@ def test_exact_compares_after_vqa_normalisation(prediction, reference, expected)
         ("cafe\u0301", "café"),
         ("do\u200bg", "dog"),
         ("−5", "-5"),
+        ("- 5", "-5"),
         ("2010–2011", "2010-2011"),
         ("twenty-one", "21"),
         ("one hundred", "100"),
@@ -106,6 +107,7 @@ def test_typography_is_no_error(prediction, reference):
         (">5", "5"),
         ("3/4", "3 4"),
         ("18+", "18"),
+        ("2*3*4", "234"),
     ],
 )
 def test_marks_that_carry_the_meaning_are_kept(one, other):
