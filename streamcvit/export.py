@@ -132,11 +132,11 @@ def _check_mergeable(one: Trained, settings: dict[str, Any], model: str | None) 
             fix="Leave --merged out: the PEFT folder holds all of it",
         )
     if _base_config(one, model).get("quantization_config"):
-        _refuse_quantised(one, model)
+        raise _quantised(one, model)
 
 
-def _refuse_quantised(one: Trained, model: str | None) -> None:
-    raise UserError(
+def _quantised(one: Trained, model: str | None) -> UserError:
+    return UserError(
         "the base is quantised, and merging would round the adapter away",
         where=model or one.config.model.name_or_path,
         fix="Leave --merged out",
@@ -161,7 +161,7 @@ def _merge(bench: Bench, one: Trained) -> Any:
     """The base's model with the adapter in its weights."""
     base = bench.base.model
     if getattr(base, "is_quantized", False) or getattr(base.config, "quantization_config", None):
-        _refuse_quantised(one, bench.base.source)
+        raise _quantised(one, bench.base.source)
     held = bench.hold(one)
     try:
         return held.merge_and_unload(safe_merge=True)

@@ -18,7 +18,7 @@ from streamcvit.models.base import device_of, skeleton
 from streamcvit.models.collate import Collator
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
-from streamcvit.run.loading import adapter_options, collation, learned
+from streamcvit.run.loading import adapter_options, collation, selection_of
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
@@ -120,7 +120,7 @@ def _key(config: RunConfig, name: str, where: str) -> str:
         return where
     if where.startswith("lrs."):
         return f"methods.{name}.{where}"
-    section, selection = learned(config, name)
+    section, selection = selection_of(config, name)
     if where in selection.keys.values():
         return f"{section}.{where}"
     if where in selection.keys:

@@ -1,4 +1,4 @@
-"""What a run folder holds that can answer: its methods' commits, found, checked, put on the base; it only reads"""
+"""What a run folder holds that can answer: its methods' commits, found, checked, put on the base; it only reads."""
 
 from __future__ import annotations
 

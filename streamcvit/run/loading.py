@@ -51,20 +51,17 @@ def load_encoder(config: RunConfig, base: Base) -> InstructionEncoder:
     return InstructionEncoder.load(config.model.instruction_encoder, base.model, base.tokenizer)
 
 
-def learned(config: RunConfig, method: str) -> tuple[str, Selection]:
-    """What of the model a method trains, and the key of the section that says it."""
+def selection_of(config: RunConfig, method: str) -> tuple[str, Selection]:
+    """The key of the section that says what of the model a method trains, and what it says."""
     own = config.methods[method].train
-    return (
-        (f"methods.{method}.train", Selection(**own.model_dump()))
-        if own
-        else ("train", Selection(**config.train.model_dump()))
-    )
+    key, section = (f"methods.{method}.train", own) if own else ("train", config.train)
+    return key, Selection(**section.model_dump())
 
 
 def adapter_options(config: RunConfig, method: str, model: torch.nn.Module) -> dict[str, Any]:
     """A method's adapter options, with what the config says of the parts that learn; see `Selection.options`."""
     settings = config.methods[method]
-    return learned(config, method)[1].options(model, settings.options, routed=settings.adapter != "lora")
+    return selection_of(config, method)[1].options(model, settings.options, routed=settings.adapter != "lora")
 
 
 def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
