@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,14 @@ def test_a_processor_that_needs_a_package_says_so_in_one_line(tmp_path: Path, mo
     with pytest.raises(UserError, match="needs num2words, which is not installed") as caught:
         load_processor(tmp_path)
     assert "pip install num2words" in str(caught.value)
+
+
+def test_the_page_on_models_holds_the_table_that_the_benchmark_prints():
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("models_benchmark", root / "benchmarks" / "models.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    record = json.loads(benchmark.RESULT.read_text())
+    assert benchmark.table(record) in (root / "docs" / "models.md").read_text()
+    assert {*record["families"], *record["untried"]} == {*FAMILIES}
