@@ -106,7 +106,9 @@ def predict(
     for one in answers:
         place = f", chunk {one.trained.chunk}, step {one.trained.step}" if one.trained.commit else ""
         chosen = "".join(f", {bank} expert {expert}" for bank, expert in one.routes.items())
-        out.print(f"{one.trained.method}{place}{chosen}: {one.text}", markup=False, soft_wrap=True)
+        out.print(
+            f"{one.trained.method}{place}{chosen}: {one.text or '(an empty answer)'}", markup=False, soft_wrap=True
+        )
 
 
 def adapters_export(

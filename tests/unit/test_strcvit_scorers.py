@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -15,6 +18,7 @@ STRICT = {
     "vqav2": "exact",
     "ocrvqa": "exact",
     "ai2d": "exact",
+    "vizwiz": "exact",
     "finvis": "exact",
     "imagenet": "classification",
     "chartqa": "number",
@@ -39,6 +43,9 @@ GOLDEN = [
     ("ai2d", "not known", "no", 0, 0),
     ("ai2d", "12", "1", 1, 0),
     ("ai2d", "(A)", "A", 1, 1),
+    ("ai2d", "Unanswerable", "Unanswerable", 0, 1),
+    ("vizwiz", "Blue", "blue", 1, 1),
+    ("vizwiz", "blue.", "blue", 0, 1),
     ("finvis", "A.", "A", 1, 1),
     ("finvis", "A", "A.", 0, 1),
     ("finvis", "A B", "AB", 1, None),
@@ -187,3 +194,48 @@ def test_every_corpus_of_captions_scores_as_the_script_scored_it(column, name, o
             assert points / 100 == pytest.approx([expected["per_image"][key] for key in ids], abs=6e-7), corpus["name"]
         compared += 1
     assert compared == 11
+
+
+def test_smoloras_flickr30k_is_strcvits_where_all_is_lower_case_and_counts_case_elsewhere(oracle):
+    corpus = next(one for one in oracle("cider")["corpora"] if one["name"] == "coco_human")
+    keys = list(corpus["refs"])
+    lower = [corpus["preds"][key].lower() for key in keys]
+    samples = [Sample(key, "t", "", "", tuple(text.lower() for text in corpus["refs"][key])) for key in keys]
+    kept, folded = STRCVIT_SCORERS["smolora_flickr30k"], STRCVIT_SCORERS["flickr30k"]
+    assert kept(lower, samples) == pytest.approx(folded(lower, samples))
+    dressed = [text.capitalize() for text in lower]
+    assert folded(dressed, samples) == pytest.approx(folded(lower, samples))
+    assert kept(dressed, samples).mean() < 0.95 * kept(lower, samples).mean()
+
+
+# Published scorer of a row in docs/scoring.md -> the oracle's file and the strict scorer beside it.
+COMPARED = {
+    "vqav2": ("vqa_exact", "exact"),
+    "ocrvqa": ("ocr_contains", "exact"),
+    "ai2d": ("ocr_contains", "exact"),
+    "finvis": ("ocr_contains", "exact"),
+    "imagenet": ("classification", "classification"),
+    "chartqa": ("chartqa", "number"),
+    "grounding": ("grounding", "grounding"),
+    "textvqa": ("vqa_soft", "vqa"),
+    "vqa_official": ("vqa_soft", "vqa"),
+    "textcaps": ("coco_human", "cider"),
+    "flickr30k": ("coco_human", "cider"),
+}
+
+
+def test_the_page_on_scoring_prints_the_points_of_these_rows(oracle, oracle_sample):
+    page = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text()
+    printed = re.findall(r"^\| `(\w+)` \|.*\| (\d+\.\d) \| (\d+\.\d) \|$", page, re.MULTILINE)
+    assert {name for name, *_ in printed} == set(COMPARED)
+    for name, published, strict in printed:
+        file, own = COMPARED[name]
+        if own == "cider":
+            corpus = next(one for one in oracle("cider")["corpora"] if one["name"] == file)
+            texts = list(corpus["preds"].values())
+            samples = [Sample(key, "t", "", "", tuple(corpus["refs"][key])) for key in corpus["preds"]]
+        else:
+            rows = oracle(file)["rows"]
+            texts, samples = [row["prediction"] for row in rows], [oracle_sample(row) for row in rows]
+        found = [f"{scorer(texts, samples).mean():.1f}" for scorer in (STRCVIT_SCORERS[name], SCORERS[own])]
+        assert found == [published, strict], name
