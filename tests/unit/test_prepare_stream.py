@@ -110,7 +110,7 @@ def test_what_is_lost_below_the_share_is_said_and_listed(folder):
     lose(folder, "test.json", 1, "text")
     index = prepare_stream(config(folder, bad_share=0.5), folder / "s")
     lines = stream_lines(folder / "s", index)
-    assert any("1 rows of" in line and "(1 missing); the first: row 40: " in line for line in lines)
+    assert any("1 row of" in line and "(1 missing); the first: row 40: " in line for line in lines)
     assert "6 samples and 1 test samples have pictures that cannot be used and are left out" in lines
     assert lines[-1] == f"all that cannot be used is listed in {lost_list(folder / 's')}"
     listed = [json.loads(line) for line in lost_list(folder / "s").read_text().splitlines()]

@@ -204,7 +204,7 @@ def test_an_import_says_what_it_found(folder):
     report = report_of({"colour": data})
     lines = report.lines()
     assert lines[0] == "colour: 41 training samples (1 without a picture); 1 test samples"
-    assert any("1 rows of" in line and "(1 missing); the first: row 41: " in line for line in lines)
+    assert any("1 row of" in line and "(1 missing); the first: row 41: " in line for line in lines)
     assert any("1 of 41 samples of" in line and "whole prompt is the question" in line for line in lines)
     guessed = [line for line in lines if "guessed instruction: 'One word.' after 'What " in line]
     assert len(guessed) == 4  # three of the training rows, one of the test set's

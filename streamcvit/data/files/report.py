@@ -161,7 +161,8 @@ def _oddities(file: FileReport) -> Sequence[str]:
     lines = []
     if lost := sum(file.bad.values()):
         lines.append(
-            f"{lost} rows of {file.file} cannot be used ({_kinds(file.bad)}); the first: {'; '.join(file.first)}"
+            f"{lost} {'row' if lost == 1 else 'rows'} of {file.file} cannot be used ({_kinds(file.bad)}); "
+            f"the first: {'; '.join(file.first)}"
         )
     if file.unnamed:
         now = "one stands behind their prompts now" if file.appended else "their whole prompt is the question"
