@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: setup      ## Half of the embedded benchmark with three methods (a minute and a half)
+demo: setup      ## A part of the embedded benchmark with three methods (a minute and a half)
 	$(BIN)/streamcvit demo
 
 demo-full: setup ## All of it, with MoELoRA, replay and joint training too

@@ -38,8 +38,8 @@ Name = Annotated[str | None, typer.Option(help="Name of the run's folder.")]
 Data = Annotated[str | None, typer.Option(help="Root folder of the data (stream.data).")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray; same results to the bit.")]
 DEMO = ("zero-shot", "lora", "smolora")
-# Half the benchmark's samples and test questions: done in a minute and a half on two cores.
-HALF = ("stream.scenario.samples_per_chunk=240", "stream.test_samples=50")
+# Part of the benchmark's samples and test questions: done in a minute and a half on two cores.
+SHORT = ("stream.scenario.samples_per_chunk=180", "stream.test_samples=40")
 
 
 def _version(wanted: bool) -> None:
@@ -72,9 +72,9 @@ def demo(
 ) -> None:
     """Run the embedded scenario: 15 chunks, eleven tasks, single pass, several methods on one stream.
 
-    Half the benchmark's samples and test questions, unless --full: `streamcvit run embedded` takes all of them.
+    A part of the benchmark's samples and test questions, unless --full: `streamcvit run embedded` takes all of them.
     """
-    config = _config("embedded", [*(() if full else HALF), *(settings or [])], name=_fresh(name))
+    config = _config("embedded", [*(() if full else SHORT), *(settings or [])], name=_fresh(name))
     if not full:
         config = config.model_copy(update={"methods": {method: config.methods[method] for method in DEMO}})
     _run(config, local=local)
@@ -82,7 +82,7 @@ def demo(
         "\nNext: open the report, or try\n"
         "  [bold]streamcvit scenario show embedded[/bold]\n"
         "  [bold]streamcvit run embedded --method smolora --name mine[/bold]"
-        + ("" if full else "  (twice the samples)"),
+        + ("" if full else "  (all of the samples)"),
         soft_wrap=True,  # a command that is broken in two cannot be copied
     )
 

@@ -220,9 +220,9 @@ class Fire:
             if not (there := self.actors(kind)):
                 return f"no {kind} came back within {PATIENCE:.0f} s"
             target = self.rng.choice(there)
-            if victim == "commit":
-                self.until(lambda p=target: self.drafts() and p.is_running(), 60, pause=0.0005)  # type: ignore[misc]
             try:
+                if victim == "commit" and not self._freeze_in_commit(target):
+                    return f"no learner committed anything within {PATIENCE:.0f} s"
                 target.send_signal(signum)
                 break
             except psutil.NoSuchProcess:  # it fell to something else in this moment
@@ -232,6 +232,18 @@ class Fire:
         if victim == "stop":
             self.stopped.append(target)
         return None
+
+    def _freeze_in_commit(self, learner: psutil.Process) -> bool:
+        """Stop a learner while it writes a commit: what is seen of a stopped process stays so until it is killed."""
+        deadline, left_behind = time.monotonic() + PATIENCE, set(self.drafts())
+        while time.monotonic() < deadline:
+            while not set(self.drafts()) - left_behind and learner.is_running() and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            learner.send_signal(signal.SIGSTOP)
+            if set(self.drafts()) - left_behind:
+                return True
+            learner.send_signal(signal.SIGCONT)
+        return False
 
     def _cut_off(self, number: int, node: int) -> str | None:
         """Stop all of a node, and let it go on when its learner's successor has learned."""
