@@ -131,6 +131,19 @@ class ModelConfig(Section):
         "auto", description="of the base's weights; auto: bfloat16 on a CUDA device that has it, else float32"
     )
     max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
+    max_pixels: int = Field(
+        0, ge=0, description="of a picture; a larger one is scaled down before the processor sees it; 0: no bound"
+    )
+    max_picture_tokens: int = Field(
+        0,
+        ge=0,
+        description="image tokens of a picture: it is scaled down, or the processor set lower, until it keeps to "
+        "them; 0: no bound",
+    )
+    processor_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of the processor's picture half in the place of its own, such as `max_patches: 4`",
+    )
     template_options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the chat template, such as `enable_thinking: false`"
     )

@@ -17,6 +17,7 @@ from torch import nn
 from streamcvit.adapters import keep_activations
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
+from streamcvit.models.pictures import PictureRules, follow
 from streamcvit.models.processor import image_token_of, image_tokens, load_processor, loading_error, resolve
 from streamcvit.models.sight import check_sight, places_picture
 from streamcvit.models.weights import checksum
@@ -46,11 +47,13 @@ class Base:
         max_length: int | None = None,
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
+        pictures: PictureRules | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.processor = processor
         placeholder = image_token_of(model.config)
-        self.collator = Collator(processor, max_length, turns, template_options, placeholder)
+        self.collator = Collator(processor, max_length, turns, template_options, placeholder, pictures)
+        follow(model.config, pictures)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.source = source
@@ -121,6 +124,7 @@ def load_base(
     max_length: int | None = None,
     turns: str = "all",
     template_options: Mapping[str, Any] | None = None,
+    pictures: PictureRules | None = None,
 ) -> Base:
     """Loads a base model, frozen and ready for adapters.
 
@@ -133,6 +137,7 @@ def load_base(
         max_length: the most tokens a row may have; see `Collator`.
         turns: which answers of a conversation are learned; see `Collator`.
         template_options: keyword arguments of the chat template; see `ChatTemplate`.
+        pictures: bounds on pictures, and settings of the processor's picture half; see `PictureRules`.
 
     Raises:
         UserError: nothing there, no network, no image-text-to-text model, weights missing in the files, a processor
@@ -169,7 +174,7 @@ def load_base(
             where=folder,
             fix="Download or save the model again",
         )
-    base = Base(model, processor, folder, max_length, turns, template_options)
+    base = Base(model, processor, folder, max_length, turns, template_options, pictures)
     check_sight(base.model, base.collator)
     return base
 

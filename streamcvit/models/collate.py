@@ -13,8 +13,9 @@ import torch
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.models.batch import ModelInputs
+from streamcvit.models.pictures import Asking, PictureRules, reader_of
 from streamcvit.models.processor import image_token_of, image_tokens, load_config, load_processor
-from streamcvit.models.rows import RowReader, Rows, UnusableSamples
+from streamcvit.models.rows import Rows, UnusableSamples
 from streamcvit.models.template import ChatTemplate, Written
 from streamcvit.models.thoughts import MARKS
 
@@ -48,15 +49,17 @@ class Collator:
         template_options: keyword arguments of the chat template.
         image_token_id: the placeholder of the model's config; None takes the first that the processor names, which may
             be another where its text has a mark that the processor writes placeholders for.
+        pictures: bounds on pictures, and settings of the processor's picture half; None: the processor's own.
 
     Attributes:
         image_token_id: the placeholder that image features replace.
         end_token_id: the token that ends the last answer: the chat template's end of turn, else the tokenizer's EOS.
         stop_ids: tokens at which decoding stops.
+        lowered: what of the processor was set lower to keep to the bound on tokens; empty: nothing.
 
     Raises:
         UserError: neither processor nor config name an image token; there is neither end-of-turn nor EOS token; the
-            chat template cannot be served, or does not know an option.
+            chat template cannot be served, or does not know an option; pictures cannot be prepared as the rules ask.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Collator:
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
         image_token_id: int | None = None,
+        pictures: PictureRules | None = None,
     ) -> None:
         if turns not in TURNS:
             raise ValueError(f"turns is {turns!r}; it may be {' or '.join(TURNS)}")
@@ -73,8 +77,9 @@ class Collator:
         self.tokenizer = processor.tokenizer
         limit = max_length or self.tokenizer.model_max_length
         self.max_length: int | None = int(limit) if limit and limit < 1e6 else None
-        self._source: tuple[str, int | None, str, dict[str, Any], dict[str, Any]] | None = None
-        self._given = (processor, max_length, turns, dict(template_options or {}), image_token_id)
+        self.rules = pictures or PictureRules()
+        self._source: tuple[str, int | None, str, dict[str, Any], PictureRules, dict[str, Any]] | None = None
+        self._given = (processor, max_length, turns, dict(template_options or {}), image_token_id, self.rules)
         named = image_tokens(processor) if image_token_id is None else [image_token_id]
         if not named or not getattr(processor, "image_token", None):
             raise UserError(
@@ -84,7 +89,10 @@ class Collator:
             )
         self.image_token_id = int(named[0])
         self.template = ChatTemplate(processor, template_options)
-        self._reader = RowReader(processor, self.image_token_id)
+        self._reader, self._asking, self.lowered = reader_of(
+            processor, self.image_token_id, self.template, self.rules
+        )
+        self._cost: Asking | None = None
         end, eos = self.template.end_token_id, self.tokenizer.eos_token_id
         if end is None and eos is None:
             raise UserError(
@@ -107,6 +115,7 @@ class Collator:
         max_length: int | None = None,
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
+        pictures: PictureRules | None = None,
         **kwargs: Any,
     ) -> Collator:
         """A collator of the processor at `name_or_path` (`"embedded"`, a folder, a hub name).
@@ -117,8 +126,9 @@ class Collator:
             UserError: as `load_processor` and the class itself.
         """
         placeholder = image_token_of(load_config(name_or_path))
-        collator = cls(load_processor(name_or_path, **kwargs), max_length, turns, template_options, placeholder)
-        collator._source = (str(name_or_path), max_length, turns, dict(template_options or {}), kwargs)
+        processor = load_processor(name_or_path, **kwargs)
+        collator = cls(processor, max_length, turns, template_options, placeholder, pictures)
+        collator._source = (str(name_or_path), max_length, turns, dict(template_options or {}), collator.rules, kwargs)
         return collator
 
     def __reduce__(self) -> tuple:
@@ -168,6 +178,16 @@ class Collator:
         """
         asked, reasons = self._write(samples)
         return self._collate([_Asked(*a, []) for a in asked], reasons, left=True)
+
+    def picture_row(self, width: int, height: int) -> tuple[int, int]:
+        """Tokens of a row that asks next to nothing about a picture of that size, and its image tokens.
+
+        Raises:
+            PictureTooLong: the picture takes too many tokens however small it is.
+        """
+        if self._cost is None:
+            self._cost = self._asking()
+        return self._cost.row((width, height))
 
     def decode(self, token_ids: Sequence[Sequence[int]] | torch.Tensor) -> list[str]:
         """The text of each row up to its first stop token, without special tokens and outer whitespace.
@@ -263,6 +283,11 @@ class Collator:
 
 
 def _rebuild(
-    name_or_path: str, max_length: int | None, turns: str, template_options: dict[str, Any], kwargs: dict[str, Any]
+    name_or_path: str,
+    max_length: int | None,
+    turns: str,
+    template_options: dict[str, Any],
+    pictures: PictureRules,
+    kwargs: dict[str, Any],
 ) -> Collator:
-    return Collator.from_pretrained(name_or_path, max_length, turns, template_options, **kwargs)
+    return Collator.from_pretrained(name_or_path, max_length, turns, template_options, pictures, **kwargs)

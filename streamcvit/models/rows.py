@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,10 @@ class UnusableSamples(UserError):
         return (UnusableSamples, (self.reasons,))
 
 
+class PictureTooLong(ValueError):
+    """A picture takes more tokens than it may, however small it is."""
+
+
 @dataclass
 class Rows:
     """B prompts as the processor gives them, without padding.
@@ -70,10 +74,16 @@ class RowReader:
     Args:
         processor: with image processor and tokenizer.
         image_token_id: the placeholder that image features replace.
+        options: settings of the picture half, named in every call: some processors have defaults for their calls that
+            its own attributes do not change.
+
+    Attributes:
+        fit: scales a decoded picture down, or raises `PictureTooLong`; None: pictures stay as they are.
     """
 
-    def __init__(self, processor: Any, image_token_id: int) -> None:
-        self.processor, self.image_token_id = processor, image_token_id
+    def __init__(self, processor: Any, image_token_id: int, options: Mapping[str, Any] | None = None) -> None:
+        self.processor, self.image_token_id, self.options = processor, image_token_id, dict(options or {})
+        self.fit: Callable[[Image], Image] | None = None
         self._image_token = processor.tokenizer.convert_ids_to_tokens(image_token_id)
 
     def read(self, samples: Sequence[Sample], written: Sequence[Written]) -> Rows:
@@ -102,7 +112,9 @@ class RowReader:
         pictures, faults = [], {}
         for sample in samples:
             try:
-                pictures.append([decode_image(picture.data) for picture in sample.pictures])
+                pictures.append([self._fitted(decode_image(picture.data)) for picture in sample.pictures])
+            except PictureTooLong as error:
+                faults[sample.sample_id] = ("length", str(error))
             except ValueError as error:
                 faults[sample.sample_id] = ("image", str(error))
         if faults:
@@ -116,17 +128,20 @@ class RowReader:
         ]
         return _merged(parts, seeing + blind)
 
+    def _fitted(self, picture: Image) -> Image:
+        return picture if self.fit is None else self.fit(picture)
+
     def _rows(self, samples: list[Sample], written: list[Written], pictures: list[list[Image]]) -> Rows:
         """Rows of samples that all have pictures, or all have none."""
         try:
-            return self._call(written, pictures)
+            return self.call(written, pictures)
         except _REFUSALS as error:
             fault = error
         # One by one: some processors refuse ragged batches, and others say only so which sample they refuse.
         rows, faults = [], {}
         for sample, text, own in zip(samples, written, pictures, strict=True):
             try:
-                rows.append(self._call([text], [own]))
+                rows.append(self.call([text], [own]))
             except _REFUSALS as error:
                 faults[sample.sample_id] = error
         if faults:
@@ -141,7 +156,8 @@ class RowReader:
             ) from fault
         return _merged(rows)
 
-    def _call(self, written: Sequence[Written], pictures: Sequence[Sequence[Image]]) -> Rows:
+    def call(self, written: Sequence[Written], pictures: Sequence[Sequence[Image]]) -> Rows:
+        """Rows of texts and their pictures, which are taken as they are; errors as the processor's."""
         # Nested images: Gemma-3 wants one list a sample, and the others flatten it.
         images = [list(own) for own in pictures] if any(pictures) else None
         located = any(text.answers for text in written) or any(len(own) > 1 for own in pictures)
@@ -179,7 +195,9 @@ class RowReader:
         # A chat template writes the BOS token itself; the tokenizer must not add a second one.
         bos = self.processor.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
-        given = {} if images is None else {"images": images}
+        given: dict[str, Any] = {} if images is None else {"images": images}
+        if given and self.options:
+            given["images_kwargs"] = dict(self.options)
         return dict(self.processor(text=texts, **given, add_special_tokens=special, padding=False, **kwargs))
 
     def _places(self, text: Written, offsets: Any, swaps: list[dict], pictures: int) -> list[tuple[int, int]]:

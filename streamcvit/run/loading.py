@@ -18,6 +18,7 @@ from streamcvit.learning import BatchSource, Schedule
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
+from streamcvit.models.pictures import PictureRules
 from streamcvit.models.vision import vision_dim
 
 Feed = Callable[[str, int, int], Iterator[Batch]]
@@ -43,6 +44,7 @@ def collation(config: RunConfig) -> dict[str, Any]:
         "max_length": model.max_length,
         "turns": config.learner.turns,
         "template_options": model.template_options,
+        "pictures": PictureRules(model.max_pixels, model.max_picture_tokens, model.processor_options),
     }
 
 
