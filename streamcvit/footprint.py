@@ -17,7 +17,7 @@ from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
-from streamcvit.embedded.images import SIDE
+from streamcvit.embedded.images import SIZE
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
 from streamcvit.models.pictures import TOKENS, PictureRules
@@ -54,7 +54,9 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
     try:
         tokens, image = collator.picture_row(*middle)
     except PictureTooLong as fault:
-        raise UserError(str(fault), where=TOKENS, fix="Raise it, or set the processor in model.processor_options") from None
+        raise UserError(
+            str(fault), where=TOKENS, fix="Raise it, or set the processor in model.processor_options"
+        ) from None
     limit = collator.max_length
     if limit is not None and tokens > limit:
         raise UserError(
@@ -63,7 +65,9 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
             where="model.max_length",
             fix=_mend(config, tokens, image, limit, middle),
         )
-    whose = f"middle of {len(sizes)} looked at" if sizes else "no own one is known here"
+    whose = f"the middle one of {len(sizes)} looked at" if sizes else "a usual one, as none of the stream is known"
+    if config.stream.source == "embedded":
+        whose = "the stream's own size"
     line = f"a {_said(middle)} picture ({whose}) takes {image} tokens; model.max_length is {limit}"
     if sizes and sizes[-1] != middle:
         line += f"; the largest, {_said(sizes[-1])}, {_largest(collator, sizes[-1])}"
@@ -99,7 +103,7 @@ def _sizes(config: RunConfig) -> list[Size]:
     """Sizes of some pictures of a run's stream; none where they cannot be had at once."""
     stream = config.stream
     if stream.source == "embedded":
-        return [(SIDE, SIDE)]
+        return [(SIZE, SIZE)]
     look = _of_files if stream.source == "files" else _of_shards
     found = []
     for picture in islice(look(config), LOOKED_AT):

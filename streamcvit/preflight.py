@@ -12,6 +12,7 @@ from streamcvit.adapters.instruction import encoder_dim, encoder_identity
 from streamcvit.adapters.parts import Parts
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
+from streamcvit.footprint import picture_lines
 from streamcvit.learning import STRATEGIES
 from streamcvit.learning.rates import grouped
 from streamcvit.models.base import device_of, skeleton
@@ -31,20 +32,23 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         local: whether it runs in this process.
 
     Returns:
-        Lines for people: the weights of each part of the model, and what every method that learns trains of them.
+        Lines for people: the weights of each part of the model, what every method that learns trains of them, and
+        what a typical picture takes.
 
     Raises:
         UserError: an adapter or strategy cannot be made as its options ask, there is no such device or instruction
-            encoder, the model's chat template cannot be served, or nobody can listen at the monitor's address.
+            encoder, the model's chat template cannot be served, pictures cannot be prepared as asked or do not fit, or
+            nobody can listen at the monitor's address.
     """
     check_options(config)
-    Collator.from_pretrained(config.model.name_or_path, **collation(config))
+    collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
+    pictures = picture_lines(config, collator)
     encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded
     if local or config.cluster.address == "local":
         device_of(config.model.device)
     if not local:
         check_address(config.monitor.host, config.monitor.port)
-    return describe(config)
+    return [*describe(config), *pictures]
 
 
 def describe(config: RunConfig) -> list[str]:

@@ -89,9 +89,7 @@ class Collator:
             )
         self.image_token_id = int(named[0])
         self.template = ChatTemplate(processor, template_options)
-        self._reader, self._asking, self.lowered = reader_of(
-            processor, self.image_token_id, self.template, self.rules
-        )
+        self._reader, self._asking, self.lowered = reader_of(processor, self.image_token_id, self.template, self.rules)
         self._cost: Asking | None = None
         end, eos = self.template.end_token_id, self.tokenizer.eos_token_id
         if end is None and eos is None:
@@ -273,13 +271,17 @@ class Collator:
         if self.max_length is not None:
             lengths = [len(prompt) + len(row.answer) for prompt, row in zip(rows.ids, asked, strict=True)]
             reasons = {
-                row.sample.sample_id: ("length", f"{n} tokens are more than max_length={self.max_length}")
-                for row, n in zip(asked, lengths, strict=True)
+                row.sample.sample_id: ("length", f"{n} tokens are more than max_length={self.max_length}{_of(own)}")
+                for row, n, own in zip(asked, lengths, rows.pictures, strict=True)
                 if n > self.max_length
             }
             if reasons:
                 raise UnusableSamples(reasons)
         return rows
+
+
+def _of(pictures: Sequence[int]) -> str:
+    return f", {sum(pictures)} of them of pictures" if pictures else ""
 
 
 def _rebuild(

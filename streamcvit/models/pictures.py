@@ -324,7 +324,7 @@ def _rungs(half: Any) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if name.startswith("max_") and type(value) is int:
             yield from ((name, lower) for lower in _falling(value))
-    size = dict(values["size"]) if values.get("size") else {}
+    size = dict(values.get("size") or {})
     if edge := size.get("longest_edge"):
         yield from (("size", {**size, "longest_edge": lower}) for lower in _falling(edge))
     for name, value in values.items():

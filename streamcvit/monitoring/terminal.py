@@ -142,6 +142,8 @@ class LiveView:
             parts.append(_skipped(info["skipped"]))
         if lost:
             left = f"{len(lost)} left out, the first: {lost[0].get('reason')}: {lost[0].get('detail')}"
+            if long := sum(bad.get("reason") == "length" for bad in lost):
+                left += f"; {long} too long: raise model.max_length, or set model.max_picture_tokens"
             parts.append(left)
             if self.console.is_terminal:  # the view has no room for it
                 self.message(f"{run}: chunk {chunk + 1}: {left}")

@@ -65,6 +65,7 @@ class Driver:
         self.open: dict[tuple[str, int], set[str]] = {}  # boundary being scored -> tasks not scored yet
         self.jobs: deque[Job] = deque()  # of the boundary being scored
         self.told_idle: set[str] = set()  # methods of which modules without a gradient were named
+        self.told_left: set[str] = set()  # tasks with test samples that cannot be used
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
 
     def run(self) -> None:
@@ -200,6 +201,10 @@ class Driver:
         job = found.job
         folder = self.folders[job.method]
         folder.add(found)
+        if found.left_out and job.task not in self.told_left:
+            self.told_left.add(job.task)
+            name, reason = next(iter(found.left_out.items()))
+            self.view.message(f"{job.task}: {len(found.left_out)} test samples left out, the first: {name}: {reason}")
         self.open[job.method, job.chunk].discard(job.task)
         if not self._close_if_scored(job.method, job.chunk):
             return

@@ -268,8 +268,8 @@ class LearnerWorker:
                 f"{len(lost)} of {stop - first} samples of chunk {chunk + 1} cannot be learned, the first: "
                 f"{lost[0]['sample_id']}: {lost[0]['reason']}: {lost[0]['detail']}",
                 where=str(self.folder),
-                fix="Raise model.max_length if they are too long, or bear it (stream.bad_share), and --resume with "
-                "--allow-change and the setting's name",
+                fix="Raise model.max_length or set model.max_picture_tokens if they are too long, or bear it "
+                "(stream.bad_share), and --resume with --allow-change and the setting's name",
             )
 
     def _commit(self, **state: Any) -> Path:

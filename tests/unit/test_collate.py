@@ -287,9 +287,9 @@ def test_a_batch_of_large_pictures_gives_the_same_bits_group_by_group(kind, monk
     collator = Collator(tiny_idefics3_processor() if kind == "idefics3" else TINY[kind]()[1])
     samples = tiny_samples(7, sizes=((40, 90), (64, 8), (64, 64), (20, 20)))
     calls = []
-    plain = collator._reader._call
+    plain = collator._reader.call
     monkeypatch.setattr(
-        collator._reader, "_call", lambda texts, images: calls.append(len(texts)) or plain(texts, images)
+        collator._reader, "call", lambda texts, images: calls.append(len(texts)) or plain(texts, images)
     )
     whole = [collator.train(samples), collator.prompts(samples)]
     assert calls == [7, 7]
