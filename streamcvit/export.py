@@ -183,6 +183,12 @@ def _fill_merged(draft: Path, bench: Bench, whole: Any, one: Trained) -> None:
         for path in Path(str(bench.base.source)).glob(pattern):
             if ".safetensors" not in path.name and not (draft / path.name).exists():
                 shutil.copyfile(path, draft / path.name)
+    if changed := bench.base.collator.changed_settings():
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if (draft / name).exists():
+                held = json.loads((draft / name).read_text(encoding="utf-8"))
+                (held.get("image_processor", {}) if name.startswith("processor") else held).update(changed)
+                (draft / name).write_text(json.dumps(held, indent=2), encoding="utf-8")
     settings = json.loads((one.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     (draft / CARD).write_text(_card(one, settings, merged=True), encoding="utf-8")
 
@@ -223,6 +229,11 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
         "adapter digest": f"`{one.digest}`",
         "made with": f"streamcvit {__version__}",
     }
+    model = config.model
+    bounds = {"max_pixels": model.max_pixels, "max_picture_tokens": model.max_picture_tokens}
+    given = {**{key: value for key, value in bounds.items() if value}, **model.processor_options}
+    if given:
+        facts["pictures"] = ", ".join(f"`{key}={value}`" for key, value in given.items())
     if routed:
         facts["instruction encoder"] = f"`{config.model.instruction_encoder}` (`{one.note.get('encoder')}`)"
     return "\n".join(

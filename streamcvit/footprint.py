@@ -86,7 +86,7 @@ def _largest(collator: Collator, size: Size) -> str:
 def _mend(config: RunConfig, tokens: int, image: int, limit: int, size: Size) -> str:
     fix = f"Set it to {-(-(tokens + _ROOM) // 256) * 256}"
     rules: PictureRules = collation(config)["pictures"]
-    bound = limit - (tokens - image) - min(_ROOM, limit // 4)
+    bound = limit - (tokens - image) - min(_ROOM, limit // 8)
     try:
         asked = {**collation(config), "pictures": PictureRules(rules.max_pixels, bound, rules.options)}
         Collator.from_pretrained(config.model.name_or_path, **asked).picture_row(*size)

@@ -187,6 +187,11 @@ class Collator:
             self._cost = self._asking()
         return self._cost.row((width, height))
 
+    def changed_settings(self) -> dict[str, Any]:
+        """Settings of the processor's picture half that are others than its own, as its configuration writes them."""
+        was, now = (half.image_processor.to_dict() for half in (self.processor, self._reader.processor))
+        return {name: value for name, value in now.items() if value != was.get(name)}
+
     def decode(self, token_ids: Sequence[Sequence[int]] | torch.Tensor) -> list[str]:
         """The text of each row up to its first stop token, without special tokens and outer whitespace.
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
-from streamcvit.models.rows import PictureTooLong, RowReader
+from streamcvit.models.rows import PictureTooLong, RowReader, Rows
 from streamcvit.models.template import ChatTemplate, Written
 
 OPTIONS, TOKENS = "model.processor_options", "model.max_picture_tokens"
@@ -93,8 +93,15 @@ class Asking:
     def told(self) -> bool:
         """Whether the processor's own word holds."""
         if self._told is None:
-            self._told = all((told := self._ask(size)) and told >= self._try(size) for size in (PROBES[0], (50, 70)))
+            self._told = all(self._holds(size) for size in (PROBES[0], (50, 70)))
         return self._told
+
+    def _holds(self, size: Size) -> bool:
+        told = self._ask(size)
+        if not told:
+            return False
+        row = self._read(size)
+        return sum(row.pictures[0]) <= told <= len(row.ids[0])
 
     def row(self, size: Size) -> tuple[int, int]:
         """Tokens of a row with the question and a blank picture of (width, height), and its image tokens."""
@@ -105,7 +112,10 @@ class Asking:
         return len(row.ids[0]), sum(row.pictures[0])
 
     def _try(self, size: Size) -> int:
-        return sum(self.reader.call([self._written], [[Image.new("RGB", size)]]).pictures[0])
+        return sum(self._read(size).pictures[0])
+
+    def _read(self, size: Size) -> Rows:
+        return self.reader.call([self._written], [[Image.new("RGB", size)]])
 
     def _ask(self, size: Size) -> int:
         given = {"images_kwargs": self.options} if self.options else {}
@@ -312,7 +322,7 @@ def _lowered(asking: Asking, rules: PictureRules, ask: Callable[..., Asking]) ->
         f"not {rules.max_tokens}",
         where=TOKENS,
         fix=f"Set it to {least} or more, or set the processor itself in {OPTIONS} "
-        f"({', '.join(settings_of(asking.reader.processor)[:6])} ...)",
+        f"({', '.join(dict.fromkeys(['size', *settings_of(asking.reader.processor)[:5]]))} ...)",
     )
 
 

@@ -11,6 +11,10 @@ from typing import Any
 from streamcvit.errors import UserError
 
 EMBEDDED = "embedded"
+_PARTS = {
+    "processor settings": ("preprocessor_config.json", "processor_config.json"),
+    "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "*.tiktoken", "tekken.json"),
+}
 
 
 def resolve(name_or_path: str | Path) -> str:
@@ -65,6 +69,13 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
         else:
             processor = AutoProcessor.from_pretrained(source, **kwargs)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        if Path(source).is_dir() and (absent := _absent(Path(source))):
+            raise UserError(
+                f"the folder holds no {absent}",
+                where=source,
+                fix="Copy it from where the model came from, or save the processor there: "
+                "AutoProcessor.from_pretrained(MODEL).save_pretrained(FOLDER)",
+            ) from error
         raise loading_error(source, "processor", error) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(
@@ -167,6 +178,14 @@ def image_tokens(processor: Any) -> list[int]:
         return named
     number = processor.tokenizer.convert_tokens_to_ids(word)
     return [] if number is None or number == processor.tokenizer.unk_token_id else [int(number)]
+
+
+def _absent(folder: Path) -> str:
+    """The part of a processor that a folder has no file of; empty: it has some of each."""
+    for part, names in _PARTS.items():
+        if not any(any(folder.glob(name)) for name in names):
+            return f"{part} ({' or '.join(names[:2])})"
+    return ""
 
 
 def _processor_class(source: str) -> Any:

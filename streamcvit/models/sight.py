@@ -11,6 +11,7 @@ from PIL import Image
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.models.collate import Collator
+from streamcvit.models.pictures import OPTIONS
 from streamcvit.models.vision import encode_images, text_tensors
 
 _SIDE = 64
@@ -21,8 +22,22 @@ def check_sight(model: Any, collator: Collator) -> None:
     """Asks the model the same about two pictures, as learning will ask it: for the logits of chosen places alone.
 
     Raises:
-        UserError: it would answer both alike, gives other logits than it is asked for, or cannot be asked.
+        UserError: it would answer both alike, gives other logits than it is asked for, or cannot be asked; also where
+            settings of the processor give it pictures that it is not made for.
     """
+    try:
+        _look(model, collator)
+    except (UserError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        if not collator.rules.options:
+            raise
+        raise UserError(
+            f"the model cannot work with pictures that are prepared so: {' '.join(str(error).split())[:200]}",
+            where=OPTIONS,
+            fix="Leave out what its vision tower is made for (size of its pictures and patches)",
+        ) from error
+
+
+def _look(model: Any, collator: Collator) -> None:
     inputs = collator.prompts([_probe(k) for k in range(2)]).to(model.device)
     where = type(model).__name__
     if not inputs.image_mask.any(1).all():

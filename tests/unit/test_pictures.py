@@ -1,0 +1,248 @@
+"""What a picture may take: bounds on pixels and tokens, and the processor's own settings."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from familychecks import learner
+from models import picture, save, tiny_samples
+from PIL import Image
+
+from streamcvit.config import RunConfig
+from streamcvit.data.sample import Picture, Sample
+from streamcvit.errors import UserError
+from streamcvit.evaluation.generate import Generator
+from streamcvit.footprint import picture_lines
+from streamcvit.models.base import Base, load_base
+from streamcvit.models.batch import Batch
+from streamcvit.models.collate import Collator, UnusableSamples
+from streamcvit.models.pictures import Bounds, PictureRules
+from streamcvit.models.processor import image_token_of, load_processor
+from streamcvit.preflight import check_settings
+from streamcvit.run.loading import collation
+
+BOUNDS = {
+    "llava_next": 56,
+    "llava_onevision": 40,
+    "internvl": 6,
+    "qwen2_vl": 10,
+    "smolvlm": 14,
+    "idefics3": 12,
+    "gemma3": 4,
+}
+"""Image tokens that each tiny family can keep to, fewer than a 640x480 picture takes by itself where it can be fewer."""
+SIZES = ((640, 480), (480, 640), (300, 300), (640, 200), (31, 90))
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, tuple[Any, Any]]:
+    return {name: FAMILIES[name]() for name in BOUNDS}
+
+
+def collator_of(pair: tuple[Any, Any], **rules: Any) -> Collator:
+    return Collator(pair[1], image_token_id=image_token_of(pair[0].config), pictures=PictureRules(**rules))
+
+
+def seen(*sizes: tuple[int, int]) -> list[Sample]:
+    return tiny_samples(len(sizes), sizes=sizes)
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+def test_pictures_keep_to_a_bound_on_tokens_and_a_batch_gives_what_each_gives_alone(name: str, built) -> None:
+    bound = BOUNDS[name]
+    free, bounded = collator_of(built[name]), collator_of(built[name], max_tokens=bound)
+    samples = seen(*SIZES)
+    before = [counts[0] for counts in free.prompts(samples).pictures]
+    whole = bounded.train(samples)
+    after = [counts[0] for counts in whole.pictures]
+    assert all(0 < count <= bound for count in after)
+    assert all(now <= was for now, was in zip(after, before, strict=True))
+    assert name == "gemma3" or max(before) > bound
+    alone = [bounded.train([sample]) for sample in samples]
+    for k, one in enumerate(alone):
+        width = one.image_mask.shape[1]
+        assert one.pictures[0] == whole.pictures[k]
+        assert torch.equal(whole.tensors["input_ids"][k, :width], one.tensors["input_ids"][0])
+    assert torch.equal(whole.tensors["pixel_values"], bounded.prompts(samples).tensors["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen2_vl"])
+def test_learner_and_evaluator_see_the_same_pixels_under_a_bound(name: str, built, tmp_path: Path) -> None:
+    rules = PictureRules(max_pixels=90_000, max_tokens=BOUNDS[name])
+    folder = save(built[name], tmp_path)
+    base = load_base(folder, device="cpu", max_length=300, pictures=rules)
+    ingest = pickle.loads(pickle.dumps(Collator.from_pretrained(folder, 300, pictures=rules)))
+    samples = seen((640, 480), (300, 500))
+    learned, asked = ingest.train(samples), base.collator.prompts(samples)
+    assert torch.equal(learned.tensors["pixel_values"], asked.tensors["pixel_values"])
+    own = learner(base, "smolora")
+    report = own.learn(Batch(0, 2, 0, tuple(samples), (), learned))
+    assert report is not None and torch.isfinite(report.loss).all()
+    own.model.eval()
+    texts = [Generator(base, batch_size=size) for size in (2, 1)]
+    assert len({tuple(one.answer(own.model, one.prepare(samples), 4)) for one in texts}) == 1
+
+
+def test_a_larger_picture_is_scaled_down_to_the_pixels_it_may_have() -> None:
+    bounds = Bounds(PictureRules(max_pixels=10_000), None)  # type: ignore[arg-type]
+    assert bounds.size((100, 100)) == (100, 100)
+    assert bounds.size((400, 100)) == (200, 50)
+    for size in ((640, 480), (4000, 3), (3, 4000), (101, 100), (20_000, 100)):
+        width, height = bounds.size(size)
+        assert 0 < width * height <= 10_000
+        assert abs(width / height / (size[0] / size[1]) - 1) < 0.03 or min(width, height) < 9
+    image = Image.effect_noise((640, 480), 50).convert("RGB")
+    assert bounds(image).size == (115, 86)
+    assert bounds(image).tobytes() == bounds(image.copy()).tobytes()
+
+
+def test_without_bounds_nothing_changes(built) -> None:
+    samples = tiny_samples(3)
+    plain = Collator(built["qwen2_vl"][1]).train(samples)
+    wide = collator_of(built["qwen2_vl"], max_pixels=10**9, max_tokens=10**6).train(samples)
+    assert plain.tensors.keys() == wide.tensors.keys()
+    assert all(torch.equal(tensor, wide.tensors[name]) for name, tensor in plain.tensors.items())
+
+
+def test_every_picture_of_a_sample_keeps_to_the_bound(built) -> None:
+    collator = collator_of(built["qwen2_vl"], max_tokens=10)
+    two = replace(seen((640, 480))[0], pictures=tuple(Picture(picture(k, (640, 480))) for k in range(2)))
+    (counts,) = collator.train([two]).pictures
+    assert len(counts) == 2 and max(counts) <= 10
+
+
+def test_settings_of_the_processor_hold_in_every_call_and_leave_the_given_one_alone(built) -> None:
+    pair = built["internvl"]
+    wide = seen((640, 200))
+    assert collator_of(pair).prompts(wide).pictures == ((16,),)
+    assert collator_of(pair, options={"max_patches": 2}).prompts(wide).pictures == ((12,),)
+    assert collator_of(pair, options={"crop_to_patches": False}).prompts(wide).pictures == ((4,),)
+    assert pair[1].image_processor.max_patches == 3
+    assert collator_of(pair, options={"max_patches": 2}).changed_settings() == {"max_patches": 2}
+
+
+def test_what_the_models_config_knows_too_follows_the_processor(built) -> None:
+    model, processor = FAMILIES["llava_next"]()
+    grid = [[32, 64]]
+    base = Base(model, processor, pictures=PictureRules(options={"image_grid_pinpoints": grid}))
+    samples = seen((640, 480), (64, 64))
+    generator = Generator(base, batch_size=2)
+    assert base.model.config.image_grid_pinpoints == grid
+    assert len(generator.answer(base.model, generator.prepare(samples), 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("internvl", {"max_patch": 4}, "model.processor_options.max_patch: the processor's picture half (GotOcr2"),
+        (
+            "internvl",
+            {"max_patches": "many"},
+            "model.processor_options.max_patches: the processor cannot work with 'many'",
+        ),
+        (
+            "internvl",
+            {"max_patches": 2, "size": {"height": 0, "width": 0}},
+            "model.processor_options.size: the processor",
+        ),
+        ("qwen2_vl", {"return_tensors": "pt"}, "model.processor_options.return_tensors: "),
+        ("qwen2_vl", {"patch_size": 0}, "model.processor_options.patch_size: the processor cannot work with 0"),
+        ("idefics3", {"size": {"wide": 3}}, "model.processor_options.size: the processor cannot work with {'wide': 3}"),
+    ],
+)
+def test_a_setting_that_the_processor_does_not_have_is_one_line(built, name: str, options: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        collator_of(built[name], options=options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bound_that_no_picture_can_keep_names_the_least_it_can_be(built) -> None:
+    with pytest.raises(UserError) as caught:
+        collator_of(built["gemma3"], max_tokens=3)
+    assert "model.max_picture_tokens: a picture takes at least 4 tokens with this processor" in str(caught.value)
+    assert "Set it to 4 or more, or set the processor itself in model.processor_options" in str(caught.value)
+
+
+def test_a_picture_of_a_rare_shape_that_cannot_keep_to_the_bound_is_left_out_with_its_size(built) -> None:
+    collator = collator_of(built["llava_next"], max_tokens=53)
+    odd = seen((1000, 1000), (20, 900), (640, 480))
+    costs = [collator_of(built["llava_next"]).prompts([one]).pictures[0][0] for one in odd]
+    try:
+        counts = [own[0] for own in collator.prompts(odd).pictures]
+    except UnusableSamples as fault:
+        assert all(kind == "length" and "max_picture_tokens is 53" in said for kind, said in fault.reasons.values())
+        counts = []
+    assert max(costs) > 53 and all(count <= 53 for count in counts)
+
+
+def config_of(folder: Path | str, **model: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": {"name_or_path": str(folder), **model}, "stream": {"source": "embedded"}})
+
+
+def test_preflight_says_what_a_picture_takes_and_refuses_one_that_fits_no_row(built, tmp_path: Path) -> None:
+    folder = save(built["llava_next"], tmp_path / "model")
+    rows = [{"id": str(k), "image": "a.png", "text": "?", "answer": "a"} for k in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "a.png").write_bytes(picture(0, (640, 480)))
+    task = {"train": "rows.json", "test": "rows.json", "format": "qa"}
+
+    def lines(**model: Any) -> list[str]:
+        tree = {
+            "model": {"name_or_path": str(folder), **model},
+            "stream": {"source": "files", "data": str(tmp_path), "tasks": {"t": task}},
+        }
+        config = RunConfig.model_validate(tree)
+        return picture_lines(config, Collator.from_pretrained(folder, **collation(config)))
+
+    (said,) = lines(max_length=90)
+    assert said == "a 640x480 picture (the middle one of 4 looked at) takes 70 tokens; model.max_length is 90"
+    with pytest.raises(UserError) as caught:
+        lines(max_length=73)
+    assert "model.max_length: a picture of 640x480 takes 70 tokens and its row 74" in str(caught.value)
+    assert "Set it to 256, or model.max_picture_tokens to" in str(caught.value)
+    bound = int(str(caught.value).rsplit(" ", 1)[1].rstrip("."))
+    (said,) = lines(max_length=73, max_picture_tokens=bound)
+    assert "takes" in said
+    (tmp_path / "a.png").unlink()
+    (said,) = lines(max_length=90)
+    assert "640x480 picture (a usual one, as none of the stream is known) takes 70 tokens" in said
+
+
+def test_a_run_says_what_its_pictures_take(tmp_path: Path) -> None:
+    lines = check_settings(RunConfig(), local=True)
+    assert "a 32x32 picture (the stream's own size) takes 16 tokens; model.max_length is 2048" in lines
+    with pytest.raises(UserError, match="model.processor_options.size_of: the processor's picture half"):
+        check_settings(config_of("embedded", processor_options={"size_of": 3}), local=True)
+    with pytest.raises(UserError, match="at least 16 tokens with this processor"):
+        check_settings(config_of("embedded", max_picture_tokens=5), local=True)
+
+
+def test_pictures_that_the_tower_is_not_made_for_are_refused_before_anything_is_learned(tmp_path: Path, built) -> None:
+    folder = save(built["gemma3"], tmp_path)
+    rules = PictureRules(options={"size": {"height": 64, "width": 64}})
+    with pytest.raises(UserError, match="model.processor_options: the model cannot work with pictures"):
+        load_base(folder, device="cpu", pictures=rules)
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        ("processor_config.json", "the folder holds no processor settings (preprocessor_config.json or processor_conf"),
+        ("tokenizer.json", "the folder holds no tokenizer (tokenizer.json or tokenizer.model)"),
+    ],
+)
+def test_a_folder_without_a_part_of_its_processor_is_refused_in_one_line(
+    tmp_path: Path, built, absent: str, said: str
+) -> None:
+    folder = save(built["llava_next"], tmp_path)
+    (folder / absent).unlink()
+    with pytest.raises(UserError) as caught:
+        load_processor(folder)
+    assert str(caught.value).startswith(f"{folder}: {said}") and "\n" not in str(caught.value)
