@@ -20,6 +20,8 @@ from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator
 from streamcvit.footprint import picture_lines
+from streamcvit.launch import execute
+from streamcvit.learning import read_ledger
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -37,7 +39,7 @@ BOUNDS = {
     "idefics3": 12,
     "gemma3": 4,
 }
-"""Image tokens that each tiny family can keep to, fewer than a 640x480 picture takes by itself where it can be fewer."""
+"""Image tokens that each tiny family can keep to, all but Gemma-3 fewer than a 640x480 picture takes by itself."""
 SIZES = ((640, 480), (480, 640), (300, 300), (640, 200), (31, 90))
 
 
@@ -246,3 +248,43 @@ def test_a_folder_without_a_part_of_its_processor_is_refused_in_one_line(
     with pytest.raises(UserError) as caught:
         load_processor(folder)
     assert str(caught.value).startswith(f"{folder}: {said}") and "\n" not in str(caught.value)
+
+
+def test_a_run_learns_under_a_bound_what_it_leaves_out_and_says_without_one(built, tmp_path: Path, capsys) -> None:
+    folder = save(built["internvl"], tmp_path / "model")
+    rows = [{"id": str(k), "image": f"{k}.png", "text": "?", "answer": "a"} for k in range(6)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for k in range(6):
+        (tmp_path / f"{k}.png").write_bytes(picture(k, (64, 64) if k else (640, 200)))
+    task = {"train": "rows.json", "test": "rows.json", "format": "qa", "max_new_tokens": 2}
+
+    def run(name: str, resume: bool = False, **model: Any) -> Path:
+        tree = {
+            "name": name,
+            "out": str(tmp_path / "runs"),
+            "model": {"name_or_path": str(folder), "max_length": 20, **model},
+            "stream": {
+                "source": "files", "data": str(tmp_path), "tasks": {"t": task}, "bad_share": 1,
+                "scenario": {"preset": "generate", "chunks": 1, "tasks_per_chunk": 1, "recurrence_gap": 0},
+            },
+            "learner": {"batch_size": 3},
+            "methods": {"a": {"adapter": "lora", "options": {"r": 2}}},
+        }  # fmt: skip
+        return execute(RunConfig.model_validate(tree), local=True, resume=resume).parent / "a"
+
+    free = run("free")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "5 samples" in said and "1 left out, the first: length: 24 tokens are more than max_length=20, 16 of" in said
+    assert "1 too long: raise model.max_length, or set model.max_picture_tokens" in said
+    assert "t: 1 test samples left out, the first: 0: length: 22 tokens are more than max_length=20" in said
+    assert "a 64x64 picture (the middle one of 6 looked at) takes 4 tokens; model.max_length is 20; the largest" in said
+    bounded = run("bounded", max_picture_tokens=12, max_pixels=60_000)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 samples" in said and "left out" not in said
+    assert "model.max_picture_tokens 12: the processor's max_patches 3 -> 1" in said
+    counts = [len(read_ledger(one / "ledger")) for one in (free, bounded)]
+    assert counts == [5, 6]
+    with pytest.raises(UserError) as caught:
+        run("bounded", resume=True, max_picture_tokens=13, processor_options={"max_patches": 2})
+    for key in ("max_pixels: 60000 -> 0", "max_picture_tokens: 12 -> 13", "processor_options.max_patches: absent -> 2"):
+        assert f"model.{key}" in str(caught.value)
