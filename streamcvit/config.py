@@ -144,6 +144,11 @@ class ModelConfig(Section):
         default_factory=dict,
         description="settings of the processor's picture half in the place of its own, such as `max_patches: 4`",
     )
+    chat_template: str = Field(
+        "",
+        description="file of a chat template (Jinja) in the place of the model's own; a run keeps its text, which may "
+        "stand here too",
+    )
     template_options: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the chat template, such as `enable_thinking: false`"
     )
@@ -152,6 +157,13 @@ class ModelConfig(Section):
         min_length=1,
         description="`tokens`: mean of the base's token embeddings; or a sentence-transformers model's folder or name",
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_is_read(cls, text: str) -> str:
+        from streamcvit.models.templatefile import template_text
+
+        return template_text(text)
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]

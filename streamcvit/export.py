@@ -183,6 +183,8 @@ def _fill_merged(draft: Path, bench: Bench, whole: Any, one: Trained) -> None:
         for path in Path(str(bench.base.source)).glob(pattern):
             if ".safetensors" not in path.name and not (draft / path.name).exists():
                 shutil.copyfile(path, draft / path.name)
+    if one.config.model.chat_template:
+        (draft / "chat_template.jinja").write_text(one.config.model.chat_template, encoding="utf-8")
     if changed := bench.base.collator.changed_settings():
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (draft / name).exists():

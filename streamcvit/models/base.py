@@ -48,11 +48,12 @@ class Base:
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
         pictures: PictureRules | None = None,
+        chat_template: str = "",
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.processor = processor
         placeholder = image_token_of(model.config)
-        self.collator = Collator(processor, max_length, turns, template_options, placeholder, pictures)
+        self.collator = Collator(processor, max_length, turns, template_options, placeholder, pictures, chat_template)
         follow(model.config, pictures)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
@@ -125,6 +126,7 @@ def load_base(
     turns: str = "all",
     template_options: Mapping[str, Any] | None = None,
     pictures: PictureRules | None = None,
+    chat_template: str = "",
 ) -> Base:
     """Loads a base model, frozen and ready for adapters.
 
@@ -138,6 +140,7 @@ def load_base(
         turns: which answers of a conversation are learned; see `Collator`.
         template_options: keyword arguments of the chat template; see `ChatTemplate`.
         pictures: bounds on pictures, and settings of the processor's picture half; see `PictureRules`.
+        chat_template: text of a chat template in the place of the model's own.
 
     Raises:
         UserError: nothing there, no network, no image-text-to-text model, weights missing in the files, a processor
@@ -174,7 +177,7 @@ def load_base(
             where=folder,
             fix="Download or save the model again",
         )
-    base = Base(model, processor, folder, max_length, turns, template_options, pictures)
+    base = Base(model, processor, folder, max_length, turns, template_options, pictures, chat_template)
     check_sight(base.model, base.collator)
     return base
 

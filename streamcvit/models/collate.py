@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ class Collator:
         image_token_id: the placeholder of the model's config; None takes the first that the processor names, which may
             be another where its text has a mark that the processor writes placeholders for.
         pictures: bounds on pictures, and settings of the processor's picture half; None: the processor's own.
+        chat_template: text of a chat template in the place of the processor's own; empty: that one.
 
     Attributes:
         image_token_id: the placeholder that image features replace.
@@ -70,6 +72,7 @@ class Collator:
         template_options: Mapping[str, Any] | None = None,
         image_token_id: int | None = None,
         pictures: PictureRules | None = None,
+        chat_template: str = "",
     ) -> None:
         if turns not in TURNS:
             raise ValueError(f"turns is {turns!r}; it may be {' or '.join(TURNS)}")
@@ -78,8 +81,12 @@ class Collator:
         limit = max_length or self.tokenizer.model_max_length
         self.max_length: int | None = int(limit) if limit and limit < 1e6 else None
         self.rules = pictures or PictureRules()
-        self._source: tuple[str, int | None, str, dict[str, Any], PictureRules, dict[str, Any]] | None = None
-        self._given = (processor, max_length, turns, dict(template_options or {}), image_token_id, self.rules)
+        self._source: tuple[Any, ...] | None = None
+        options = dict(template_options or {})
+        self._given = (processor, max_length, turns, options, image_token_id, self.rules, chat_template)
+        if chat_template:
+            self.processor = processor = copy.copy(processor)
+            processor.chat_template = chat_template
         named = image_tokens(processor) if image_token_id is None else [image_token_id]
         if not named or not getattr(processor, "image_token", None):
             raise UserError(
@@ -114,6 +121,7 @@ class Collator:
         turns: str = "all",
         template_options: Mapping[str, Any] | None = None,
         pictures: PictureRules | None = None,
+        chat_template: str = "",
         **kwargs: Any,
     ) -> Collator:
         """A collator of the processor at `name_or_path` (`"embedded"`, a folder, a hub name).
@@ -125,8 +133,9 @@ class Collator:
         """
         placeholder = image_token_of(load_config(name_or_path))
         processor = load_processor(name_or_path, **kwargs)
-        collator = cls(processor, max_length, turns, template_options, placeholder, pictures)
-        collator._source = (str(name_or_path), max_length, turns, dict(template_options or {}), collator.rules, kwargs)
+        collator = cls(processor, max_length, turns, template_options, placeholder, pictures, chat_template)
+        options = dict(template_options or {})
+        collator._source = (str(name_or_path), max_length, turns, options, collator.rules, chat_template, kwargs)
         return collator
 
     def __reduce__(self) -> tuple:
@@ -289,12 +298,6 @@ def _of(pictures: Sequence[int]) -> str:
     return f", {sum(pictures)} of them of pictures" if pictures else ""
 
 
-def _rebuild(
-    name_or_path: str,
-    max_length: int | None,
-    turns: str,
-    template_options: dict[str, Any],
-    pictures: PictureRules,
-    kwargs: dict[str, Any],
-) -> Collator:
-    return Collator.from_pretrained(name_or_path, max_length, turns, template_options, pictures, **kwargs)
+def _rebuild(*given: Any) -> Collator:
+    *own, kwargs = given
+    return Collator.from_pretrained(*own, **kwargs)

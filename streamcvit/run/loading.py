@@ -44,6 +44,7 @@ def collation(config: RunConfig) -> dict[str, Any]:
         "max_length": model.max_length,
         "turns": config.learner.turns,
         "template_options": model.template_options,
+        "chat_template": model.chat_template,
         "pictures": PictureRules(model.max_pixels, model.max_picture_tokens, model.processor_options),
     }
 

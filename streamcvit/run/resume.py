@@ -145,5 +145,5 @@ def _differences(before: dict[str, Any], after: dict[str, Any], above: str = "")
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
