@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 from dataclasses import replace
@@ -288,3 +289,15 @@ def test_a_run_learns_under_a_bound_what_it_leaves_out_and_says_without_one(buil
         run("bounded", resume=True, max_picture_tokens=13, processor_options={"max_patches": 2})
     for key in ("max_pixels: 60000 -> 0", "max_picture_tokens: 12 -> 13", "processor_options.max_patches: absent -> 2"):
         assert f"model.{key}" in str(caught.value)
+
+
+def test_the_page_on_models_holds_the_table_that_the_benchmark_prints() -> None:
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("pictures_benchmark", root / "benchmarks" / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    record = json.loads(benchmark.RESULT.read_text())
+    assert benchmark.table(record) in (root / "docs" / "models.md").read_text()
+    name, processor = next(benchmark.processors())
+    assert benchmark.measure(processor) == record[name]
