@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from streamcvit.models.template import ChatTemplate, Written
 OPTIONS, TOKENS = "model.processor_options", "model.max_picture_tokens"
 PROBES = ((640, 480), (480, 480), (360, 640), (640, 256))
 """Pictures that the bound must hold for: of a usual size, and of the shapes that tiling processors tell apart."""
+RARE = ((640, 213), (213, 640), (640, 128), (128, 640))
+"""Shapes that it holds for too where a setting of the processor can see to it; else such pictures are left out."""
 _SMALL = 32
 """Pixels of the long side that a picture is scaled down to at most."""
 _STEP = 0.93
@@ -135,9 +137,9 @@ class Asking:
         """The fewest tokens that a picture of (width, height) takes, scaled down as far as it is done."""
         return min(self.tokens(_scaled(size, scale)) for scale in (1.0, 0.5, _SMALL / max(*size, _SMALL)))
 
-    def keeps(self, limit: int) -> bool:
-        """Whether every picture of `PROBES` can be made small enough."""
-        return all(self.tokens(size) <= limit or self.least(size) <= limit for size in PROBES)
+    def keeps(self, limit: int, sizes: Iterable[Size] = PROBES) -> bool:
+        """Whether every picture of these sizes can be made small enough."""
+        return all(self.tokens(size) <= limit or self.least(size) <= limit for size in sizes)
 
 
 class Bounds:
@@ -303,19 +305,25 @@ def _impossible(name: str, value: Any, error: BaseException) -> UserError:
 
 def _lowered(asking: Asking, rules: PictureRules, ask: Callable[..., Asking]) -> tuple[Asking, str]:
     """The processor with which pictures keep to the bound, and what of it was set lower."""
-    if asking.keeps(rules.max_tokens):
-        return asking, ""
+    limit, found, lowest = rules.max_tokens, None, asking
     half = asking.reader.processor.image_processor
-    lowest = asking
+    if asking.keeps(limit):
+        found = asking, ""
+        if asking.keeps(limit, RARE):
+            return found
     for name, value in _rungs(half):
         try:
             lower = ask({**rules.options, name: value}, asking.told)
-            if lower.keeps(rules.max_tokens):
-                was = getattr(half, name)
-                return lower, f"{name} {_plain(was)} -> {_plain(value)}"
+            if lower.keeps(limit):
+                said = f"{name} {_plain(getattr(half, name))} -> {_plain(value)}"
+                if lower.keeps(limit, RARE):
+                    return lower, said
+                found = found or (lower, said)
             lowest = min(lowest, lower, key=lambda one: one.least(PROBES[0]))
         except Exception:  # noqa: S112 - not every value between is one that a processor can have
             continue
+    if found is not None:
+        return found
     least = max(lowest.least(size) for size in PROBES)
     raise UserError(
         f"a picture takes at least {least} tokens with this processor ({type(asking.reader.processor).__name__}), "
