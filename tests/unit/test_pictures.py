@@ -20,6 +20,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator
+from streamcvit.export import export
 from streamcvit.footprint import picture_lines
 from streamcvit.launch import execute
 from streamcvit.learning import read_ledger
@@ -28,6 +29,7 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.models.pictures import Bounds, PictureRules
 from streamcvit.models.processor import image_token_of, load_processor
+from streamcvit.predict import predictor_of
 from streamcvit.preflight import check_settings
 from streamcvit.run.loading import collation
 
@@ -279,12 +281,19 @@ def test_a_run_learns_under_a_bound_what_it_leaves_out_and_says_without_one(buil
     assert "1 too long: raise model.max_length, or set model.max_picture_tokens" in said
     assert "t: 1 test samples left out, the first: 0: length: 22 tokens are more than max_length=20" in said
     assert "a 64x64 picture (the middle one of 6 looked at) takes 4 tokens; model.max_length is 20; the largest" in said
-    bounded = run("bounded", max_picture_tokens=12, max_pixels=60_000)
+    template = built["internvl"][1].chat_template + "{# own #}"
+    bounded = run("bounded", max_picture_tokens=12, max_pixels=60_000, chat_template=template)
     said = " ".join(capsys.readouterr().out.split())
     assert "6 samples" in said and "left out" not in said
     assert "model.max_picture_tokens 12: the processor's max_patches 3 -> 1" in said
     counts = [len(read_ledger(one / "ledger")) for one in (free, bounded)]
     assert counts == [5, 6]
+    predictor = predictor_of(bounded.parent, device="cpu")
+    assert predictor.bench.base.collator.rules == PictureRules(60_000, 12)
+    list(export(bounded.parent, tmp_path / "whole", "a", merged=True))
+    assert load_processor(tmp_path / "whole").image_processor.max_patches == 1
+    assert (tmp_path / "whole" / "chat_template.jinja").read_text() == template
+    assert "`max_pixels=60000`, `max_picture_tokens=12`" in (tmp_path / "whole" / "README.md").read_text()
     with pytest.raises(UserError) as caught:
         run("bounded", resume=True, max_picture_tokens=13, processor_options={"max_patches": 2})
     for key in ("max_pixels: 60000 -> 0", "max_picture_tokens: 12 -> 13", "processor_options.max_patches: absent -> 2"):
