@@ -135,7 +135,10 @@ class Asking:
 
     def least(self, size: Size) -> int:
         """The fewest tokens that a picture of (width, height) takes, scaled down as far as it is done."""
-        return min(self.tokens(_scaled(size, scale)) for scale in (1.0, 0.5, _SMALL / max(*size, _SMALL)))
+        smallest = min(1.0, _SMALL / max(size))
+        steps = math.ceil(math.log(smallest) / math.log(_STEP)) if self.told else 0  # processing them takes its time
+        scales = [*(_STEP**step for step in range(steps)), 1.0, 0.5, smallest]
+        return min(self.tokens(_scaled(size, scale)) for scale in scales)
 
     def keeps(self, limit: int, sizes: Iterable[Size] = PROBES) -> bool:
         """Whether every picture of these sizes can be made small enough."""

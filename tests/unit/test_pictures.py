@@ -175,16 +175,15 @@ def test_a_bound_that_no_picture_can_keep_names_the_least_it_can_be(built) -> No
     assert "Set it to 4 or more, or set the processor itself in model.processor_options" in str(caught.value)
 
 
-def test_a_picture_of_a_rare_shape_that_cannot_keep_to_the_bound_is_left_out_with_its_size(built) -> None:
-    collator = collator_of(built["llava_next"], max_tokens=53)
-    odd = seen((1000, 1000), (20, 900), (640, 480))
-    costs = [collator_of(built["llava_next"]).prompts([one]).pictures[0][0] for one in odd]
-    try:
-        counts = [own[0] for own in collator.prompts(odd).pictures]
-    except UnusableSamples as fault:
-        assert all(kind == "length" and "max_picture_tokens is 53" in said for kind, said in fault.reasons.values())
-        counts = []
-    assert max(costs) > 53 and all(count <= 53 for count in counts)
+def test_a_picture_of_a_shape_that_cannot_keep_to_the_bound_is_left_out_with_its_size(built) -> None:
+    collator = collator_of(built["llava_next"])
+    collator._reader.fit = Bounds(PictureRules(max_tokens=30), collator._asking())
+    narrow, usual = tiny_samples(2, sizes=((20, 900), (640, 480)))
+    with pytest.raises(UnusableSamples) as caught:
+        collator.prompts([narrow, usual])
+    said = "a picture of 640x480 takes at least 44 tokens, max_picture_tokens is 30"
+    assert caught.value.reasons == {usual.sample_id: ("length", said)}
+    assert collator.prompts([narrow]).pictures[0][0] <= 30
 
 
 def config_of(folder: Path | str, **model: Any) -> RunConfig:
