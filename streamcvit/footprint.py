@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -49,7 +50,8 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
     lines = []
     if collator.lowered:
         lines.append(f"{TOKENS} {collator.rules.max_tokens}: the processor's {collator.lowered}")
-    sizes = sorted(_sizes(config), key=lambda size: size[0] * size[1])
+    blind, found = _sizes(config)
+    sizes = sorted(found, key=lambda size: size[0] * size[1])
     middle = sizes[len(sizes) // 2] if sizes else USUAL
     try:
         tokens, image = collator.picture_row(*middle)
@@ -58,7 +60,7 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
             str(fault), where=TOKENS, fix="Raise it, or set the processor in model.processor_options"
         ) from None
     limit = collator.max_length
-    if limit is not None and tokens > limit:
+    if limit is not None and tokens > limit and (sizes or not blind):
         raise UserError(
             f"a picture of {_said(middle)} takes {image} tokens and its row {tokens} before anything is asked, more "
             f"than the {limit} that a row may have, so that nearly all samples would be left out",
@@ -66,6 +68,8 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
             fix=_mend(config, tokens, image, limit, middle),
         )
     whose = f"the middle one of {len(sizes)} looked at" if sizes else "a usual one, as none of the stream is known"
+    if blind and not sizes:
+        whose = "a usual one, as no row looked at has one"
     if config.stream.source == "embedded":
         whose = "the stream's own size"
     line = f"a {_said(middle)} picture ({whose}) takes {image} tokens; model.max_length is {limit}"
@@ -99,40 +103,41 @@ def _said(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _sizes(config: RunConfig) -> list[Size]:
-    """Sizes of some pictures of a run's stream; none where they cannot be had at once."""
+def _sizes(config: RunConfig) -> tuple[int, list[Size]]:
+    """How many rows of a stream that were looked at have no picture, and the sizes of pictures of the others.
+
+    There is neither where they cannot be had at once.
+    """
     stream = config.stream
     if stream.source == "embedded":
-        return [(SIZE, SIZE)]
-    look = _of_files if stream.source == "files" else _of_shards
-    found = []
-    for picture in islice(look(config), LOOKED_AT):
-        try:
-            found.append(image_size(picture.data))
-        except ValueError:  # what is wrong with it is said where the stream is made
-            continue
-    return found
+        return 0, [(SIZE, SIZE)]
+    blind, found = 0, []
+    for pictures in (_of_files if stream.source == "files" else _of_shards)(config):
+        blind += not pictures
+        for picture in pictures:
+            with contextlib.suppress(ValueError):  # what is wrong with it is said where the stream is made
+                found.append(image_size(picture.data))
+    return blind, found
 
 
-def _of_files(config: RunConfig) -> Iterator[Picture]:
-    """Pictures of the first rows of every task."""
+def _of_files(config: RunConfig) -> Iterator[list[Picture]]:
+    """Pictures of each of the first rows of every task, where they can be read."""
+    root = os.path.expanduser(config.stream.data)
     tasks = [task for task in config.stream.tasks.values() if task.train]
     for task in tasks:
-        try:
-            path = Path(os.path.expanduser(config.stream.data), task.train)
+        with contextlib.suppress(UserError, BadRow, ValueError, LookupError, TypeError, AttributeError, OSError):
+            path = Path(root, task.train)
             if any(file.suffix == ".json" and file.stat().st_size > _QUICK for file in files_of(path)):
                 continue
-            images = os.path.join(os.path.expanduser(config.stream.data), task.images)
             for _, _, row in islice(rows_of(path), max(1, LOOKED_AT // len(tasks))):
-                if isinstance(row, dict):
-                    found = [picture_of(one, images) for one in record_of(row, task.format).pictures]
-                    yield from (one for one in found if isinstance(one, Picture))
-        except (UserError, BadRow, ValueError, LookupError, TypeError, AttributeError, OSError):
-            continue
+                named = record_of(row, task.format).pictures
+                pictures = [picture_of(one, os.path.join(root, task.images)) for one in named]
+                if not any(isinstance(one, BadRow) for one in pictures):
+                    yield [one for one in pictures if isinstance(one, Picture)]
 
 
-def _of_shards(config: RunConfig) -> Iterator[Picture]:
-    """Pictures of some samples of shards on this machine, drawn by the seed."""
+def _of_shards(config: RunConfig) -> Iterator[list[Picture]]:
+    """Pictures of each of some samples of shards on this machine, drawn by the seed."""
     if is_url(config.stream.data):
         return
     index = StreamIndex.open(config.stream.data)
@@ -140,4 +145,4 @@ def _of_shards(config: RunConfig) -> Iterator[Picture]:
     with ShardReader(index) as reader:
         for row in reader.read(sorted(places.tolist())):
             if isinstance(row, Sample):
-                yield from row.pictures
+                yield list(row.pictures)

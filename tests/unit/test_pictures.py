@@ -29,9 +29,11 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.models.pictures import Bounds, PictureRules
 from streamcvit.models.processor import image_token_of, load_processor
+from streamcvit.pipeline import builtin, load_config
 from streamcvit.predict import predictor_of
 from streamcvit.preflight import check_settings
 from streamcvit.run.loading import collation
+from streamcvit.run.stream import prepare_stream
 
 BOUNDS = {
     "llava_next": 56,
@@ -217,6 +219,17 @@ def test_preflight_says_what_a_picture_takes_and_refuses_one_that_fits_no_row(bu
     (tmp_path / "a.png").unlink()
     (said,) = lines(max_length=90)
     assert "640x480 picture (a usual one, as none of the stream is known) takes 70 tokens" in said
+    (tmp_path / "rows.json").write_text(json.dumps([{"id": "0", "text": "?", "answer": "a"}]))
+    (said,) = lines(max_length=20)  # what has no picture is not refused for one
+    assert "640x480 picture (a usual one, as no row looked at has one) takes 70 tokens" in said
+
+
+def test_pictures_of_shards_are_looked_at(tmp_path: Path) -> None:
+    few = ["stream.scenario.chunks=1", "stream.scenario.samples_per_chunk=8", "stream.test_samples=1"]
+    prepare_stream(load_config(builtin("embedded"), few, name="r"), tmp_path / "stream")
+    config = RunConfig.model_validate({"stream": {"source": "shards", "data": str(tmp_path / "stream")}})
+    (said,) = picture_lines(config, Collator.from_pretrained("embedded", **collation(config)))
+    assert said == "a 32x32 picture (the middle one of 8 looked at) takes 16 tokens; model.max_length is 2048"
 
 
 def test_a_run_says_what_its_pictures_take(tmp_path: Path) -> None:
