@@ -161,6 +161,8 @@ class ModelConfig(Section):
     @field_validator("chat_template")
     @classmethod
     def _template_is_read(cls, text: str) -> str:
+        if not text.strip():
+            return ""
         from streamcvit.models.templatefile import template_text
 
         return template_text(text)
