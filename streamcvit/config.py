@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
@@ -233,6 +233,11 @@ class MethodConfig(Section):
 
     adapter: str = Field("smolora", description="a name in streamcvit.adapters.ADAPTERS, or `none` (zero-shot)")
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own settings")
+    start: str = Field(
+        "",
+        alias="from",
+        description="folder of an adapter to start from (docs/predict.md); `options` that are not set are its own",
+    )
     train: TrainConfig | None = Field(None, description="what learns here, all of it; null: the run's own `train`")
     strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES")
     strategy_options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own settings")
@@ -243,6 +248,10 @@ class MethodConfig(Section):
         description="rates of groups of parameters, by group (`adapter`, `A`, `B`, `routers`, `whole`, `projector`, "
         "`tower`) or by a regular expression found in their names; the first that fits a parameter holds",
     )
+
+    @model_serializer(mode="wrap")
+    def _named_as_it_is_read(self, dump: Any) -> dict[str, Any]:
+        return {MethodConfig.model_fields[name].alias or name: value for name, value in dump(self).items()}
 
 
 class EvaluationConfig(Section):

@@ -49,4 +49,4 @@ def allowed(error: ValidationError, tree: type[BaseModel]) -> str:
         if args:
             section = args[-1]
     fields = getattr(section, "model_fields", {})
-    return f"Allowed here: {', '.join(fields)}" if fields else ""
+    return f"Allowed here: {', '.join(field.alias or name for name, field in fields.items())}" if fields else ""

@@ -20,6 +20,8 @@ from streamcvit.learning.durable import fsync_folder
 from streamcvit.models.base import FILES, fetch
 from streamcvit.models.processor import EMBEDDED
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.run.folder import read_run
+from streamcvit.run.origin import LINEAGE
 from streamcvit.trained import Bench, Trained, find, learners
 
 CARD = "README.md"
@@ -74,6 +76,7 @@ def export(
         text = json.dumps({**settings, "base_model_name_or_path": _base_name(one)}, indent=2, sort_keys=True)
         (draft / "adapter_config.json").write_text(text, encoding="utf-8")
         (draft / CARD).write_text(_card(one, settings, merged=False), encoding="utf-8")
+        (draft / LINEAGE).write_text(json.dumps(_lineage(one), indent=2, sort_keys=True), encoding="utf-8")
 
     _write(to, fill)
     yield f"{one.method}, chunk {one.chunk}, step {one.step}, {len(tensors)} tensors: {to}"
@@ -206,6 +209,27 @@ def _on_hub(name: str) -> bool:
     return name != EMBEDDED and not Path(name).expanduser().exists() and not name.startswith((".", "/", "~"))
 
 
+def _started_from(one: Trained) -> dict[str, str]:
+    """Name and digest of the adapter that the method started from; empty where it started fresh."""
+    start = read_run(one.run).get("start") or {}
+    return {"name": Path(start["from"]).name, "digest": start["digest"]} if start else {}
+
+
+def _lineage(one: Trained) -> dict[str, Any]:
+    """Where an adapter comes from, for `methods.NAME.from`, which starts from it."""
+    return {
+        "base": _base_name(one),
+        "base_digest": one.base_digest,
+        "run": one.config.name,
+        "method": one.method,
+        "chunk": one.chunk,
+        "step": one.step,
+        "adapter_digest": one.digest,
+        "encoder": one.note.get("encoder"),
+        "started_from": _started_from(one) or None,
+    }
+
+
 def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
     """The model card: front matter that the hub reads, then what a person wants to know."""
     routed = settings.get("peft_type") != "LORA"
@@ -236,6 +260,8 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
     given = {**{key: value for key, value in bounds.items() if value}, **model.processor_options}
     if given:
         facts["pictures"] = ", ".join(f"`{key}={value}`" for key, value in given.items())
+    if start := _started_from(one):
+        facts["started from"] = f"`{start['name']}`, digest `{start['digest']}`"
     if routed:
         facts["instruction encoder"] = f"`{config.model.instruction_encoder}` (`{one.note.get('encoder')}`)"
     return "\n".join(

@@ -29,6 +29,8 @@ from streamcvit.preflight import check_settings
 from streamcvit.run.drive import task_counts
 from streamcvit.run.loading import collation, local_feed
 from streamcvit.run.losses import lost_list, stream_lines
+from streamcvit.run.origin import keep
+from streamcvit.run.origincheck import settled
 from streamcvit.run.stream import prepare_stream
 from streamcvit.run.workers import LearnerWorker
 
@@ -49,6 +51,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
     Raises:
         UserError: what `run` would refuse.
     """
+    config = settled(config)
     known = check_settings(config, local)
     weights = fetch(config.model.name_or_path)
     with tempfile.TemporaryDirectory(prefix="streamcvit-check-") as place:
@@ -123,6 +126,7 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
     for method, settings in config.methods.items():
         if settings.adapter == "none":
             continue
+        keep(config, method)
         clock.start()
         with contextlib.suppress(Stopped):
             worker.learn_chunk(method, 0)

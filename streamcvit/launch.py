@@ -25,6 +25,8 @@ from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.guard import Stop, alone
 from streamcvit.run.local import LocalPool, Pool
 from streamcvit.run.losses import lost_list, stream_lines
+from streamcvit.run.origin import other_bases
+from streamcvit.run.origincheck import settled
 from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
 from streamcvit.run.stream import prepare_stream
 from streamcvit.screen import Screen
@@ -51,6 +53,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     check_folder(folder, resume)
     if resume:
         check_names(config, allow)
+    config = settled(config)
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         refuse(setting_changes(config), allow, folder)
         print(f"this run is already finished: {folder}")
@@ -97,6 +100,8 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")
         pool = start(view)
+        for line in other_bases(config, pool.base_digest):
+            view.message(line)
         if not resume:
             write_text(folder / "config.yaml", config.dump())
         folders = {name: RunFolder(config, name, index, rows, pool.base_digest) for name, rows in counts.items()}

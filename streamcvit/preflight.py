@@ -20,6 +20,8 @@ from streamcvit.models.collate import Collator
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
 from streamcvit.run.loading import adapter_options, collation, selection_of
+from streamcvit.run.origin import lines as origin_lines
+from streamcvit.run.origincheck import check as check_origin
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
@@ -54,7 +56,7 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
 def describe(config: RunConfig) -> list[str]:
     """The weights of each part of the model and what every method trains of them; errors as `reach_of`."""
     model = skeleton(config.model.name_or_path)
-    return [Parts.of(model).line(model), *reach_of(config).values()]
+    return [Parts.of(model).line(model), *reach_of(config).values(), *origin_lines(config)]
 
 
 def check_options(config: RunConfig) -> None:
@@ -91,7 +93,7 @@ def reach_of(config: RunConfig) -> dict[str, str]:
     for name, method in config.methods.items():
         if method.adapter not in ADAPTERS:
             continue
-        key = repr((method.adapter, method.options, method.train, method.lrs))
+        key = repr((method.adapter, method.options, method.start, method.train, method.lrs))
         if key not in known:
             known[key] = _reach(config, name)
         reach, exact = known[key]
@@ -113,6 +115,7 @@ def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
         grouped(adapted, {key: p for key, p in adapted.named_parameters() if p.requires_grad}, 1.0, method.lrs)
         if config.learner.gradient_checkpointing:
             checkpoint_layers(adapted)
+        check_origin(config, name, adapted)
         return Reach.of(adapted), dim is not None
     except UserError as error:
         raise UserError(error.what, where=_key(config, name, error.where), fix=error.fix) from error
@@ -120,7 +123,7 @@ def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
 
 def _key(config: RunConfig, name: str, where: str) -> str:
     """The setting behind an adapter's option, or behind a field of `train`; others are named as they are."""
-    if where.startswith("learner."):
+    if where.startswith(("learner.", "methods.")):
         return where
     if where.startswith("lrs."):
         return f"methods.{name}.{where}"

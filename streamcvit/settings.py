@@ -37,7 +37,8 @@ def settings_page() -> str:
 def _sections(section: type[BaseModel], path: str, title: str) -> Iterator[str]:
     """A table of a section's own keys, then the sections below it."""
     rows, below = [], []
-    for name, field in section.model_fields.items():
+    for attribute, field in section.model_fields.items():
+        name = field.alias or attribute
         key = f"{path}.{name}" if path else name
         if (inner := _section_in(field.annotation)) is not None:
             star = typing.get_origin(field.annotation) is dict

@@ -29,6 +29,7 @@ from streamcvit.learning.durable import finite, write_json, write_text
 from streamcvit.learning.ledger import check_coverage
 from streamcvit.run.boundaries import read_events
 from streamcvit.run.messages import ChunkReport, Job, TaskScores
+from streamcvit.run.origin import START, keep
 from streamcvit.run.predictions import read_predictions, write_predictions, write_table
 from streamcvit.run.scores import ZERO, Scores
 
@@ -153,7 +154,10 @@ class RunFolder:
                 "started": now(),
                 "finished": None,
             }
+            if start := keep(config, method):
+                record["start"] = start
             write_json(self.path / "run.json", record)
+        self.start: dict[str, str] = read_run(self.path).get("start", {})
         self.noted = {self._key(event) for event in self._read_events() if event.get("event") in ONCE}
         self._read_predictions()
 
@@ -217,8 +221,11 @@ class RunFolder:
     def missing(self, report: ChunkReport | None) -> list[Job]:
         """Evaluations of a chunk boundary (None: before any learning) that are not on disk yet, for its weights."""
         if report is None:
-            open_ = [task for task in self.tasks if self.scores.digest(ZERO, task) != self.base_digest]
-            return [Job(self.method, ZERO, task, 0, self.base_digest, "") for task in open_]
+            digest, start = self.base_digest, ""
+            if self.start:  # a method that goes on from an adapter is scored with it before it learns
+                digest, start = self.start["digest"], str(self.path / START)
+            open_ = [task for task in self.tasks if self.scores.digest(ZERO, task) != digest]
+            return [Job(self.method, ZERO, task, 0, digest, start) for task in open_]
         return [
             Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
             for task in self.seen(report.chunk)

@@ -50,7 +50,7 @@ class Job:
         method: whose adapter.
         chunk: boundary it belongs to (-1: before any learning).
         task: what to score.
-        version, digest: of the snapshot.
+        version, digest: of the snapshot; before any learning that of the base, or of the adapter started from.
         commit: the folder it can always be read from; empty for the bare base.
     """
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.run.folder import MISSING, code_version, read_run, versions
+from streamcvit.run.origin import changed as changed_start
 
 MAY_CHANGE = ("out", "name", "cluster", "monitor")
 """What a resumed run may change: it does not touch what is learned or scored."""
@@ -92,6 +93,8 @@ def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:
         record = read_run(config.folder(method))
         if record["finished"]:
             continue
+        if start := changed_start(config, method, record.get("start")):
+            found.setdefault(f"methods.{method}.from", start)
         was: dict[str, str] = record["versions"]
         pairs: Changes = {"code": (record.get("code", was["streamcvit"]), code_version())}
         pairs |= {f"versions.{name}": (was.get(name, MISSING), now[name]) for name in DEPENDS}

@@ -35,6 +35,8 @@ from streamcvit.run.loading import Feed, load_encoder, load_model, routes, settl
 from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
+from streamcvit.run.origin import START, put_on
+from streamcvit.run.scores import ZERO
 
 
 class LearnerWorker:
@@ -174,6 +176,9 @@ class LearnerWorker:
         if found is not None:
             state = self.learner.resume(found[0])
             self.part = {} if state.get("boundary") else state
+        elif settings.start:
+            put_on(self.model, self.folder / START)
+            self.learner.optimizer.load_copies({})  # of halves, as they are now
         self.ledger = Ledger(self.folder / "ledger", self.epoch)
         self.ledger.rewind(self.learner.step)
         self.method, self.step_seconds = method, BucketCounts()
@@ -370,6 +375,9 @@ class EvaluatorWorker:
             self._unload()
             self.model = wrap(self.base, self.encoder, self.config, job.method)
             self.model.eval()
+        if job.chunk == ZERO and self.model is not None:
+            self.held = (job.method, 0, put_on(self.model, Path(job.commit)))
+            return self.held[2]
         if (method, version) != (job.method, job.version):
             path = Path(job.commit) / "adapter" / "adapter_model.safetensors"
             try:

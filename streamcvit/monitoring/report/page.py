@@ -213,4 +213,6 @@ def _origin(record: RunRecord) -> dict[str, str]:
     for key in ("git_commit", "base_digest", "index_digest", "machine", "device", "seed", "started", "finished"):
         if record.run.get(key) is not None:
             found[key.replace("_", " ")] = str(record.run[key])
+    if isinstance(start := record.run.get("start"), dict):
+        found["started from"] = f"{start.get('from')} (digest {start.get('digest')})"
     return found
