@@ -180,6 +180,11 @@ class LearnerConfig(Section):
         ge=0,
         description="samples whose forward and backward run at a time, for the update of the whole batch; 0: all",
     )
+    group_by_length: bool = Field(
+        False,
+        description="batches of samples of like length, in a drawn order within each chunk: less padding, but not the "
+        "order of the stream (docs/methods.md)",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="keep no activations inside the layers, compute them again in backward: less memory, more time",

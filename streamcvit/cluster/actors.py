@@ -27,7 +27,7 @@ from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
-from streamcvit.run.loading import Feed, local_feed, settle
+from streamcvit.run.loading import Feed, local_feed, schedule_of, settle
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
 
@@ -123,8 +123,7 @@ class RemoteFeed:
 
     def __call__(self, order: str, cursor: int, stop: int) -> Iterator[Batch]:
         if order not in self.schedules:
-            size, seed = self.config.learner.batch_size, self.config.seed
-            self.schedules[order] = Schedule.of(self.index, size, order, seed)  # type: ignore[arg-type]
+            self.schedules[order] = schedule_of(self.config, self.index, order)
         schedule = self.schedules[order]
         self.ahead = {key: ref for key, ref in self.ahead.items() if key[0] == order and key[1] >= cursor}
         if (order, cursor) not in self.ahead:  # others would take its place

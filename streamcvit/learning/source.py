@@ -10,6 +10,7 @@ import numpy as np
 from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
+from streamcvit.learning.grouping import grouped
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
 
@@ -30,14 +31,27 @@ class Schedule:
 
     @classmethod
     def of(
-        cls, index: StreamIndex, batch_size: int, order: Literal["stream", "joint"] = "stream", seed: int = 0
+        cls,
+        index: StreamIndex,
+        batch_size: int,
+        order: Literal["stream", "joint"] = "stream",
+        seed: int = 0,
+        lengths: np.ndarray | None = None,
     ) -> Schedule:
-        """The stream as it comes, or the whole of it shuffled into one chunk (`joint`, the upper bound)."""
+        """The stream as it comes, or the whole of it shuffled into one chunk (`joint`, the upper bound).
+
+        With `lengths`, [n] by stream position, samples of like length share a batch: they change places inside their
+        chunk (`streamcvit.learning.grouping`).
+        """
         n = len(index)
         if order == "joint":
-            return cls(np.random.default_rng([seed, 1]).permutation(n), np.array([n]), batch_size)
-        stops = np.array([index.chunk_bounds(chunk)[1] for chunk in range(index.n_chunks)])
-        return cls(np.arange(n), stops, batch_size)
+            places, stops = np.random.default_rng([seed, 1]).permutation(n), np.array([n])
+        else:
+            places = np.arange(n)
+            stops = np.array([index.chunk_bounds(chunk)[1] for chunk in range(index.n_chunks)])
+        if lengths is not None:
+            places = grouped(places, stops, lengths, batch_size, seed)
+        return cls(places, stops, batch_size)
 
     def __len__(self) -> int:
         return len(self.order)

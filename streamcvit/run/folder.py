@@ -26,8 +26,10 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import finite, write_json, write_text
+from streamcvit.learning.grouping import MEGABATCH, order_digest
 from streamcvit.learning.ledger import check_coverage
 from streamcvit.run.boundaries import read_events
+from streamcvit.run.loading import schedule_of
 from streamcvit.run.messages import ChunkReport, Job, TaskScores
 from streamcvit.run.origin import START, keep
 from streamcvit.run.predictions import read_predictions, write_predictions, write_table
@@ -215,7 +217,10 @@ class RunFolder:
 
     def _write_plan(self) -> None:
         average = [task for task, spec in self.index.tasks.items() if spec.in_average]
-        plan = {"tasks": self.tasks, "chunks": self.counts.tolist(), "in_average": average}
+        plan: dict[str, Any] = {"tasks": self.tasks, "chunks": self.counts.tolist(), "in_average": average}
+        if self.config.learner.group_by_length and self.n_chunks:
+            order = schedule_of(self.config, self.index, self.config.methods[self.method].order).order
+            plan["order"] = {"group_by_length": True, "batches": MEGABATCH, "sha256": order_digest(order)}
         write_json(self.path / "plan.json", plan)
 
     def missing(self, report: ChunkReport | None) -> list[Job]:

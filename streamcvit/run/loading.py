@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.learning import BatchSource, Schedule
+from streamcvit.learning.grouping import lengths_of, picture_tokens
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
@@ -85,15 +88,30 @@ def routes(model: PeftModel) -> bool:
     return tuner is not None and tuner.needs_routing
 
 
+def schedule_of(config: RunConfig, index: StreamIndex, order: str) -> Schedule:
+    """In which order a run reads the stream, for methods of one `order`: the same in every process."""
+    learner, lengths = config.learner, None
+    if learner.group_by_length:
+        how = {**collation(config), "max_length": None}
+        lengths = lengths_of(index, _picture_tokens(config.model.name_or_path, json.dumps(how, sort_keys=True)))
+    return Schedule.of(index, learner.batch_size, order, config.seed, lengths)  # type: ignore[arg-type]
+
+
+@cache
+def _picture_tokens(name_or_path: str, how: str) -> int:
+    return picture_tokens(Collator.from_pretrained(name_or_path, **json.loads(how)))
+
+
 def local_feed(config: RunConfig, stream: str) -> Feed:
     """Batches read in this process, one after another."""
     index = StreamIndex.open(stream)
     reader = ShardReader(index)
     collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
 
+    schedules = cache(partial(schedule_of, config, index))  # one batch may be asked for at a time
+
     def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
-        schedule = Schedule.of(index, config.learner.batch_size, order, config.seed)  # type: ignore[arg-type]
-        source = BatchSource(reader, collator, schedule, config.learner.micro_batch)
+        source = BatchSource(reader, collator, schedules(order), config.learner.micro_batch)
         while cursor < stop:
             batch = source.batch(cursor)
             yield batch

@@ -22,7 +22,7 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped, UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
-from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner, Schedule
+from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
@@ -31,7 +31,7 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot, load_adapter_state
 from streamcvit.monitoring.metrics import BucketCounts
 from streamcvit.run.boundaries import boundary_report
-from streamcvit.run.loading import Feed, load_encoder, load_model, routes, settle, wrap
+from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
 from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
@@ -147,7 +147,7 @@ class LearnerWorker:
             self._load()
         config, settings = self.config, self.config.methods[method]
         self.folder = config.folder(method)
-        self.schedule = Schedule.of(self.index, config.learner.batch_size, settings.order, config.seed)
+        self.schedule = schedule_of(config, self.index, settings.order)
         self.model = wrap(self.base, self.encoder, config, method)
         try:
             strategy = STRATEGIES[settings.strategy](config.seed, **settings.strategy_options)
