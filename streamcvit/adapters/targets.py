@@ -227,7 +227,9 @@ def _of_layers(names: list[str], layers: int | Iterable[int], pattern: str | Ite
     return [name for name in names if number.get(name) in wanted]
 
 
-def _check_whole(model: nn.Module, words: Iterable[str] | None) -> None:
+def _check_whole(model: nn.Module, words: Any) -> None:
+    if words is not None and not (isinstance(words, list | tuple | set) and all(isinstance(w, str) for w in words)):
+        raise UserError(f"{words!r:.80} is no list of names", where="modules_to_save", fix="Write [name, ...]")
     names = [name for name, _ in model.named_modules() if name]
     for word in words or ():
         if not any(name.endswith(word) for name in names):  # as PEFT matches them

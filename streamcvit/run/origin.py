@@ -130,6 +130,8 @@ def _known(folder: Path) -> dict[str, str]:
             found["base_digest"] = strictjson.loads(run.read_bytes()).get("base_digest")
     else:
         found = {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{LINEAGE} is no object")
     return {k: found[k] for k in ("base", "base_digest", "encoder") if isinstance(found.get(k), str)}
 
 

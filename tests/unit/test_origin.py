@@ -265,6 +265,7 @@ def spoiled(folder: Path, how: str) -> None:
         ("", {"options": {"r": 8}}, "r is 4 there and 8 here. Change methods.m.options.r, or leave it out"),
         ("", {"train": {"layers": "0"}}, "holds 28 tensors that the method's adapter does not have"),
         ('{"lora_alpha": 9}', {"options": {"lora_alpha": 8}}, "lora_alpha is 9 there and 8 here"),
+        ('{"modules_to_save": 5}', {}, "methods.m.options.modules_to_save: 5 is no list of names"),
         ('{"peft_type": 1}', {}, "it names no peft_type"),
         ('{"r": 5}', {}, "has shape [4, 256] there, and [5, 256] on this model"),
     ],
@@ -278,7 +279,7 @@ def test_what_cannot_be_started_from_is_one_line_before_anything_is_written(
     config = config_of(tmp_path / "runs", {"m": {"adapter": "lora", "from": str(folder), **method}})
     with pytest.raises(UserError) as caught:
         execute(config, local=True)
-    assert said in str(caught.value) and "methods.m.from" in str(caught.value) and "\n" not in str(caught.value)
+    assert said in str(caught.value) and "methods.m." in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
 
