@@ -114,7 +114,7 @@ def refuse(found: Changes, allowed: Iterable[str], where: Path) -> None:
     left = {key: pair for key, pair in found.items() if not any(f"{key}.".startswith(f"{name}.") for name in names)}
     if left:
         said = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in left.items())
-        beside = [BESIDE.get(key if key == "model" else key.partition(".")[0], "") for key in left]
+        beside = [_beside(key) for key in left]
         if all(beside):
             own = f"Go on with the {' and '.join(dict.fromkeys(beside))} that it was started with"
         else:
@@ -124,6 +124,13 @@ def refuse(found: Changes, allowed: Iterable[str], where: Path) -> None:
             where=str(where),
             fix=f"{own}, or allow it: " + " ".join(f"--allow-change {key}" for key in left),
         )
+
+
+def _beside(key: str) -> str:
+    """The word for what differs beside the settings; empty for a setting."""
+    if key.startswith("methods.") and key.endswith(".from"):
+        return "adapter folder"
+    return BESIDE.get(key if key == "model" else key.partition(".")[0], "")
 
 
 def _saved(path: Path) -> dict[str, Any]:
