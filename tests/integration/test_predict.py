@@ -267,10 +267,12 @@ def test_commits_and_exported_folders_load_with_stock_peft(local_run: Run, tmp_p
     said = list(export(local_run.folder, tmp_path / "out", method, chunk=3))
     assert f"{method}, chunk 3" in said[0]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "lineage.json",
     }  # fmt: skip
     place = ones(local_run, method, 3)
     digest = commit.read_note(place)["digest"]
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert (lineage["adapter_digest"], lineage["chunk"], lineage["started_from"]) == (digest, 3, None)
     for folder in (place / "adapter", tmp_path / "out"):
         model = PeftModel.from_pretrained(load_base("embedded", device="cpu").model, str(folder))
         assert state_digest(adapter_state(model)) == digest

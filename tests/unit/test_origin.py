@@ -207,7 +207,7 @@ def test_a_resume_is_refused_where_the_folder_holds_something_else(finished: Pat
     assert found == {"methods.m.from": (before[:12], content_digest(source)[:12])}
     with pytest.raises(
         UserError,
-        match=r"differs from the run that is to go on: methods\.m\.from: \w{12} -> \w{12}\. Go on with the adapter",
+        match=r"to go on: methods\.m\.from: \w{12} -> \w{12}\. Go on with the adapter",
     ):
         refuse(found, [], config.folder())
     refuse(found, ["methods.m.from"], config.folder())
