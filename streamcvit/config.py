@@ -126,9 +126,16 @@ class ModelConfig(Section):
     name_or_path: str = Field(
         "embedded", description="`embedded`, a folder that save_pretrained wrote, or a Hugging Face model's name"
     )
+    revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: its main branch")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the base's weights; auto: bfloat16 on a CUDA device that has it, else float32"
+    )
+    attention: str = Field(
+        "sdpa",
+        min_length=1,
+        description="transformers' attention implementation: sdpa, eager, or on a GPU flash_attention_2, "
+        "flex_attention ...",
     )
     max_length: int = Field(2048, ge=16, description="tokens; a longer sample is quarantined")
     max_pixels: int = Field(

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from streamcvit import __version__
+from streamcvit.config import ModelConfig
 from streamcvit.errors import UserError
 from streamcvit.learning.durable import fsync_folder
 from streamcvit.models.base import FILES, fetch
@@ -73,7 +74,8 @@ def export(
 
     def fill(draft: Path) -> None:
         save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
-        text = json.dumps({**settings, "base_model_name_or_path": _base_name(one)}, indent=2, sort_keys=True)
+        base = {"base_model_name_or_path": _base_name(one), "revision": one.config.model.revision or None}
+        text = json.dumps({**settings, **base}, indent=2, sort_keys=True)
         (draft / "adapter_config.json").write_text(text, encoding="utf-8")
         (draft / CARD).write_text(_card(one, settings, merged=False), encoding="utf-8")
         (draft / LINEAGE).write_text(json.dumps(_lineage(one), indent=2, sort_keys=True), encoding="utf-8")
@@ -147,7 +149,8 @@ def _quantised(one: Trained, model: str | None) -> UserError:
 
 
 def _base_config(one: Trained, model: str | None) -> dict[str, Any]:
-    path = Path(fetch(model or one.config.model.name_or_path)) / "config.json"
+    place = (model,) if model else (one.config.model.name_or_path, one.config.model.revision)
+    path = Path(fetch(*place)) / "config.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
 
@@ -241,7 +244,7 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
     config, method = one.config, one.config.methods[one.method]
     record = RunRecord.load(one.run)
     facts = {
-        "base": f"`{base}`",
+        "base": f"`{base}`" + (f", revision `{config.model.revision}`" if config.model.revision else ""),
         "base digest": f"`{one.base_digest}`",
         "method": f"`{one.method}`: adapter `{method.adapter}`, strategy `{method.strategy}`, order `{method.order}`",
         "adapter options": ", ".join(f"`{key}={value}`" for key, value in method.options.items()) or "defaults",
@@ -284,7 +287,7 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
             "",
             "## How to load it",
             "",
-            *_loading(base, kind, routed, merged),
+            *_loading(base, config.model, kind, routed, merged),
             "",
             "## Licence",
             "",
@@ -320,7 +323,7 @@ def _scores(record: RunRecord, one: Trained) -> list[str]:
     ]
 
 
-def _loading(base: str, kind: str, routed: bool, merged: bool) -> list[str]:
+def _loading(base: str, model: ModelConfig, kind: str, routed: bool, merged: bool) -> list[str]:
     if merged:
         lines = [
             "from transformers import AutoModelForImageTextToText, AutoProcessor",
@@ -330,7 +333,7 @@ def _loading(base: str, kind: str, routed: bool, merged: bool) -> list[str]:
         return ["```python", *lines, "```"]
     lines = [
         "from peft import PeftModel; from streamcvit.models import load_base",
-        f"base = load_base({base!r})",
+        f"base = load_base({base!r}{f', revision={model.revision!r}' if model.revision else ''})",
         'model = PeftModel.from_pretrained(base.model, "THIS FOLDER")',
     ]
     told = []

@@ -53,7 +53,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
     """
     config = settled(config)
     known = check_settings(config, local)
-    weights = fetch(config.model.name_or_path)
+    weights = fetch(config.model.name_or_path, config.model.revision)
     with tempfile.TemporaryDirectory(prefix="streamcvit-check-") as place:
         folder = Path(place, "stream")
         index = prepare_stream(config, folder)

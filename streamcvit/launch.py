@@ -61,7 +61,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     stop = Stop()
     try:
         with stop, room(folder):
-            weights = fetch(config.model.name_or_path)
+            weights = fetch(config.model.name_or_path, config.model.revision)
             with alone(folder):
                 check_folder(folder, resume)  # again: another run may have come and gone
                 return _execute(config, weights, stop, local, resume, allow)

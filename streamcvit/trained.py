@@ -17,6 +17,7 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import parse_name
+from streamcvit.models.attention import ANYWHERE
 from streamcvit.models.base import fetch, model_digest
 from streamcvit.models.snapshot import adapter_state, load_adapter_state, state_digest
 from streamcvit.monitoring import find_runs
@@ -192,11 +193,15 @@ def tasks_of(trained: Trained) -> dict[str, TaskSpec]:
 def with_model(config: RunConfig, **given: Any) -> RunConfig:
     """A run's settings with another place, device or dtype of its base; None keeps the run's own."""
     changed = {key: value for key, value in given.items() if value is not None}
+    if "name_or_path" in changed:
+        changed["revision"] = ""  # the run's own is of the run's own base
+    if changed.get("device") == "cpu" or changed.get("dtype") == "float32":
+        changed["attention"] = config.model.attention if config.model.attention in ANYWHERE else ANYWHERE[0]
     return config.model_copy(update={"model": config.model.model_copy(update=changed)})
 
 
-def _check_base(trained: Sequence[Trained], name: str) -> None:
-    digest = model_digest(fetch(name))
+def _check_base(trained: Sequence[Trained], name: str, revision: str) -> None:
+    digest = model_digest(fetch(name, revision))
     other = next((one for one in trained if one.base_digest != digest), None)
     if other is not None:
         raise UserError(
@@ -237,7 +242,7 @@ class Bench:
         self.config = with_model(first.config, name_or_path=model, device=device, dtype=dtype)
         name = self.config.model.name_or_path
         if not other_base:
-            _check_base(trained, name)
+            _check_base(trained, name, self.config.model.revision)
         settle(self.config)
         self._load()
 

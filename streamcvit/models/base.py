@@ -16,9 +16,18 @@ from torch import nn
 
 from streamcvit.adapters import keep_activations
 from streamcvit.errors import UserError
+from streamcvit.models.attention import check_attention, with_attention
 from streamcvit.models.collate import Collator
 from streamcvit.models.pictures import PictureRules, follow
-from streamcvit.models.processor import image_token_of, image_tokens, load_processor, loading_error, resolve
+from streamcvit.models.processor import (
+    at,
+    image_token_of,
+    image_tokens,
+    load_config,
+    load_processor,
+    loading_error,
+    resolve,
+)
 from streamcvit.models.sight import check_sight, places_picture
 from streamcvit.models.weights import checksum
 
@@ -122,6 +131,7 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     attn: str = "sdpa",
     load_in_8bit: bool = False,
+    revision: str = "",
     max_length: int | None = None,
     turns: str = "all",
     template_options: Mapping[str, Any] | None = None,
@@ -134,8 +144,9 @@ def load_base(
         name_or_path: `"embedded"` (packaged, tiny), a folder written by `save_pretrained`, or a hub name.
         device: `"auto"` takes CUDA where there is one, else the CPU.
         dtype: `"auto"` takes bfloat16 on a CUDA device that has it, else float32.
-        attn: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
+        attn: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`, `flex_attention` ...).
         load_in_8bit: load the linear layers of the language model in 8 bits (needs CUDA and bitsandbytes).
+        revision: branch, tag or commit of a hub name; empty: its main branch.
         max_length: the most tokens a row may have; see `Collator`.
         turns: which answers of a conversation are learned; see `Collator`.
         template_options: keyword arguments of the chat template; see `ChatTemplate`.
@@ -145,14 +156,15 @@ def load_base(
     Raises:
         UserError: nothing there, no network, no image-text-to-text model, weights missing in the files, a processor
             that does not do images, a model that would not see them, a chat template that cannot be served, an unknown
-            dtype, or too little memory for the weights.
+            dtype, an attention implementation that it cannot have, or too little memory for the weights.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
-    folder = fetch(name_or_path)
+    folder = fetch(name_or_path, revision)
     where = device_of(device)
-    kind = _dtype(dtype, where)
+    kind = dtype_of(dtype, where)
+    check_attention(attn, where, kind)
     check_memory(folder, where, kind, load_in_8bit)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
     options["trust_remote_code"] = False  # left open, transformers asks on the terminal, and runs what it finds
@@ -167,6 +179,7 @@ def load_base(
         loader: Any = AutoModelForImageTextToText
         model, info = loader.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        skeleton(folder, attn=attn)  # which says so where it is the attention that the model cannot have
         raise loading_error(folder, "model", error) from error
     finally:
         if bars:
@@ -207,42 +220,47 @@ def device_of(device: str | torch.device) -> torch.device:
     return where
 
 
-def fetch(name_or_path: str | Path) -> str:
+def fetch(name_or_path: str | Path, revision: str = "") -> str:
     """The local folder of a base model; downloads config, processor and safetensors of a hub name.
 
     Raises:
-        UserError: no such folder, or the hub cannot be reached or does not hold it.
+        UserError: no such folder, a revision of one, or the hub cannot be reached or does not hold it.
     """
-    source = resolve(name_or_path)
+    source = resolve(name_or_path, revision)
     if Path(source).is_dir():
         return source
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(source, allow_patterns=FILES)
+        return snapshot_download(source, allow_patterns=FILES, **at(revision))
     except Exception as error:  # the hub client raises its own, httpx's and OS errors; to the user they are one
         raise loading_error(source, "files", error) from error
 
 
-def skeleton(name_or_path: str | Path) -> nn.Module:
+def skeleton(name_or_path: str | Path, revision: str = "", attn: str | None = None) -> nn.Module:
     """A model's modules without weights (on the meta device): its names and shapes at no cost in memory.
 
     Args:
         name_or_path: `"embedded"`, a folder, or a hub name; of the last only the configuration is downloaded.
+        revision: branch, tag or commit of a hub name; empty: its main branch.
+        attn: attention implementation; None: the model's own default.
 
     Raises:
-        UserError: nothing there, no network, or no model that transformers knows.
+        UserError: nothing there, no network, no model that transformers knows, or one that cannot have that attention.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    source = resolve(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    source, config = resolve(name_or_path, revision), load_config(name_or_path, revision)
+
+    def build(attn: str | None) -> nn.Module:
         loader: Any = AutoModelForImageTextToText
         if type(config) not in loader._model_mapping:
             loader = AutoModelForCausalLM
         with torch.device("meta"):
-            return loader.from_config(config, trust_remote_code=False)
+            return loader.from_config(config, trust_remote_code=False, attn_implementation=attn)
+
+    try:
+        return with_attention(build, attn)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise loading_error(source, "configuration", error) from error
 
@@ -269,7 +287,8 @@ def check_memory(folder: str, device: torch.device, dtype: torch.dtype, load_in_
         )
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of that name; `"auto"` is bfloat16 on a CUDA device that has it, else float32."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -131,7 +131,7 @@ class Collator:
         Raises:
             UserError: as `load_processor` and the class itself.
         """
-        placeholder = image_token_of(load_config(name_or_path))
+        placeholder = image_token_of(load_config(name_or_path, kwargs.get("revision", "")))
         processor = load_processor(name_or_path, **kwargs)
         collator = cls(processor, max_length, turns, template_options, placeholder, pictures, chat_template)
         options = dict(template_options or {})

@@ -17,12 +17,18 @@ _PARTS = {
 }
 
 
-def resolve(name_or_path: str | Path) -> str:
+def resolve(name_or_path: str | Path, revision: str = "") -> str:
     """Folder or hub name behind a base model's name; `"embedded"` is the one packaged with streamcvit.
 
     Raises:
-        UserError: a path that does not exist, or a folder without `config.json`.
+        UserError: a path that does not exist, a folder without `config.json`, or a revision of one that has none.
     """
+    if revision and (str(name_or_path) == EMBEDDED or Path(name_or_path).expanduser().is_dir()):
+        raise UserError(
+            f"{name_or_path} has no revisions, as models of the hub have",
+            where=f"model.revision {revision}",
+            fix="Leave it out, or give a Hugging Face model name",
+        )
     if str(name_or_path) == EMBEDDED:
         return str(Path(__file__).parents[1] / EMBEDDED / "weights")
     path = Path(name_or_path).expanduser()
@@ -51,7 +57,7 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
 
     Args:
         name_or_path: `"embedded"`, a folder, or a hub name.
-        kwargs: passed on to `from_pretrained`.
+        kwargs: passed on to `from_pretrained`; an empty `revision` is the main branch.
 
     Raises:
         UserError: nothing there, no network, or what comes back cannot process images. A processor saved under a
@@ -60,10 +66,11 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
     """
     from transformers import AutoProcessor
 
-    source = resolve(name_or_path)
-    kwargs = {"backend": "pil", **kwargs, "trust_remote_code": False}
+    revision = kwargs.pop("revision", "")
+    source = resolve(name_or_path, revision)
+    kwargs = {"backend": "pil", **kwargs, **at(revision), "trust_remote_code": False}
     try:
-        stock = _processor_class(source)
+        stock = _processor_class(source, revision)
         if stock is not None and "video_processor" in inspect.signature(stock.__init__).parameters:
             processor = image_only(stock).from_pretrained(source, **kwargs)
         else:
@@ -148,7 +155,12 @@ def loading_error(source: str, part: str, error: Exception) -> UserError:
     return UserError(f"cannot load its {part}: {type(error).__name__}: {detail}", where=source, fix=fix)
 
 
-def load_config(name_or_path: str | Path) -> Any:
+def at(revision: str) -> dict[str, Any]:
+    """Keywords that name a branch, tag or commit of the hub; none for its main branch."""
+    return {"revision": revision} if revision else {}
+
+
+def load_config(name_or_path: str | Path, revision: str = "") -> Any:
     """The configuration of the model at a name. Code of the model's own is never run.
 
     Raises:
@@ -156,9 +168,9 @@ def load_config(name_or_path: str | Path) -> Any:
     """
     from transformers import AutoConfig
 
-    source = resolve(name_or_path)
+    source = resolve(name_or_path, revision)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **at(revision))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise loading_error(source, "configuration", error) from error
 
@@ -188,8 +200,8 @@ def _absent(folder: Path) -> str:
     return ""
 
 
-def _processor_class(source: str) -> Any:
+def _processor_class(source: str, revision: str) -> Any:
     """The processor class that transformers knows for the model at `source`; None where it knows none."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    return PROCESSOR_MAPPING.get(type(load_config(source)), None)
+    return PROCESSOR_MAPPING.get(type(load_config(source, revision)), None)

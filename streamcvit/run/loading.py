@@ -37,13 +37,16 @@ def settle(config: RunConfig) -> None:
 def load_model(config: RunConfig) -> Base:
     """The frozen base that a config names."""
     model = config.model
-    return load_base(model.name_or_path, device=model.device, dtype=model.dtype, **collation(config))
+    return load_base(
+        model.name_or_path, device=model.device, dtype=model.dtype, attn=model.attention, **collation(config)
+    )
 
 
 def collation(config: RunConfig) -> dict[str, Any]:
     """What a config says of how samples become model inputs, as `Collator` takes it."""
     model = config.model
     return {
+        "revision": model.revision,
         "max_length": model.max_length,
         "turns": config.learner.turns,
         "template_options": model.template_options,
