@@ -131,6 +131,9 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the base's weights; auto: bfloat16 on a CUDA device that has it, else float32"
     )
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="hold the language model's linear layers in fewer bits (needs `streamcvit[quantize]`)"
+    )
     attention: str = Field(
         "sdpa",
         min_length=1,

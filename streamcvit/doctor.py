@@ -72,7 +72,7 @@ def findings() -> Iterator[Finding]:
     yield Finding(f"disk: {disk} MiB free here", disk > 500, "Free some space: a demo run leaves about 100 MiB")
     yield _ray()
     yield _optional("sentence_transformers", "instruction embeddings of the papers (all-MiniLM-L6-v2)")
-    yield _optional("bitsandbytes", "8-bit base models")
+    yield _optional("bitsandbytes", "model.quantize: bases in 8 and 4 bits")
     for tool, use in (
         ("promtool", "checks of the metrics in the tests"),
         ("chromium", "checks of the report in the tests"),

@@ -20,6 +20,7 @@ from streamcvit.errors import UserError
 from streamcvit.learning.durable import fsync_folder
 from streamcvit.models.base import FILES, fetch
 from streamcvit.models.processor import EMBEDDED
+from streamcvit.models.quantize import NONE
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.run.folder import read_run
 from streamcvit.run.origin import LINEAGE
@@ -135,6 +136,13 @@ def _check_mergeable(one: Trained, settings: dict[str, Any], model: str | None) 
             f"{kind} cannot be merged: which expert acts depends on the input",
             where=f"method {one.method}",
             fix="Leave --merged out: the PEFT folder holds all of it",
+        )
+    if (quantize := one.config.model.quantize) != NONE:
+        raise UserError(
+            f"it was learned on a base in {quantize}, and would be rounded away in that; in the unquantised one it "
+            "would be another model than was scored",
+            where=f"method {one.method}",
+            fix="Leave --merged out",
         )
     if _base_config(one, model).get("quantization_config"):
         raise _quantised(one, model)
@@ -331,9 +339,11 @@ def _loading(base: str, model: ModelConfig, kind: str, routed: bool, merged: boo
             'processor = AutoProcessor.from_pretrained("THIS FOLDER")',
         ]
         return ["```python", *lines, "```"]
+    how = {"revision": model.revision} if model.revision else {}
+    how |= {"quantize": model.quantize} if model.quantize != NONE else {}
     lines = [
         "from peft import PeftModel; from streamcvit.models import load_base",
-        f"base = load_base({base!r}{f', revision={model.revision!r}' if model.revision else ''})",
+        f"base = load_base({base!r}{''.join(f', {key}={value!r}' for key, value in how.items())})",
         'model = PeftModel.from_pretrained(base.model, "THIS FOLDER")',
     ]
     told = []

@@ -23,11 +23,11 @@ from streamcvit.data.sample import Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped
-from streamcvit.models.base import fetch, weight_files
+from streamcvit.models.base import fetch
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.preflight import check_settings
 from streamcvit.run.drive import task_counts
-from streamcvit.run.loading import collation, local_feed
+from streamcvit.run.loading import base_bytes, collation, local_feed
 from streamcvit.run.losses import lost_list, stream_lines
 from streamcvit.run.origin import keep
 from streamcvit.run.origincheck import settled
@@ -64,7 +64,7 @@ def inspect(config: RunConfig, local: bool = False) -> Iterator[str]:
         yield from _task_lines(index, samples)
         yield from _token_lines(config, samples)
         config = config.model_copy(update={"out": place})
-        size = sum(file.stat().st_size for file in weight_files(weights))
+        size = base_bytes(config, weights)
         yield from known
         yield from _learning_lines(config, index, str(folder))
         need = _mib(_peak()) if local else needed_mib(config, size)

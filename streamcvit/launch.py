@@ -16,13 +16,14 @@ from streamcvit.data.shards.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
-from streamcvit.models.base import fetch, model_digest, weight_files
+from streamcvit.models.base import fetch, model_digest
 from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.preflight import check_settings
 from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.guard import Stop, alone
+from streamcvit.run.loading import base_bytes
 from streamcvit.run.local import LocalPool, Pool
 from streamcvit.run.losses import lost_list, stream_lines
 from streamcvit.run.origin import other_bases
@@ -178,7 +179,7 @@ def _starting(
             lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped),
         )
         return
-    size = sum(file.stat().st_size for file in weight_files(weights))
+    size = base_bytes(config, weights)
     with (
         metrics_token(config.monitor) as (token, path),
         Head(config.cluster) as head,  # around the session: one that cannot end for want of its head is ended

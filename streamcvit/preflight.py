@@ -18,6 +18,7 @@ from streamcvit.learning.rates import grouped
 from streamcvit.models.attention import check_attention
 from streamcvit.models.base import device_of, dtype_of, skeleton
 from streamcvit.models.collate import Collator
+from streamcvit.models.quantize import NONE, check_quantize, quantised_line
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
 from streamcvit.run.loading import adapter_options, collation, selection_of
@@ -39,47 +40,9 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         what a typical picture takes.
 
     Raises:
-<<<<<<< HEAD
-        UserError: an adapter or strategy cannot be made as its options ask, there is no such device or instruction
-            encoder, the model's chat template cannot be served, pictures cannot be prepared as asked or do not fit, or
-            nobody can listen at the monitor's address.
-=======
-        UserError: an adapter or strategy cannot be made as its options ask, there is no such device, attention,
-            revision or instruction encoder, the model's chat template cannot be served, or nobody can listen at the
-            monitor's address.
->>>>>>> 75bec24 (Take the base's attention and its revision on the hub from the config)
-    """
-    check_options(config)
-    collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
-    pictures = picture_lines(config, collator)
-    encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded
-    if local or config.cluster.address == "local":
-        check_machine(config.model)
-    if not local:
-        check_address(config.monitor.host, config.monitor.port)
-    return [*describe(config), *pictures]
-
-
-def check_machine(model: ModelConfig) -> None:
-    """What the base model wants of the machine that it is loaded on.
-
-    Raises:
-        UserError: the device is not there, or the model cannot have that attention on it.
-    """
-    device = device_of(model.device)
-    check_attention(model.attention, device, dtype_of(model.dtype, device))
-    skeleton(model.name_or_path, model.revision, model.attention)
-
-
-def describe(config: RunConfig) -> list[str]:
-    """The weights of each part of the model and what every method trains of them; errors as `reach_of`."""
-<<<<<<< HEAD
-    model = skeleton(config.model.name_or_path)
-    return [Parts.of(model).line(model), *reach_of(config).values(), *origin_lines(config)]
-=======
     model = skeleton(config.model.name_or_path, config.model.revision)
-    return [Parts.of(model).line(model), *reach_of(config).values()]
->>>>>>> 75bec24 (Take the base's attention and its revision on the hub from the config)
+    few = [] if (quantize := config.model.quantize) == NONE else [quantised_line(model, quantize)]
+    return [Parts.of(model).line(model), *few, *reach_of(config).values(), *origin_lines(config)]
 
 
 def check_options(config: RunConfig) -> None:

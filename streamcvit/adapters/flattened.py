@@ -72,7 +72,8 @@ def _flat(model: nn.Module, block: nn.Module, experts: nn.Module, names: list[st
 
     parameter = next(block.parameters())
     width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
-    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    # Quantised weights are whole numbers; what is not quantised says what the block computes in.
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     tokens = torch.zeros(2, 3, width, dtype=dtype, device=parameter.device)
     hooks = [watch(name) for name in names]
     before = vars(experts).get("forward")

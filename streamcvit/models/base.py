@@ -28,6 +28,7 @@ from streamcvit.models.processor import (
     loading_error,
     resolve,
 )
+from streamcvit.models.quantize import NONE, check_quantize, held_bytes, loading_options, settle_layers
 from streamcvit.models.sight import check_sight, places_picture
 from streamcvit.models.weights import checksum
 
@@ -130,7 +131,7 @@ def load_base(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     attn: str = "sdpa",
-    load_in_8bit: bool = False,
+    quantize: str = NONE,
     revision: str = "",
     max_length: int | None = None,
     turns: str = "all",
@@ -145,7 +146,7 @@ def load_base(
         device: `"auto"` takes CUDA where there is one, else the CPU.
         dtype: `"auto"` takes bfloat16 on a CUDA device that has it, else float32.
         attn: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`, `flex_attention` ...).
-        load_in_8bit: load the linear layers of the language model in 8 bits (needs CUDA and bitsandbytes).
+        quantize: `8bit` or `4bit` holds the language model's linear layers so (needs bitsandbytes); `none`.
         revision: branch, tag or commit of a hub name; empty: its main branch.
         max_length: the most tokens a row may have; see `Collator`.
         turns: which answers of a conversation are learned; see `Collator`.
@@ -156,7 +157,8 @@ def load_base(
     Raises:
         UserError: nothing there, no network, no image-text-to-text model, weights missing in the files, a processor
             that does not do images, a model that would not see them, a chat template that cannot be served, an unknown
-            dtype, an attention implementation that it cannot have, or too little memory for the weights.
+            dtype, an attention implementation that it cannot have, no bitsandbytes, or too little memory for its
+            weights.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
@@ -165,12 +167,14 @@ def load_base(
     where = device_of(device)
     kind = dtype_of(dtype, where)
     check_attention(attn, where, kind)
-    check_memory(folder, where, kind, load_in_8bit)
+    check_quantize(quantize, load_config(folder))
+    bare = skeleton(folder) if quantize != NONE else None
+    check_memory(folder, where, kind, quantize)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
     options["trust_remote_code"] = False  # left open, transformers asks on the terminal, and runs what it finds
-    if load_in_8bit:
-        options["quantization_config"] = _eight_bit(where)
-    if where.type == "cuda":
+    if bare is not None:
+        options |= loading_options(quantize, bare, kind)
+    if bare is not None or where.type == "cuda":
         options["device_map"] = {"": where}
     processor = load_processor(folder)
     bars = logging.is_progress_bar_enabled()
@@ -190,6 +194,7 @@ def load_base(
             where=folder,
             fix="Download or save the model again",
         )
+    settle_layers(model)
     base = Base(model, processor, folder, max_length, turns, template_options, pictures, chat_template)
     check_sight(base.model, base.collator)
     return base
@@ -270,20 +275,24 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("*.safetensors"))
 
 
-def check_memory(folder: str, device: torch.device, dtype: torch.dtype, load_in_8bit: bool = False) -> None:
-    """Raises a UserError if the weights at `folder` do not fit into the device's free memory as `dtype`."""
+def check_memory(folder: str, device: torch.device, dtype: torch.dtype, quantize: str = NONE) -> None:
+    """Raises a UserError if the weights at `folder`, so quantised, do not fit into the device's free memory."""
     stored = sum(file.stat().st_size for file in weight_files(folder))
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     stored_bytes = _DTYPES.get(str(name), torch.float32).itemsize
-    need = stored * (1 if load_in_8bit else dtype.itemsize) / stored_bytes
+    need = stored * dtype.itemsize / stored_bytes
+    if config.get("quantization_config"):  # they stay as they are
+        need = stored
+    elif quantize != NONE:
+        need = held_bytes(skeleton(folder), quantize, dtype)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
     if need > free:
+        kind = str(dtype).removeprefix("torch.") if quantize == NONE else quantize
         raise UserError(
-            f"its weights need {need / _GIB:.1f} GiB as {str(dtype).removeprefix('torch.')}, "
-            f"and {free / _GIB:.1f} GiB are free on {device}",
+            f"its weights need {need / _GIB:.1f} GiB as {kind}, and {free / _GIB:.1f} GiB are free on {device}",
             where=folder,
-            fix="Take a smaller model, a smaller dtype, load_in_8bit, or a machine with more memory",
+            fix="Take a smaller model, a smaller model.dtype, model.quantize 4bit, or a machine with more memory",
         )
 
 
@@ -296,21 +305,6 @@ def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype not in _DTYPES:
         raise UserError(f"unknown dtype {dtype!r}", fix=f"Use auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
-
-
-def _eight_bit(device: torch.device) -> Any:
-    import importlib.util
-
-    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "8-bit loading needs a CUDA device and the package bitsandbytes",
-            fix="Install bitsandbytes on a CUDA machine, or set load_in_8bit to false",
-        )
-    from transformers import BitsAndBytesConfig
-
-    # Only the language model is worth shrinking; the tower's and projector's features route experts.
-    skip = ["lm_head", "vision_tower", "visual", "vision_model", "multi_modal_projector"]
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
 
 
 def _free_memory() -> int:

@@ -62,6 +62,7 @@ def encode_images(model: Any, inputs: ModelInputs, learns: bool = False) -> Visi
             fix="Use the model's own processor",
         )
     given = {name: tensor for name, tensor in inputs.tensors.items() if name in names}
+    given["pixel_values"] = given["pixel_values"].to(base.dtype)  # not every tower does that by itself (ARIA's)
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         outputs = encode(**given, return_dict=True)
     # Only the projected features are read from here on; the tower's hidden states would be kept alive for nothing.

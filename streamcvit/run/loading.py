@@ -18,10 +18,11 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.learning import BatchSource, Schedule
 from streamcvit.learning.grouping import lengths_of, picture_tokens
-from streamcvit.models.base import Base, load_base
+from streamcvit.models.base import Base, dtype_of, load_base, skeleton, weight_files
 from streamcvit.models.batch import Batch
 from streamcvit.models.collate import Collator
 from streamcvit.models.pictures import PictureRules
+from streamcvit.models.quantize import NONE, held_bytes
 from streamcvit.models.vision import vision_dim
 
 Feed = Callable[[str, int, int], Iterator[Batch]]
@@ -37,9 +38,21 @@ def settle(config: RunConfig) -> None:
 def load_model(config: RunConfig) -> Base:
     """The frozen base that a config names."""
     model = config.model
-    return load_base(
-        model.name_or_path, device=model.device, dtype=model.dtype, attn=model.attention, **collation(config)
-    )
+    given: dict[str, Any] = {
+        "device": model.device,
+        "dtype": model.dtype,
+        "attn": model.attention,
+        "quantize": model.quantize,
+    }
+    return load_base(model.name_or_path, **given, **collation(config))
+
+
+def base_bytes(config: RunConfig, folder: str) -> int:
+    """Bytes of the base's weights: those of its files, or less where they are held in fewer bits."""
+    model = config.model
+    if model.quantize == NONE:
+        return sum(file.stat().st_size for file in weight_files(folder))
+    return held_bytes(skeleton(folder), model.quantize, dtype_of(model.dtype, torch.device("cpu")))
 
 
 def collation(config: RunConfig) -> dict[str, Any]:

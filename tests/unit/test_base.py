@@ -140,11 +140,6 @@ def test_model_and_processor_must_agree_on_the_image_token():
         Base(model, processor)
 
 
-def test_eight_bits_need_cuda_and_bitsandbytes(folder):
-    with pytest.raises(UserError, match="bitsandbytes"):
-        load_base(folder, device="cpu", load_in_8bit=True)
-
-
 def test_the_packaged_model_loads_by_name():
     loaded = load_base("embedded", device="cpu")
     assert loaded.model.config.model_type == "llava" and loaded.collator.max_length
