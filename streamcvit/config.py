@@ -134,6 +134,9 @@ class ModelConfig(Section):
     quantize: Literal["none", "8bit", "4bit"] = Field(
         "none", description="hold the language model's linear layers in fewer bits (needs `streamcvit[quantize]`)"
     )
+    compile: bool = Field(
+        False, description="learn with compiled layers (torch.compile): faster on a GPU after the first minutes"
+    )
     attention: str = Field(
         "sdpa",
         min_length=1,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach, checkpoint_layers
+from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach, check_compiler, checkpoint_layers
 from streamcvit.adapters.instruction import encoder_dim, encoder_identity
 from streamcvit.adapters.parts import Parts
 from streamcvit.config import ModelConfig, RunConfig
@@ -40,6 +40,38 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         what a typical picture takes.
 
     Raises:
+        UserError: an adapter or strategy cannot be made as its options ask, there is no such device, attention,
+            revision or instruction encoder, the model's chat template cannot be served, pictures cannot be prepared as
+            asked or do not fit, or nobody can listen at the monitor's address.
+    """
+    check_options(config)
+    collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
+    pictures = picture_lines(config, collator)
+    encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded
+    if local or config.cluster.address == "local":
+        check_machine(config.model)
+    if not local:
+        check_address(config.monitor.host, config.monitor.port)
+    return [*describe(config), *pictures]
+
+
+def check_machine(model: ModelConfig) -> None:
+    """What the base model wants of the machine that it is loaded on.
+
+    Raises:
+        UserError: the device, a package or a compiler is not there, or the model cannot have that attention, or be
+            quantised.
+    """
+    device = device_of(model.device)
+    check_attention(model.attention, device, dtype_of(model.dtype, device))
+    if model.compile:
+        check_compiler(device)
+    bare = skeleton(model.name_or_path, model.revision, model.attention)
+    check_quantize(model.quantize, bare.config)
+
+
+def describe(config: RunConfig) -> list[str]:
+    """The weights of each part of the model and what every method trains of them; errors as `reach_of`."""
     model = skeleton(config.model.name_or_path, config.model.revision)
     few = [] if (quantize := config.model.quantize) == NONE else [quantised_line(model, quantize)]
     return [Parts.of(model).line(model), *few, *reach_of(config).values(), *origin_lines(config)]

@@ -25,9 +25,11 @@ from streamcvit.adapters.calls import (
     routing_kwargs,
     shares_routes,
     tuner_of,
+    uncompiled,
     undo_step,
 )
 from streamcvit.adapters.checkpointing import checkpoint_layers, keep_activations
+from streamcvit.adapters.compiling import check_compiler, compile_layers, plain_layers
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
 from streamcvit.adapters.options import check_options
@@ -54,20 +56,24 @@ __all__ = [
     "attach",
     "auxiliary_loss",
     "begin_chunk",
+    "check_compiler",
     "checkpoint_layers",
     "checkpointing_kwargs",
     "cluster_assignments",
+    "compile_layers",
     "decide_routes",
     "expert_parameters",
     "expert_usage",
     "keep_activations",
     "learning_mode",
     "load_published",
+    "plain_layers",
     "routing_kwargs",
     "shares_routes",
     "target_modules",
     "touched_before_language",
     "tuner_of",
+    "uncompiled",
     "undo_step",
 ]
 

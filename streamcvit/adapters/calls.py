@@ -18,8 +18,14 @@ from streamcvit.adapters.usage import ExpertUsage
 
 def tuner_of(peft_model: Any) -> Any:
     """The routed tuner inside a PEFT model; None for any other model (stock LoRA, a bare model)."""
+    peft_model = uncompiled(peft_model)
     tuner = peft_model.base_model if isinstance(peft_model, PeftModel) else peft_model
     return tuner if isinstance(tuner, ExpertTuner) else None
+
+
+def uncompiled(model: Any) -> Any:
+    """The model inside one that `torch.compile` gave; any other as it is."""
+    return getattr(model, "_orig_mod", model)
 
 
 def learning_mode(peft_model: PeftModel) -> None:

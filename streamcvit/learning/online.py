@@ -20,11 +20,13 @@ from streamcvit.adapters import (
     after_step,
     begin_chunk,
     checkpoint_layers,
+    compile_layers,
     expert_parameters,
     learning_mode,
     routing_kwargs,
     touched_before_language,
     tuner_of,
+    uncompiled,
     undo_step,
 )
 from streamcvit.errors import UserError
@@ -75,13 +77,14 @@ class OnlineLearner:
 
     Args:
         base: the frozen model with its processor.
-        model: the same model with an adapter on it (see `streamcvit.adapters.attach`).
+        model: the same model with an adapter on it (see `streamcvit.adapters.attach`), or `torch.compile` of it.
         strategy: what is added to the plain step.
         encoder: embeds instructions for routing; None where the adapter takes no routing inputs.
         lr, weight_decay, betas: of AdamW.
         lrs: rates of groups of parameters (`streamcvit.learning.rates`).
         micro_batch: samples whose forward and backward run at a time (`streamcvit.learning.microbatch`); 0: the batch.
         gradient_checkpointing: compute the activations of the layers again in backward instead of keeping them.
+        compiled: compile the layers of the language model (`torch.compile`), at the first batches.
         warmup_steps: steps of linear warm-up; the rate is constant after them (a stream has no end to anneal to).
         max_grad_norm: gradients are clipped to it.
         max_skipped_steps: steps in a row that may be skipped, less one.
@@ -99,6 +102,7 @@ class OnlineLearner:
         lrs: Mapping[str, float] | None = None,
         micro_batch: int = 0,
         gradient_checkpointing: bool = False,
+        compiled: bool = False,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
@@ -106,6 +110,7 @@ class OnlineLearner:
         max_skipped_steps: int = 5,
         seed: int = 0,
     ) -> None:
+        self.run, model = model, uncompiled(model)  # what `torch.compile` gave runs, the model in it is learned
         self.base, self.model, self.encoder = base, model, encoder
         self.strategy = strategy or Sequential(seed)
         self.lr, self.warmup_steps, self.max_grad_norm = lr, warmup_steps, max_grad_norm
@@ -132,6 +137,8 @@ class OnlineLearner:
         random.seed(seed)
         if gradient_checkpointing:
             checkpoint_layers(model)
+        if compiled:
+            compile_layers(model)
         learning_mode(model)
         # A module that stays in eval mode while learning: where it trains, someone changed the modes. The model itself
         # does not tell, as checkpointing puts its layers into training mode.
@@ -221,7 +228,7 @@ class OnlineLearner:
         # The token at t is predicted from t - 1, so logits are wanted one position earlier.
         keep_BS = torch.zeros_like(inputs.answer_mask)
         keep_BS[:, :-1] = inputs.answer_mask[:, 1:]
-        logits = self.model(
+        logits = self.run(
             **text_tensors(inputs),
             **vision.given,
             logits_to_keep=keep_BS,

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import nn
 
-from streamcvit.adapters import keep_activations
+from streamcvit.adapters import keep_activations, plain_layers
 from streamcvit.errors import UserError
 from streamcvit.models.attention import check_attention, with_attention
 from streamcvit.models.collate import Collator
@@ -106,6 +106,7 @@ class Base:
                 parent, _, child = name.rpartition(".")
                 self._modules[parent]._modules[child] = module
         keep_activations(self.model)
+        plain_layers(self.model)
         self.model.requires_grad_(False).eval()
         return checksum(self.model.state_dict()) == self._checksum
 

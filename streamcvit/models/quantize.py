@@ -94,6 +94,7 @@ def settle_layers(model: nn.Module) -> None:
     columns in which some row of the batch has a large value, so that an answer depends on what it was batched with;
     here inputs stay whole.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -117,7 +118,8 @@ class _EightBits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        d_x = grad @ _whole(*ctx.saved_tensors, grad.dtype) if ctx.needs_input_grad[0] else None
+        few, scale = ctx.saved_tensors
+        d_x = grad @ _whole(few, scale, grad.dtype) if ctx.needs_input_grad[0] else None
         return d_x, None, None, grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
 
 

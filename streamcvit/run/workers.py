@@ -163,6 +163,7 @@ class LearnerWorker:
             lrs=settings.lrs,
             micro_batch=config.learner.micro_batch,
             gradient_checkpointing=config.learner.gradient_checkpointing,
+            compiled=config.model.compile,
             weight_decay=config.learner.weight_decay,
             betas=config.learner.betas,
             warmup_steps=config.learner.warmup_steps,

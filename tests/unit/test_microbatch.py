@@ -26,7 +26,9 @@ def learner_for(base: Base, adapter: str, strategy: str = "sequential", options:
     encoder = InstructionEncoder.from_model(base.model, base.processor.tokenizer)
     sizes = {"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)}
     model = attach(base.model, adapter, seed=3, options=options or {}, sizes=sizes)
-    return OnlineLearner(base, model, STRATEGIES[strategy](3), encoder=encoder, seed=3, **more)
+    return OnlineLearner(
+        base, more.pop("wrap", lambda plain: plain)(model), STRATEGIES[strategy](3), encoder=encoder, seed=3, **more
+    )
 
 
 def samples_of(kind: str) -> list[Sample]:
