@@ -29,7 +29,7 @@ def compile_layers(peft_model: PeftModel, backend: str = "inductor") -> None:
     notes something of its own (MoELoRA's and StrLoRA's weights of experts) are compiled each; those of others share
     their graphs. Lengths may change from batch to batch. A layer that is trained whole stays as it is.
     """
-    layers = list(_layers(peft_model.get_base_model()))
+    layers: list[Any] = list(_layers(peft_model.get_base_model()))
     # Of two graphs for a first and a changing length, the recomputation under a checkpoint may take the other one.
     # Scalings are numbers, not shapes.
     torch._dynamo.config.specialize_float = True  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def compile_layers(peft_model: PeftModel, backend: str = "inductor") -> None:
     # The first layer brings the routes that all share into form: recomputed under a checkpoint, it finds them so.
     for layer in layers[1:]:
         if getattr(layer, "gradient_checkpointing", False):
-            run: Any = layer._gradient_checkpointing_func
+            run = layer._gradient_checkpointing_func
             layer._gradient_checkpointing_func = _inside(run, torch.compile(layer.forward, **options))
         else:
             layer.compile(**options)

@@ -28,17 +28,17 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def losses(learner: Any, base: Base, steps: int) -> torch.Tensor:
-    """Of batches of other lengths."""
-    return torch.cat([learner.learn(batch_of(base, tiny_samples(3, seed=k), 0, 3 * k)).loss for k in range(steps)])
+def losses(learner: Any, base: Base) -> torch.Tensor:
+    """Of two batches of other lengths."""
+    return torch.cat([learner.learn(batch_of(base, tiny_samples(3, seed=k), 0, 3 * k)).loss for k in range(2)])
 
 
 def test_compiled_layers_learn_alike_share_a_graph_and_are_undone_with_the_adapter() -> None:
     plain, base = Base(*tiny_llava(layers=3)), Base(*tiny_llava(layers=3))
-    wanted = losses(learner_for(plain, "smolora", options=FEW), plain, 2)
+    wanted = losses(learner_for(plain, "smolora", options=FEW), plain)
     learner = learner_for(base, "smolora", options=FEW, gradient_checkpointing=True)
     compile_layers(learner.model, backend="aot_eager")
-    torch.testing.assert_close(losses(learner, base, 2), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses(learner, base), wanted, rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
     learner.model.unload()
     assert base.restore()
@@ -48,12 +48,12 @@ def test_compiled_layers_learn_alike_share_a_graph_and_are_undone_with_the_adapt
 
 
 def test_a_model_that_torch_compiled_is_learned_as_any_other() -> None:
-    plain, base = Base(*tiny_llava(layers=1)), Base(*tiny_llava(layers=1))
-    wanted = losses(learner_for(plain, "smolora", options=FEW), plain, 1)
+    plain, base = Base(*tiny_llava()), Base(*tiny_llava())
+    wanted = losses(learner_for(plain, "smolora", options=FEW), plain)
     learner = learner_for(base, "smolora", options=FEW, wrap=lambda model: torch.compile(model, backend="eager"))
     assert learner.run is not learner.model and tuner_of(learner.run) is tuner_of(learner.model)
-    torch.testing.assert_close(losses(learner, base, 1), wanted, rtol=1e-4, atol=1e-5)
-    assert counters["stats"]["unique_graphs"] > 0
+    with torch.compiler.set_stance("force_eager"):  # what is compiled of it: test_adapters_compile.py
+        assert torch.equal(losses(learner, base), wanted)
     assert not any("_orig_mod" in name for name in learner.snapshot().tensors)
 
 
