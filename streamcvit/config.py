@@ -191,7 +191,8 @@ class LearnerConfig(Section):
     micro_batch: int = Field(
         0,
         ge=0,
-        description="samples whose forward and backward run at a time, for the update of the whole batch; 0: all",
+        description="samples whose forward and backward run at a time, for the update of the whole batch "
+        "(dropout's numbers aside); 0: all",
     )
     group_by_length: bool = Field(
         False,

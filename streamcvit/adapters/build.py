@@ -11,7 +11,8 @@ from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from streamcvit.adapters.flattened import routed, without_flattened
-from streamcvit.adapters.targets import inside, outside, settle_targets, target_modules, touched
+from streamcvit.adapters.options import check_matches
+from streamcvit.adapters.targets import inside, matching, outside, settle_targets, target_modules, touched
 from streamcvit.errors import UserError
 
 NEED_DATA = ("eva", "corda", "lora_ga")
@@ -75,6 +76,8 @@ def attach(
     config: Any = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
     if routed(config):
         config.target_modules = without_flattened(model, config.target_modules)
+    if not getattr(config, "target_parameters", None):
+        check_matches(config, matching(model, config.target_modules))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)

@@ -129,7 +129,9 @@ class TokenExperts(torch.autograd.Function):
     softmax(rows x / tau)) of each token, [B, S]; its gradient reaches x only `through` the student's scores.
     The last output is w, [B, k, S], for those who count; it has no gradient.
 
-    Shapes: x [B, S, I], base [B, S, O], a [E, r, I], b [E, r, O], rows and teacher [B k, 1, I], flat [B k] and
+    With `seen`, x after dropout, the experts are given that, and the routers x as it is.
+
+    Shapes: x and seen [B, S, I], base [B, S, O], a [E, r, I], b [E, r, O], rows and teacher [B k, 1, I], flat [B k] and
     owner [E, B k], both None where all tokens share all experts (and are passed as one sample), scaling: s.
     """
 
@@ -149,18 +151,24 @@ class TokenExperts(torch.autograd.Function):
         through: bool,
         tau: float,
         scaling: float,
+        seen: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         r = a.shape[1]
         below = (rows,) if teacher is None else (rows, teacher)
-        stack = torch.cat((gather(a, flat, x.dtype), *below), 1)
+        experts = gather(a, flat, x.dtype)
         batch, length, _ = x.shape
-        products = project(x, stack).view(batch, -1, stack.shape[1], length)
+        if seen is None:
+            stack = torch.cat((experts, *below), 1)
+            products = project(x, stack).view(batch, -1, stack.shape[1], length)
+        else:
+            scores = project(x, torch.cat(below, 1)).view(batch, -1, len(below), length)
+            products = torch.cat((project(seen, experts).view(batch, -1, r, length), scores), 2)
         share = torch.softmax(products[:, :, r], 1)
         kept = largest(share, keep, straight)
         divergence = pull = None
         if teacher is not None:
             divergence, pull = _divergence(products[:, :, r:], tau)
-        ctx.save_for_backward(x, a, b, rows, flat, owner, products, share, kept, pull)
+        ctx.save_for_backward(x, seen, a, b, rows, flat, owner, products, share, kept, pull)
         ctx.sparse, ctx.through, ctx.scaling = kept is not share and not straight, through, scaling
         out = torch.baddbmm(base, _mixed(products, kept, r).mT, _by_sample(b, flat, x), alpha=scaling)
         weights = kept.detach()
@@ -174,7 +182,7 @@ class TokenExperts(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, grad: torch.Tensor, d_divergence: torch.Tensor | None) -> tuple:
-    x, a, b, rows, flat, owner, products, share, kept, pull = ctx.saved_tensors
+    x, seen, a, b, rows, flat, owner, products, share, kept, pull = ctx.saved_tensors
     r, width = a.shape[1:]
     batch, k, _, length = products.shape
 
@@ -185,17 +193,27 @@ def _gradients(ctx: Any, grad: torch.Tensor, d_divergence: torch.Tensor | None) 
         d_share = d_share * (kept > 0)
     d_score = softmax_backward(d_share, share, 1, share.dtype).unsqueeze(2)
     d_h = d_mixed * kept.unsqueeze(2)
-    d_products = d_own = torch.cat((d_h, d_score), 2).view(batch, -1, length)
+    own = d_score
     if pull is not None and d_divergence is not None:
         d_score = d_score.addcmul(pull, d_divergence.to(x.dtype)[:, None, None])
+    through = d_score if ctx.through else own
+    d_x = d_seen = None
+    if seen is None:
         d_products = torch.cat((d_h, d_score), 2).view(batch, -1, length)
-    d_stack = torch.bmm(d_products, x).view(batch * k, r + 1, width)
-    d_x = None
-    if ctx.needs_input_grad[0]:
-        stack = torch.cat((gather(a, flat, x.dtype), rows), 1).view(batch, -1, width)
-        d_x = torch.bmm((d_products if ctx.through else d_own).mT, stack)
-    d_a = owned(owner, d_stack[:, :r], a)
-    return d_x, grad, d_a, d_b, d_stack[:, r:], None, None, None, None, None, None, None, None
+        d_own = d_products if through is d_score else torch.cat((d_h, through), 2).view(batch, -1, length)
+        d_experts, d_rows = torch.bmm(d_products, x).view(batch * k, r + 1, width).split((r, 1), 1)
+        if ctx.needs_input_grad[0]:
+            stack = torch.cat((gather(a, flat, x.dtype), rows), 1).view(batch, -1, width)
+            d_x = torch.bmm(d_own.mT, stack)
+    else:
+        d_h, d_score, through = (part.view(batch, -1, length) for part in (d_h, d_score, through))
+        d_experts = torch.bmm(d_h, seen).view(batch * k, r, width)
+        d_rows = torch.bmm(d_score, x).view(batch * k, 1, width)
+        if ctx.needs_input_grad[0]:
+            d_x = torch.bmm(through.mT, rows.view(batch, -1, width))
+            d_seen = torch.bmm(d_h.mT, gather(a, flat, x.dtype).view(batch, -1, width))
+    d_a = owned(owner, d_experts, a)
+    return d_x, grad, d_a, d_b, d_rows, None, None, None, None, None, None, None, None, d_seen
 
 
 def _mixed(products: torch.Tensor, kept: torch.Tensor, r: int) -> torch.Tensor:

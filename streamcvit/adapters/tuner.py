@@ -5,16 +5,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, PeftType, register_peft_method
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, register_peft_method
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from streamcvit.adapters.config import ExpertConfig, peft_type
 from streamcvit.adapters.routing import RoutingCall, RoutingContext, RoutingInputs
 from streamcvit.adapters.usage import Bank, ExpertUsage, UsageCounter
 from streamcvit.errors import UserError
@@ -26,73 +27,6 @@ def register_tuner(name: str, config_cls: type[PeftConfig], model_cls: type[Base
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=f"{name}_")
 
 
-def peft_type(name: str) -> PeftType:
-    """The member of PEFT's type enumeration called `name`, added where PEFT has none (it offers no call for that)."""
-    if name not in PeftType.__members__:
-        member = str.__new__(PeftType, name)
-        member._name_ = member._value_ = name
-        PeftType._member_names_.append(name)
-        PeftType._member_map_[name] = member
-        PeftType._value2member_map_[name] = member
-        type.__setattr__(PeftType, name, member)
-    return PeftType[name]
-
-
-@dataclass
-class ExpertConfig(PeftConfig):
-    """Options every routed tuner has.
-
-    Args:
-        r: rank of ONE expert.
-        lora_alpha: scaling times the total rank, r * number of experts; None for a scaling of 2, the published one.
-        target_modules: names or a regular expression, as in PEFT's LoRA; language-model linears only.
-        exclude_modules: the same, for modules to leave out.
-        layers_to_transform: layer indices to adapt; None for all.
-        layers_pattern: name of the layer list, with `layers_to_transform`.
-        modules_to_save: other modules to train and save whole.
-        init_weights: start B at zero, so that the adapted model starts as the base model; False draws it, for tests.
-        seed: of the routers' initial weights, which do not depend on the global generator.
-    """
-
-    r: int = field(default=8, metadata={"help": "Rank of one expert"})
-    lora_alpha: float | None = field(default=None, metadata={"help": "Scaling times total rank; None for scaling 2"})
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
-    init_weights: bool = True
-    seed: int = 0
-
-    type_name: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = peft_type(self.type_name)
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise UserError(
-                "layers_to_transform does not count beside a regular expression",
-                where=type(self).__name__,
-                fix="Name the modules in a list, or the layers in the expression",
-            )
-        if self.r < 1 or self.total_experts < 1:
-            raise UserError("an adapter needs at least one expert of rank 1 or more", where=type(self).__name__)
-
-    @property
-    def total_experts(self) -> int:
-        """Number of experts over all banks."""
-        raise UserError("this configuration names no experts", where=type(self).__name__)
-
-    @property
-    def scaling(self) -> float:
-        """Factor on the experts' output: lora_alpha over the total rank."""
-        return 2.0 if self.lora_alpha is None else self.lora_alpha / (self.r * self.total_experts)
-
-
 class ExpertLayer(nn.Module, BaseTunerLayer):
     """A linear layer with a bank of low-rank experts: A [E, r, I], B [E, r, O] (B transposed, ready to be gathered).
 
@@ -100,7 +34,7 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
     in `mix`.
     """
 
-    other_param_names: tuple[str, ...] = ("r", "scaling")
+    other_param_names: tuple[str, ...] = ("r", "scaling", "dropout")
     in_features: int
     out_features: int
 
@@ -113,6 +47,7 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
+        self.dropout: dict[str, float] = {}
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
@@ -125,6 +60,7 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: Any) -> None:
         """Add the weights of an adapter."""
         self.r[adapter_name], self.scaling[adapter_name] = config.r, config.scaling
+        self.dropout[adapter_name] = config.lora_dropout
         for name, parameter in self.new_parameters(config).items():
             getattr(self, name)[adapter_name] = parameter
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -159,6 +95,11 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
                 if name in self.r:
                     out = self.mix(name, x, out)
         return out
+
+    def dropped(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """What the experts of adapter `name` see of x: x itself where nothing is dropped."""
+        rate = self.dropout[name]
+        return F.dropout(x, rate) if rate and self.training else x
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """`out` plus the output of adapter `name` for x."""
@@ -235,6 +176,7 @@ class ExpertTuner(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         layer_cls: Any = self.tuner_layer_cls
+        peft_config = peft_config.of_layer(current_key)
         if isinstance(target, layer_cls):
             target.update_layer(adapter_name, peft_config)
             return

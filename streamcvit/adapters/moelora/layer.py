@@ -16,7 +16,7 @@ class MoELoraLayer(ExpertLayer):
     """Weights, per adapter: A [E, r, I], B [E, r, O], router [E, I]."""
 
     adapter_layer_names = ("moelora_A", "moelora_B", "moelora_router")
-    other_param_names = ("r", "scaling", "top_k")
+    other_param_names = ("r", "scaling", "dropout", "top_k")
     top_k: dict[str, int]
     moelora_A: nn.ParameterDict
     moelora_B: nn.ParameterDict
@@ -37,10 +37,11 @@ class MoELoraLayer(ExpertLayer):
         """Add s sum_e w_e B_e A_e x, w = softmax(router x), with all experts in one rank space; x [..., I]."""
         a, b, keep, scaling = self.moelora_A[name], self.moelora_B[name], self.top_k[name], self.scaling[name]
         router = self.moelora_router[name].to(x.dtype)
+        seen = self.dropped(name, x)
         if not torch.is_grad_enabled():
-            x, base = x.reshape(-1, 1, x.shape[-1]), out.reshape(-1, 1, out.shape[-1])
-            weights = largest(torch.softmax(x.squeeze(1) @ router.T, 1), keep, renormalise=False)
-            return add_all(base, project_all(x, a), weights, b, scaling).view(out.shape)
+            x, base = x.reshape(-1, x.shape[-1]), out.reshape(-1, 1, out.shape[-1])
+            weights = largest(torch.softmax(x @ router.T, 1), keep, renormalise=False)
+            return add_all(base, project_all(seen.reshape(-1, 1, x.shape[-1]), a), weights, b, scaling).view(out.shape)
         mixed, _, kept = TokenExperts.apply(
             x.reshape(1, -1, x.shape[-1]),
             out.reshape(1, -1, out.shape[-1]),
@@ -55,6 +56,7 @@ class MoELoraLayer(ExpertLayer):
             True,
             1.0,
             scaling,
+            None if seen is x else seen.reshape(1, -1, x.shape[-1]),
         )
         if (call := self.routing.call) is not None and call.learning and out.dim() == 3:
             call.weights[name, self.key] = kept.mT.detach().view(*out.shape[:2], -1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from streamcvit.adapters.config import ExpertConfig
 from streamcvit.adapters.routing import POOLS
-from streamcvit.adapters.tuner import ExpertConfig
 from streamcvit.errors import UserError
 
 ROUTERS = ("frozen", "straight_through", "prototype")

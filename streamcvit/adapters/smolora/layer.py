@@ -21,7 +21,7 @@ class SMoLoraLayer(ExpertLayer):
         "smolora_gate_visual",
         "smolora_gate_instruction",
     )
-    other_param_names = ("r", "scaling", "configs", "fused")
+    other_param_names = ("r", "scaling", "dropout", "configs", "fused")
     configs: dict[str, SMoLoraConfig]
     fused: dict[str, bool]
     smolora_A: nn.ParameterDict
@@ -59,10 +59,10 @@ class SMoLoraLayer(ExpertLayer):
             key = (name, self.key, x.shape[0], x.dtype)
             if key not in call.forms:
                 call.forms[key] = Step.of(self.route(name, call, x)[0], fc, b, self.scaling[name], x.dtype)
-            return one_token(x, out, a, b, call.forms[key], self.scaling[name])
+            return one_token(self.dropped(name, x), out, a, b, call.forms[key], self.scaling[name])
         route, weight = self.route(name, call, x)
         return RoutedExperts.apply(
-            x,
+            self.dropped(name, x),
             out,
             a,
             b,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from streamcvit.adapters.tuner import ExpertConfig
+from streamcvit.adapters.config import ExpertConfig
 from streamcvit.errors import UserError
 
 

@@ -23,7 +23,7 @@ class StrLoraLayer(ExpertLayer):
     key [D, T] and prototypes [E, D], or one matrix [E, I]; and the running averages of those that train."""
 
     adapter_layer_names = ("strlora_A", "strlora_B", "strlora_sample_router", *(f"strlora_{name}" for name in ROUTERS))
-    other_param_names = ("r", "scaling", "configs", *(f"strlora_average_{name}" for name in ROUTERS))
+    other_param_names = ("r", "scaling", "dropout", "configs", *(f"strlora_average_{name}" for name in ROUTERS))
     configs: dict[str, StrLoraConfig]
     strlora_A: nn.ParameterDict
     strlora_B: nn.ParameterDict
@@ -75,9 +75,9 @@ class StrLoraLayer(ExpertLayer):
         """Add s sum_e w_e B_e A_e x over the sample's experts; x [B, S, I]."""
         per_sample_only(x, self.key)
         call, config, scaling = self.routing.current(), self.configs[name], self.scaling[name]
-        a, b = self.strlora_A[name], self.strlora_B[name]
+        a, b, seen = self.strlora_A[name], self.strlora_B[name], self.dropped(name, x)
         if not config.sub_top_k:
-            h = F.linear(x, a.to(x.dtype).flatten(0, 1)).unflatten(-1, a.shape[:2])
+            h = F.linear(seen, a.to(x.dtype).flatten(0, 1)).unflatten(-1, a.shape[:2])
             weights = self.sample_weights(name, call, x).unsqueeze(1)
             if call.learning:
                 call.weights[name, self.key] = weights.detach()
@@ -86,7 +86,7 @@ class StrLoraLayer(ExpertLayer):
             return flat.view(out.shape)
         if x.shape[1] == 1 and not torch.is_grad_enabled():
             weights = self._step(name, call, x).weights(x, config.sub_top_k)
-            return add_all(out, project_all(x, a), weights, b, scaling)
+            return add_all(out, project_all(seen, a), weights, b, scaling)
         route = self.route(name, call, x)
         teacher = None
         if config.averaged and call.learning:
@@ -107,6 +107,7 @@ class StrLoraLayer(ExpertLayer):
             not config.attention_dim,
             config.distill_tau,
             scaling,
+            None if seen is x else seen,
         )
         if call.learning:
             call.weights[name, self.key] = kept.mT.detach()
