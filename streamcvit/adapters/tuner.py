@@ -116,7 +116,8 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
 
 def without_autocast(device_type: str) -> AbstractContextManager:
     """Autocast off, at no cost where it is not on: layers cast by themselves, once."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    on = device_type != "meta" and torch.is_autocast_enabled(device_type)  # meta has none, and torch asks no further
+    return torch.autocast(device_type, enabled=False) if on else nullcontext()
 
 
 def per_sample_only(x: torch.Tensor, where: str) -> None:

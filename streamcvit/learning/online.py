@@ -216,8 +216,9 @@ class OnlineLearner:
             (loss [B] float32, correct [B] bool). Each sample weighs the same however long its answer is, so the
             batch's loss is the mean of independent samples' losses.
         """
+        # Masks stay on the host where they pick places: on the device, the host would wait for how many they are.
         answer_BS = inputs.answer_mask
-        rows_n = answer_BS.nonzero()[:, 0]  # on the host, before the transfer: no wait for the device
+        rows_n = answer_BS.nonzero()[:, 0]
         if seen is not None:  # pixels are not wanted again
             inputs = replace(inputs, tensors=text_tensors(inputs))
         inputs = inputs.to(self.base.device)
@@ -226,8 +227,8 @@ class OnlineLearner:
             self.model, facts if routes is None or facts is None else replace(facts, routes=routes)
         )
         # The token at t is predicted from t - 1, so logits are wanted one position earlier.
-        keep_BS = torch.zeros_like(inputs.answer_mask)
-        keep_BS[:, :-1] = inputs.answer_mask[:, 1:]
+        keep_BS = torch.zeros_like(answer_BS)
+        keep_BS[:, :-1] = answer_BS[:, 1:]
         logits = self.run(
             **text_tensors(inputs),
             **vision.given,
@@ -237,7 +238,7 @@ class OnlineLearner:
         ).logits
         check_rows(logits, len(rows_n), type(self.base.model).__name__)
         logits_nV = logits.view(len(rows_n), -1)
-        targets_n = inputs.tensors["input_ids"][inputs.answer_mask]
+        targets_n = inputs.tensors["input_ids"][answer_BS]
         loss_n = F.cross_entropy(logits_nV.float(), targets_n, reduction="none")
         # A product with the membership matrix sums in a fixed order on every device (index_add does not on CUDA).
         member_Bn = (torch.arange(len(answer_BS))[:, None] == rows_n).to(loss_n.device, loss_n.dtype, non_blocking=True)

@@ -130,7 +130,7 @@ class ExpertAdamW(torch.optim.Optimizer):
         parts = [torch.linalg.vector_norm(p.grad.flatten(1), dim=1) for p in stacked]  # type: ignore[union-attr]
         if verdict is not None and (stacked or read):
             parts.append(verdict.reshape(1))
-        flags = torch.cat(parts).tolist() if parts else []
+        flags = torch.cat(parts).cpu().tolist() if parts else []
         said = flags.pop() if verdict is not None and flags else None
         found, start = {}, 0
         for parameter in stacked:
