@@ -70,6 +70,35 @@ def add_all(
     return torch.addmm(base.squeeze(1), mixed, b.to(h.dtype).flatten(0, 1), alpha=scaling).unsqueeze(1)
 
 
+class Decoding(NamedTuple):
+    """Experts as a decode step needs them, one token a sample; the same for every step of a sequence.
+
+    One position does not repay gathering anew: n experts are applied, those not chosen with weight zero. They are all
+    experts, or those of the samples side by side where these are fewer.
+
+    Attributes:
+        a: [I, n r].
+        b: [n r, O].
+        place: [B, k] int64, where a sample's own stand among the n.
+        barred: [B, n], zero at a sample's own, -inf at others.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    place: torch.Tensor
+    barred: torch.Tensor
+
+    @classmethod
+    def of(cls, index: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> Decoding:
+        """For samples that may use experts `index` [B, k] of a [E, r, I] and b [E, r, O], at inputs of `dtype`."""
+        if index.numel() < a.shape[0]:
+            a, b = (weights.index_select(0, index.reshape(-1)) for weights in (a, b))
+            index = torch.arange(index.numel(), device=index.device).view(index.shape)
+        others = barred(index, a.shape[0], dtype)
+        a, b = (weights.detach().to(dtype).flatten(0, 1) for weights in (a, b))
+        return cls(a.T, b, index, others)
+
+
 class Chosen(NamedTuple):
     """The experts that each sample may use.
 

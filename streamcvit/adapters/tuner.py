@@ -89,8 +89,9 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
         if self._disable_adapters:
             return out
         # The base layer says which type to compute in: bfloat16 under autocast, or what a quantised layer gives.
-        with without_autocast(x.device.type):
+        if x.dtype != out.dtype:
             x = x.to(out.dtype)
+        with without_autocast(x.device.type):
             for name in self.active_adapters:
                 if name in self.r:
                     out = self.mix(name, x, out)

@@ -10,7 +10,7 @@ from adapter_models import INSTRUCTION_DIM, VISUAL_DIM, adapted, smolora
 from torch import nn
 
 from streamcvit.adapters import RoutingInputs, decide_routes
-from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step, one_token
+from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step
 
 B, S, WIDTH, OUT = 5, 4, 6, 7
 
@@ -109,15 +109,17 @@ def test_gradient_passes_the_numerical_check():
     assert torch.autograd.gradcheck(run, inputs)
 
 
+@pytest.mark.parametrize("samples", [3, 1])  # with one, its experts are fewer than all
 @pytest.mark.parametrize("banks, fused", [(2, True), (2, False), (1, False)])
-def test_one_token_equals_the_full_formula(banks, fused):
+def test_one_token_equals_the_full_formula(banks, fused, samples):
     torch.manual_seed(0)
     index = torch.tensor([[0, 3], [1, 2], [0, 3]]) if banks == 2 else torch.tensor([[2], [0], [2]])
-    x, base, a, b = torch.randn(3, 1, 5), torch.randn(3, 1, 6), torch.randn(4, 2, 5), torch.randn(4, 2, 6)
+    index = index[:samples]
+    x, base, a, b = torch.randn(samples, 1, 5), torch.randn(samples, 1, 6), torch.randn(4, 2, 5), torch.randn(4, 2, 6)
     fc = torch.randn(2, 6) if fused else None
     with torch.no_grad():
         route = Route.of(index, 4, torch.float32)
-        quick = one_token(x, base, a, b, Step.of(route, fc, b, 1.5, torch.float32), 1.5)
+        quick = Step.of(route, fc, a, b, 1.5, torch.float32).add(x, base)
         full = RoutedExperts.apply(
             x, base, a, b, fc, None, route.flat, route.score, None, None, 1.5 if fused else 1.5 / banks
         )

@@ -6,17 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from streamcvit.adapters.experts import (
-    add_all,
-    barred,
-    gather,
-    owned,
-    owners,
-    project,
-    project_all,
-    scaled_bmm,
-    softmax_backward,
-)
+from streamcvit.adapters.experts import Decoding, gather, owned, owners, project, scaled_bmm, softmax_backward
 from streamcvit.adapters.tuner import without_autocast
 
 
@@ -129,29 +119,43 @@ class Step(NamedTuple):
     """What a decode step needs of a route, the same for every step of a sequence.
 
     Attributes:
-        toward: [B, E, r] scaled fusion scores of each sample's experts, zero at others; None with one expert.
-        barred: [B, E] zero at each sample's experts, -inf at others.
+        experts: in the form that a step needs.
+        toward: [B, n, r] scaled fusion scores of each sample's experts, zero at others; None where they weigh the same.
+        weights: [B, n r], those same weights, once for every row of an expert; None where scores decide.
+        scaling: s.
     """
 
+    experts: Decoding
     toward: torch.Tensor | None
-    barred: torch.Tensor
+    weights: torch.Tensor | None
+    scaling: float
 
     @classmethod
-    def of(cls, route: Route, fc: torch.Tensor | None, b: torch.Tensor, scaling: float, dtype: torch.dtype) -> Step:
-        """For experts b [E, r, O] and fusion rows fc [2, O], at inputs of `dtype`."""
-        batch, (experts, r, _) = len(route.experts), b.shape
-        others = barred(route.experts, experts, dtype)
+    def of(
+        cls,
+        route: Route,
+        fc: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+        dtype: torch.dtype,
+    ) -> Step:
+        """For experts a [E, r, I] and b [E, r, O] and fusion rows fc [2, O], at inputs of `dtype`."""
+        experts, r = Decoding.of(route.experts, a, b, dtype), b.shape[1]
         if fc is None:
-            return cls(None, others)
-        scores = (expert_scores(fc, b, route.score) * scaling).to(dtype).view(batch, -1, r)
-        place = route.experts.unsqueeze(-1).expand(-1, -1, r)
-        return cls(scores.new_zeros(batch, experts, r).scatter_(1, place, scores), others)
+            return cls(experts, None, torch.softmax(experts.barred, -1).repeat_interleave(r, 1), scaling)
+        scores = (expert_scores(fc, b, route.score) * scaling).to(dtype).view(*route.experts.shape, r)
+        toward = scores.new_zeros(*experts.barred.shape, r)
+        return cls(experts, toward.scatter_(1, experts.place.unsqueeze(-1).expand_as(scores), scores), None, scaling)
 
-
-def one_token(
-    x: torch.Tensor, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, step: Step, scaling: float
-) -> torch.Tensor:
-    """`RoutedExperts` for a decode step, x [B, 1, I], without gradients."""
-    h = project_all(x, a)
-    score = step.barred if step.toward is None else (h * step.toward).sum(-1) + step.barred
-    return add_all(base, h, torch.softmax(score, -1), b, scaling)
+    def add(self, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """`RoutedExperts` for x [B, 1, I], without gradients."""
+        h = x.squeeze(1) @ self.experts.a
+        if self.weights is not None:
+            mixed = h * self.weights
+        else:
+            assert self.toward is not None
+            h = h.view(self.toward.shape)
+            score = (h * self.toward).sum(-1) + self.experts.barred
+            mixed = (h * torch.softmax(score, -1).unsqueeze(-1)).flatten(1)
+        return torch.addmm(base.squeeze(1), mixed, self.experts.b, alpha=self.scaling).unsqueeze(1)

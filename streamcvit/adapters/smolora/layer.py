@@ -7,7 +7,7 @@ from torch import nn
 
 from streamcvit.adapters.routing import RoutingCall, expand
 from streamcvit.adapters.smolora.config import SMoLoraConfig
-from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step, one_token
+from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step
 from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
 
 
@@ -53,13 +53,16 @@ class SMoLoraLayer(ExpertLayer):
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add the routed experts' output; x [B, S, I]."""
         per_sample_only(x, self.key)
-        call, a = self.routing.current(), self.smolora_A[name]
-        b, fc = self.smolora_B[name], self.smolora_fc[name] if self.fused[name] else None
-        if x.shape[1] == 1 and not torch.is_grad_enabled():
-            key = (name, self.key, x.shape[0], x.dtype)
-            if key not in call.forms:
-                call.forms[key] = Step.of(self.route(name, call, x)[0], fc, b, self.scaling[name], x.dtype)
-            return one_token(self.dropped(name, x), out, a, b, call.forms[key], self.scaling[name])
+        call = self.routing.current()
+        decodes = x.shape[1] == 1 and not torch.is_grad_enabled()
+        form = (name, self.key, x.shape[0], x.dtype)
+        if decodes and form in call.forms:
+            return call.forms[form].add(self.dropped(name, x), out)
+        a, b, fc = self.smolora_A[name], self.smolora_B[name], self.smolora_fc[name] if self.fused[name] else None
+        if decodes:
+            route, _ = self.route(name, call, x)
+            step = call.forms[form] = Step.of(route, fc, a, b, self.scaling[name], x.dtype)
+            return step.add(self.dropped(name, x), out)
         route, weight = self.route(name, call, x)
         return RoutedExperts.apply(
             self.dropped(name, x),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from streamcvit.adapters.experts import barred, largest
+from streamcvit.adapters.experts import Decoding, largest
 from streamcvit.adapters.tuner import without_autocast
 
 
@@ -65,31 +65,46 @@ def _attend(text: torch.Tensor, key: torch.Tensor, prototypes: torch.Tensor, fla
 
 
 class Step(NamedTuple):
-    """What a decode step needs to weigh all experts, the same for every step of a sequence.
+    """What a decode step needs to weigh experts and to apply them, the same for every step of a sequence.
 
     Attributes:
-        columns: [I, D] query projection, or [I, E] linear token router.
-        toward: [B, E, D] what each expert looks for in the query, zero at those barred; None for the linear router.
-        barred: [B, E, 1] zero at each sample's experts, -inf at others.
+        experts: in the form that a step needs.
+        columns: [I, D] query projection; [I, n] linear token router.
+        toward: [B, n, D] what each expert looks for in the query, zero at those barred; None for the linear router.
+        barred: [B, n, 1], that of `experts`.
+        slots: [n] int64, 0 to n - 1.
+        scaling: s.
     """
 
+    experts: Decoding
     columns: torch.Tensor
     toward: torch.Tensor | None
     barred: torch.Tensor
+    slots: torch.Tensor
+    scaling: float
 
     @classmethod
-    def of(cls, index: torch.Tensor, toward: torch.Tensor | None, rows: torch.Tensor, experts: int) -> Step:
-        """For samples that may use experts `index` [B, k], of which each looks for `toward` [B k, D]."""
+    def of(cls, experts: Decoding, toward: torch.Tensor | None, rows: torch.Tensor, scaling: float) -> Step:
+        """For `experts` of which each looks for `toward` [B k, D] in the query, or that are scored by `rows` [n, I]."""
+        place, others = experts.place, experts.barred
         if toward is not None:
-            chosen = toward.view(*index.shape, -1)
-            place = index.unsqueeze(-1).expand_as(chosen)
-            toward = chosen.new_zeros(len(index), experts, chosen.shape[-1]).scatter_(1, place, chosen)
-        return cls(rows.T, toward, barred(index, experts, rows.dtype).unsqueeze(-1))
+            chosen = toward.view(*place.shape, -1)
+            place = place.unsqueeze(-1).expand_as(chosen)
+            toward = chosen.new_zeros(*others.shape, chosen.shape[-1]).scatter_(1, place, chosen)
+        slots = torch.arange(others.shape[1], device=others.device)
+        return cls(experts, rows.T, toward, others.unsqueeze(-1), slots, scaling)
 
     def weights(self, x: torch.Tensor, keep: int) -> torch.Tensor:
-        """Weights [B, E] for x [B, 1, I]: of the sample's experts the `keep` that score highest, scaled to sum to 1."""
+        """Weights [B, n] for x [B, 1, I]: of the sample's experts the `keep` that score highest, scaled to sum to 1."""
         read = (x.squeeze(1) @ self.columns).unsqueeze(-1)
         score = read + self.barred if self.toward is None else torch.baddbmm(self.barred, self.toward, read)
-        # One expert is the same by its score as by its share.
-        shares = score if keep == 1 < score.shape[1] else torch.softmax(score, 1)
-        return largest(shares.squeeze(-1), keep, renormalise=True)
+        if keep == 1 < score.shape[1]:  # one expert is the same by its score as by its share
+            return score.squeeze(-1).argmax(1, keepdim=True) == self.slots
+        return largest(torch.softmax(score, 1).squeeze(-1), keep, renormalise=True)
+
+    def add(self, x: torch.Tensor, seen: torch.Tensor, base: torch.Tensor, keep: int) -> torch.Tensor:
+        """`TokenExperts` for x [B, 1, I], of which the experts are given `seen`, without gradients."""
+        weights = self.weights(x, keep)
+        h = (seen.squeeze(1) @ self.experts.a).view(*weights.shape, -1)
+        mixed = (h * weights.unsqueeze(-1)).flatten(1)
+        return torch.addmm(base.squeeze(1), mixed, self.experts.b, alpha=self.scaling).unsqueeze(1)

@@ -9,7 +9,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 from torch.nn import functional as F
 
-from streamcvit.adapters.experts import Chosen, TokenExperts, add_all, largest, project_all
+from streamcvit.adapters.experts import Chosen, Decoding, TokenExperts, largest
 from streamcvit.adapters.routing import RoutingCall
 from streamcvit.adapters.strlora.config import StrLoraConfig
 from streamcvit.adapters.strlora.function import AttentionRows, Step, attention_targets
@@ -75,7 +75,10 @@ class StrLoraLayer(ExpertLayer):
         """Add s sum_e w_e B_e A_e x over the sample's experts; x [B, S, I]."""
         per_sample_only(x, self.key)
         call, config, scaling = self.routing.current(), self.configs[name], self.scaling[name]
-        a, b, seen = self.strlora_A[name], self.strlora_B[name], self.dropped(name, x)
+        seen = self.dropped(name, x)
+        if config.sub_top_k and x.shape[1] == 1 and not torch.is_grad_enabled():
+            return self._step(name, call, x).add(x, seen, out, config.sub_top_k)
+        a, b = self.strlora_A[name], self.strlora_B[name]
         if not config.sub_top_k:
             h = F.linear(seen, a.to(x.dtype).flatten(0, 1)).unflatten(-1, a.shape[:2])
             weights = self.sample_weights(name, call, x).unsqueeze(1)
@@ -84,9 +87,6 @@ class StrLoraLayer(ExpertLayer):
             mixed = (h * weights.unsqueeze(-1)).view(-1, b.shape[0] * b.shape[1])
             flat = torch.addmm(out.reshape(-1, out.shape[-1]), mixed, b.to(x.dtype).flatten(0, 1), alpha=scaling)
             return flat.view(out.shape)
-        if x.shape[1] == 1 and not torch.is_grad_enabled():
-            weights = self._step(name, call, x).weights(x, config.sub_top_k)
-            return add_all(out, project_all(seen, a), weights, b, scaling)
         route = self.route(name, call, x)
         teacher = None
         if config.averaged and call.learning:
@@ -165,8 +165,11 @@ class StrLoraLayer(ExpertLayer):
         if form not in call.forms:
             route, attends = self.route(name, call, x), self.configs[name].attention_dim
             toward = attention_targets(*self._attention(name, call, x), route.flat) if attends else None
+            experts = Decoding.of(route.experts, self.strlora_A[name], self.strlora_B[name], x.dtype)
             rows = self.weight_of("query" if attends else "token_router", name).to(x.dtype)
-            call.forms[form] = Step.of(route.experts, toward, rows, self.configs[name].num_experts)
+            if not attends and len(experts.barred[0]) < len(rows):  # the samples' own experts, side by side
+                rows = rows.index_select(0, route.flat)
+            call.forms[form] = Step.of(experts, toward, rows, self.scaling[name])
         return call.forms[form]
 
 
