@@ -230,7 +230,8 @@ def _gradients(ctx: Any, grad: torch.Tensor, d_divergence: torch.Tensor | None) 
     if seen is None:
         d_products = torch.cat((d_h, d_score), 2).view(batch, -1, length)
         d_own = d_products if through is d_score else torch.cat((d_h, through), 2).view(batch, -1, length)
-        d_experts, d_rows = torch.bmm(d_products, x).view(batch * k, r + 1, width).split((r, 1), 1)
+        d_stack = torch.bmm(d_products, x).view(batch * k, r + 1, width)
+        d_experts, d_rows = d_stack[:, :r], d_stack[:, r:]
         if ctx.needs_input_grad[0]:
             stack = torch.cat((gather(a, flat, x.dtype), rows), 1).view(batch, -1, width)
             d_x = torch.bmm(d_own.mT, stack)
