@@ -8,7 +8,7 @@ micro-batches of half of it, with gradient checkpointing, and on a base in bfloa
 on CUDA all rows are that). Every round times every row in an order drawn anew. "ratio" is the median over rounds of a
 row's time over that round's LoRA under the same setting, with quartiles; "of lora" the ratio to LoRA's whole batch.
 "peak MiB" is the most that a step holds at once beside weights and optimizer states: storages that are alive on a CPU,
-the allocator's peak on CUDA. On a CPU, time is that of the processor, so that waiting for other programs does not count.
+the allocator's peak on CUDA. On a CPU, time is that of the processor: waiting for other programs does not count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The adapter benchmark runs on any machine and writes what it prints."""
+"""The adapters' benchmarks run on any machine and write what they print."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from types import ModuleType
 
 import pytest
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
-@pytest.fixture
-def benchmark(monkeypatch) -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "adapters.py"
-    spec = importlib.util.spec_from_file_location("adapter_benchmark", path)
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "adapter_benchmark", module)
+    monkeypatch.setitem(sys.modules, f"{name}_benchmark", module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def benchmark(monkeypatch) -> ModuleType:
+    module = load("adapters", monkeypatch)
     tiny = module.Shape(hidden=16, intermediate=24, layers=1, heads=2, batch=2, length=5, r=2)
     monkeypatch.setitem(module.SHAPES, "llama-7b-quarter", tiny)
     return module
@@ -44,3 +51,25 @@ def test_command_prints_a_row_an_adapter_and_writes_the_same_figures(benchmark, 
         assert f"{row['train_ratio'][0]:.2f} [" in line
         assert line.endswith(f"| {row['ops']} |")
     assert facts["rows"][0]["train_ratio"] == [1.0, 1.0, 1.0]
+
+
+def test_steps_are_timed_and_weighed_under_every_setting(monkeypatch, tmp_path, capsys):
+    module, file = load("step", monkeypatch), tmp_path / "figures.json"
+    tiny = module.bench.Shape(hidden=32, intermediate=48, layers=2, heads=2, batch=4, length=24, r=1)
+    monkeypatch.setitem(module.SHAPES, "llama-7b", tiny)
+    monkeypatch.setattr(module.bench, "keep_freed_memory", lambda: None)
+    command = ["step.py", "--rounds", "1", "--only", "smolora prototype", "--markdown", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+    rows = json.loads(file.read_text())["rows"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) == len(rows) + 2
+    assert [(row["setting"], row["adapter"]) for row in rows] == [
+        (setting, name) for setting in module.SETTINGS for name in ("lora", "smolora prototype")
+    ]
+    for line, row in zip(printed[2:], rows, strict=True):
+        assert line.startswith(f"| {row['setting']} | {row['adapter']} |")
+        assert line.endswith(f"| {row['peak_mib']:.1f} | {row['peak_ratio']:.2f} |")
+    for name, settings in (("lora", module.SETTINGS[1:3]), ("smolora prototype", module.SETTINGS[1:])):
+        peak = {row["setting"]: row["peak_mib"] for row in rows if row["adapter"] == name}
+        assert all(peak[setting] < 0.9 * peak["whole batch"] for setting in settings)
