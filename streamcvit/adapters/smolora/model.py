@@ -60,7 +60,11 @@ class SMoLoraModel(ExpertTuner):
                 del self.prototypes(bank)[adapter_name]
 
     def _begin(self, call: RoutingCall) -> None:
-        call.late = lambda name: self.decide(name, call.inputs, call.learning)
+        inputs, learning = (
+            call.inputs,
+            call.learning,
+        )  # not the call, which would hold itself and what layers left in it
+        call.late = lambda name: self.decide(name, inputs, learning)
         for name in self.active_adapters:
             config: Any = self.peft_config[name]
             if config.router == "prototype":
