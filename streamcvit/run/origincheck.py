@@ -62,7 +62,7 @@ def _options(config: RunConfig, name: str, origin: Origin) -> dict[str, Any]:
         options.setdefault("init_lora_weights", origin.settings["init_lora_weights"])
     placed = any(options.get(option) is not None for option in _PLACES) or selection_of(config, name)[1].keys
     if not placed:
-        model = skeleton(config.model.name_or_path)
+        model = skeleton(config.model.name_or_path, config.model.revision)
         there, named = [module for module, _ in model.named_modules()], set(origin.modules(method.adapter))
         wanted = [module for module in there if module in named]
         if lacking := sorted(named.difference(wanted)):
