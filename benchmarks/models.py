@@ -14,6 +14,7 @@ import argparse
 import datetime
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -33,6 +34,10 @@ TITLES = {
     "generate": "answers",
     "batch": "batch",
     "sees": "sees",
+}
+OTHERS = {
+    "refused": "Of the same mapping, refused because the model takes no image features computed beforehand",
+    "not built": "Not built here, and served where they pass what is asked of a model when it is loaded",
 }
 TIMEOUT = 600
 
@@ -73,7 +78,26 @@ def table(record: dict[str, Any]) -> str:
         notes += [f"- `{name}`, {TITLES[title]}: {_shown(said)}" for title, said in checks.items() if said != "yes"]
     for name, needs in sorted(record["untried"].items()):
         lines.append(f"| `{name}` | {'not tried | ' + ' | ' * (len(TITLES) - 1)}{', '.join(needs)} |")
+    for kind, said in OTHERS.items():
+        lines += ["", f"{said}: {', '.join(f'`{name}`' for name in record['rest'][kind])}."]
     return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def mapping() -> dict[str, list[str]]:
+    """The rest of transformers' image-text-to-text mapping: what its class rules out, and what nobody built here."""
+    import transformers
+    from families import FAMILIES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    rest: dict[str, list[str]] = {"refused": [], "not built": []}
+    tried = {name.replace("-", "").replace("_", "") for name in FAMILIES}
+    for family, names in NAMES.items():
+        if family.replace("-", "").replace("_", "") in tried:
+            continue
+        model = getattr(transformers, names if isinstance(names, str) else names[0])
+        takes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        rest["not built" if takes else "refused"].append(family)
+    return rest
 
 
 def _mark(said: str | None) -> str:
@@ -106,6 +130,7 @@ def main() -> None:
 
     record = json.loads(RESULT.read_text()) if RESULT.exists() else {"families": {}}
     record["untried"] = {name: list(NEEDS[name]) for name in NEEDS if name not in record["families"]}
+    record["rest"] = mapping()
     record["families"] = {name: row for name, row in record["families"].items() if name in FAMILIES}
     about = {"date": f"{datetime.date.today()}", "machine": machine(), "packages": versions()}
     for name in given.families or FAMILIES:

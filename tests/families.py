@@ -24,6 +24,7 @@ from models import (
     tiny_qwen25vl,
     tiny_tokenizer,
 )
+from qformer_models import tiny_blip2, tiny_instructblip
 
 from streamcvit.models.processor import image_only
 
@@ -526,6 +527,8 @@ FAMILIES: dict[str, Callable[[], Pair]] = {
     "janus": janus,
     "molmo2": molmo2,
     "aria": tiny_aria,
+    "blip2": tiny_blip2,
+    "instructblip": tiny_instructblip,
 }
 NEEDS = {
     "cohere2_vision": ("torchvision",), "lfm2_vl": ("torchvision",), "molmo2": ("torchvision",),

@@ -70,6 +70,7 @@ class RoutingCall:
         weights: per (adapter, layer), weights [B, S, k] of its tokens over the route's experts, or over all; only while
             learning, for counting.
         losses: per (adapter, layer), what the layer adds to the training loss.
+        tokens: samples and positions, (B, S), of the last input that a layer was given per sample; () before.
     """
 
     inputs: RoutingInputs
@@ -80,6 +81,7 @@ class RoutingCall:
     weights: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     forms: dict[tuple, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
     _weights: dict[tuple[str, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def instruction(self, batch: int) -> torch.Tensor:

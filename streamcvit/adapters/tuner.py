@@ -106,6 +106,21 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
         """`out` plus the output of adapter `name` for x."""
         raise UserError("this layer has no experts", where=type(self).__name__)
 
+    def flattened(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """`mix` where a model flattens what its attention saw as [B, S, I] (OPT does before `fc1`); x [B S, I].
+
+        Raises:
+            UserError: other rows than all tokens of all samples, such as a vision tower's or those of a sparse model.
+        """
+        call = self.routing.current()
+        if x.dim() != 2 or not call.tokens or x.shape[0] != call.tokens[0] * call.tokens[1]:
+            raise UserError(
+                f"routing is per sample and needs [batch, positions, features], the layer was given {tuple(x.shape)}",
+                where=self.key,
+                fix=f"Leave it out: exclude_modules: [{'.'.join(self.key.split('.')[-2:])}]",
+            )
+        return self.mix(name, x.unflatten(0, call.tokens), out.unflatten(0, call.tokens)).flatten(0, 1)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: see `merge_error`."""
         raise merge_error()
@@ -119,16 +134,6 @@ def without_autocast(device_type: str) -> AbstractContextManager:
     """Autocast off, at no cost where it is not on: layers cast by themselves, once."""
     on = device_type != "meta" and torch.is_autocast_enabled(device_type)  # meta has none, and torch asks no further
     return torch.autocast(device_type, enabled=False) if on else nullcontext()
-
-
-def per_sample_only(x: torch.Tensor, where: str) -> None:
-    """Refuse inputs without a batch axis, such as those of a vision tower's or a sparse model's flattened tokens."""
-    if x.dim() != 3:
-        raise UserError(
-            f"routing is per sample and needs [batch, positions, features], the layer was given {tuple(x.shape)}",
-            where=where,
-            fix=f"Leave it out: exclude_modules: [{'.'.join(where.split('.')[-2:])}]",
-        )
 
 
 def merge_error() -> UserError:

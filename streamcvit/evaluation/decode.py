@@ -79,4 +79,4 @@ def _routed(model: Any, routing: RoutingInputs | None) -> AbstractContextManager
 
 def _three_axes(base: Any) -> bool:
     """Whether positions are three-dimensional (Qwen-VL); its prefill works them out from the image grids."""
-    return hasattr(base.model, "get_rope_index")
+    return hasattr(getattr(base, "model", None), "get_rope_index")

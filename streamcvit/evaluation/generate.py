@@ -17,7 +17,16 @@ from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import UnusableSamples
 from streamcvit.models.thoughts import drop_thoughts
-from streamcvit.models.vision import Vision, encode_images, join_features, joinable, pool, routing_inputs, text_tensors
+from streamcvit.models.vision import (
+    Vision,
+    encode_images,
+    join_features,
+    joinable,
+    pool,
+    routing_inputs,
+    text_tensors,
+    tower_texts,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Request:
     Attributes:
         sample: what is asked.
         keys: SHA-256 of each picture's bytes, with the number of its image tokens; of all together where the processor
-            does not tell their tokens apart.
+            does not tell their tokens apart. With the prompt's digest where the vision tower reads that (InstructBLIP).
         counts: image tokens of each key's features.
         tokens: per-token tensors [n] by the model's keyword (`input_ids`, token types ...).
         grids: per-picture tensors [pictures, ...] by keyword (`image_grid_thw` ...), without pixels.
@@ -243,12 +252,13 @@ def _split(samples: Sequence[Sample], inputs: ModelInputs) -> list[Request]:
     grids = {name: tensor.split(numbers) for name, tensor in text.items() if tensor.shape != shape}
     names = [name for name in text if name not in grids and name != "attention_mask"]
     requests = []
+    read = iter(tower_texts(inputs))
     for i, (sample, counts) in enumerate(zip(samples, inputs.pictures, strict=True)):
         held = inputs.tensors["attention_mask"][i].bool()
         requests.append(
             Request(
                 sample,
-                _keys(sample, counts),
+                _keys(sample, counts, next(read, "") if counts else ""),
                 counts,
                 {name: text[name][i][held] for name in names},
                 {name: each[i] for name, each in grids.items()},
@@ -259,12 +269,12 @@ def _split(samples: Sequence[Sample], inputs: ModelInputs) -> list[Request]:
     return requests
 
 
-def _keys(sample: Sample, counts: tuple[int, ...]) -> tuple[str, ...]:
+def _keys(sample: Sample, counts: tuple[int, ...], read: str) -> tuple[str, ...]:
     digests = [hashlib.sha256(picture.data).hexdigest() for picture in sample.pictures]
     if len(digests) != len(counts):
         digests = ["+".join(digests)]
     # A picture may be given to the tower otherwise among others than alone (LLaVA-OneVision's tiles).
-    return tuple(f"{digest}/{count}" for digest, count in zip(digests, counts, strict=True))
+    return tuple(f"{digest}/{count}{read}" for digest, count in zip(digests, counts, strict=True))
 
 
 def _join(requests: list[Request], pad_id: int) -> ModelInputs:

@@ -18,6 +18,7 @@ from streamcvit.adapters import keep_activations, plain_layers
 from streamcvit.errors import UserError
 from streamcvit.models.attention import check_attention, with_attention
 from streamcvit.models.collate import Collator
+from streamcvit.models.fitting import check_config, fitted
 from streamcvit.models.pictures import PictureRules, follow
 from streamcvit.models.processor import (
     at,
@@ -60,8 +61,8 @@ class Base:
         pictures: PictureRules | None = None,
         chat_template: str = "",
     ) -> None:
-        self.model = model.requires_grad_(False).eval()
-        self.processor = processor
+        self.model = fitted(model).requires_grad_(False).eval()
+        self.processor = fitted(processor)
         placeholder = image_token_of(model.config)
         self.collator = Collator(processor, max_length, turns, template_options, placeholder, pictures, chat_template)
         follow(model.config, pictures)
@@ -165,10 +166,12 @@ def load_base(
     from transformers.utils import logging
 
     folder = fetch(name_or_path, revision)
+    config = load_config(folder)
+    check_config(config)
     where = device_of(device)
     kind = dtype_of(dtype, where)
     check_attention(attn, where, kind)
-    check_quantize(quantize, load_config(folder))
+    check_quantize(quantize, config)
     bare = skeleton(folder) if quantize != NONE else None
     check_memory(folder, where, kind, quantize)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
@@ -257,13 +260,14 @@ def skeleton(name_or_path: str | Path, revision: str = "", attn: str | None = No
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     source, config = resolve(name_or_path, revision), load_config(name_or_path, revision)
+    check_config(config)
 
     def build(attn: str | None) -> nn.Module:
         loader: Any = AutoModelForImageTextToText
         if type(config) not in loader._model_mapping:
             loader = AutoModelForCausalLM
         with torch.device("meta"):
-            return loader.from_config(config, trust_remote_code=False, attn_implementation=attn)
+            return fitted(loader.from_config(config, trust_remote_code=False, attn_implementation=attn))
 
     try:
         return with_attention(build, attn)

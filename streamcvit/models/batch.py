@@ -9,6 +9,10 @@ import torch.nn.functional as F
 
 from streamcvit.data.sample import Quarantined, Sample
 
+TOWER_TEXT = "tower_text_ids"
+"""Among `ModelInputs.tensors`, what a vision tower reads of the prompts beside the pictures: int64 [samples with a
+picture, 2, Q], ids in a vocabulary of its own, right-padded, and 1 where they are. None for most models."""
+
 
 @dataclass(frozen=True)
 class ModelInputs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.errors import UserError
+from streamcvit.models.fitting import fitted
 
 EMBEDDED = "embedded"
 _PARTS = {
@@ -91,7 +92,7 @@ def load_processor(name_or_path: str | Path, **kwargs: Any) -> Any:
             where=source,
             fix="Save the model's own processor there: AutoProcessor.from_pretrained(MODEL).save_pretrained(FOLDER)",
         )
-    return processor
+    return fitted(processor)
 
 
 @lru_cache

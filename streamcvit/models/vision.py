@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from streamcvit.adapters import InstructionEncoder, RoutingInputs
 from streamcvit.errors import UserError
-from streamcvit.models.batch import ModelInputs
+from streamcvit.models.batch import TOWER_TEXT, ModelInputs
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,18 @@ def text_tensors(inputs: ModelInputs) -> dict[str, torch.Tensor]:
     """
     shape = inputs.image_mask.shape
     return {n: t for n, t in inputs.tensors.items() if t.shape == shape or n.endswith("_grid_thw")}
+
+
+def tower_texts(inputs: ModelInputs) -> list[str]:
+    """What the vision tower reads of the prompt of each sample with a picture, as a digest; empty where it reads none.
+
+    Image features hold for a picture under such a text, not for the picture alone.
+    """
+    read = inputs.tensors.get(TOWER_TEXT)
+    if read is None:
+        return []
+    rows = [ids[: int(held.sum())].tolist() for ids, held in read.cpu()]
+    return ["/" + hashlib.sha256(repr(row).encode()).hexdigest() for row in rows]
 
 
 def vision_dim(model: Any) -> int:

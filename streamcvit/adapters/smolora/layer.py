@@ -8,7 +8,7 @@ from torch import nn
 from streamcvit.adapters.routing import RoutingCall, expand
 from streamcvit.adapters.smolora.config import SMoLoraConfig
 from streamcvit.adapters.smolora.function import Route, RoutedExperts, Step
-from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
+from streamcvit.adapters.tuner import ExpertLayer
 
 
 class SMoLoraLayer(ExpertLayer):
@@ -52,8 +52,10 @@ class SMoLoraLayer(ExpertLayer):
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add the routed experts' output; x [B, S, I]."""
-        per_sample_only(x, self.key)
+        if x.dim() != 3:
+            return self.flattened(name, x, out)
         call = self.routing.current()
+        call.tokens = x.shape[:2]
         decodes = x.shape[1] == 1 and not torch.is_grad_enabled()
         form = (name, self.key, x.shape[0], x.dtype)
         if decodes and form in call.forms:

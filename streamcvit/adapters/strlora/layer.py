@@ -13,7 +13,7 @@ from streamcvit.adapters.experts import Chosen, Decoding, TokenExperts, largest
 from streamcvit.adapters.routing import RoutingCall
 from streamcvit.adapters.strlora.config import StrLoraConfig
 from streamcvit.adapters.strlora.function import AttentionRows, Step, attention_targets
-from streamcvit.adapters.tuner import ExpertLayer, per_sample_only
+from streamcvit.adapters.tuner import ExpertLayer
 
 ROUTERS = ("query", "key", "prototypes", "token_router")
 
@@ -73,8 +73,10 @@ class StrLoraLayer(ExpertLayer):
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add s sum_e w_e B_e A_e x over the sample's experts; x [B, S, I]."""
-        per_sample_only(x, self.key)
+        if x.dim() != 3:
+            return self.flattened(name, x, out)
         call, config, scaling = self.routing.current(), self.configs[name], self.scaling[name]
+        call.tokens = x.shape[:2]
         seen = self.dropped(name, x)
         if config.sub_top_k and x.shape[1] == 1 and not torch.is_grad_enabled():
             return self._step(name, call, x).add(x, seen, out, config.sub_top_k)
