@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
@@ -109,13 +110,16 @@ def schedule_of(config: RunConfig, index: StreamIndex, order: str) -> Schedule:
     learner, lengths = config.learner, None
     if learner.group_by_length:
         how = {**collation(config), "max_length": None}
+        how["pictures"] = asdict(how["pictures"])
         lengths = lengths_of(index, _picture_tokens(config.model.name_or_path, json.dumps(how, sort_keys=True)))
     return Schedule.of(index, learner.batch_size, order, config.seed, lengths)  # type: ignore[arg-type]
 
 
 @cache
 def _picture_tokens(name_or_path: str, how: str) -> int:
-    return picture_tokens(Collator.from_pretrained(name_or_path, **json.loads(how)))
+    options = json.loads(how)
+    pictures = PictureRules(**options.pop("pictures"))
+    return picture_tokens(Collator.from_pretrained(name_or_path, pictures=pictures, **options))
 
 
 def local_feed(config: RunConfig, stream: str) -> Feed:
