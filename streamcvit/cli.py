@@ -325,10 +325,17 @@ app.command()(cliuse.predict)
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what is missing, and how to get it."""
+def doctor(
+    pipeline: Annotated[
+        str | None, typer.Argument(help="Also estimate the memory that this pipeline needs, and whether it is here.")
+    ] = None,
+    settings: Settings = None,
+    local: Local = False,
+) -> None:
+    """Say what this machine has, what is missing, and how to get it; exit code 2 where something is wanting."""
     from streamcvit.doctor import findings
 
+    config = None if pipeline is None else _config(Path(pipeline), settings)
     healthy = True
     for finding in findings():
         mark = (
@@ -336,6 +343,13 @@ def doctor() -> None:
         )
         out.print(f"{mark}{finding.what}" + (f"\n      {finding.fix}" if not finding.ok else ""))
         healthy &= finding.ok or not finding.needed
+    if config is not None:
+        from streamcvit.fitting import fit
+
+        found = fit(config, local)
+        for line in found.lines():
+            out.print(line, markup=False, soft_wrap=True)
+        healthy &= found.ok
     raise typer.Exit(0 if healthy else 2)
 
 

@@ -12,6 +12,7 @@ from streamcvit.adapters.instruction import encoder_dim, encoder_identity
 from streamcvit.adapters.parts import Parts
 from streamcvit.config import ModelConfig, RunConfig
 from streamcvit.errors import UserError
+from streamcvit.fitting import memory_lines
 from streamcvit.footprint import picture_lines
 from streamcvit.learning import STRATEGIES
 from streamcvit.learning.rates import grouped
@@ -36,8 +37,8 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         local: whether it runs in this process.
 
     Returns:
-        Lines for people: the weights of each part of the model, what every method that learns trains of them, and
-        what a typical picture takes.
+        Lines for people: the weights of each part of the model, what every method that learns trains of them, what a
+        typical picture takes, and the memory that the largest method needs, by estimate.
 
     Raises:
         UserError: an adapter or strategy cannot be made as its options ask, there is no such device, attention,
@@ -52,7 +53,7 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         check_machine(config.model)
     if not local:
         check_address(config.monitor.host, config.monitor.port)
-    return [*describe(config), *pictures]
+    return [*describe(config), *pictures, *memory_lines(config, local)]
 
 
 def check_machine(model: ModelConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -36,6 +37,7 @@ from streamcvit.models.weights import checksum
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]  # what a model consists of
 _GIB = 1024**3
+_GROUP = Path("/sys/fs/cgroup")
 
 
 class Base:
@@ -291,7 +293,7 @@ def check_memory(folder: str, device: torch.device, dtype: torch.dtype, quantize
         need = stored
     elif quantize != NONE:
         need = held_bytes(skeleton(folder), quantize, dtype)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    free = device_memory(device)[0]
     if need > free:
         kind = str(dtype).removeprefix("torch.") if quantize == NONE else quantize
         raise UserError(
@@ -299,6 +301,14 @@ def check_memory(folder: str, device: torch.device, dtype: torch.dtype, quantize
             where=folder,
             fix="Take a smaller model, a smaller model.dtype, model.quantize 4bit, or a machine with more memory",
         )
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that are free on a device, and all it has; on a CPU those of this process's control group, if any."""
+    if device.type == "cuda":
+        free, whole = torch.cuda.mem_get_info(device)
+        return int(free), int(whole)
+    return _free_memory(), _limit()
 
 
 def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -315,12 +325,15 @@ def dtype_of(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def _free_memory() -> int:
     """Bytes free to this process: of the machine, or of its control group (a container) if that is less."""
     free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text())
-            free = min(free, max(0, int(limit) - used))
-    except (OSError, ValueError):
-        return free
+    with contextlib.suppress(OSError, ValueError):
+        used = int((_GROUP / "memory.current").read_text())
+        free = min(free, max(0, _limit() - used))
     return free
+
+
+def _limit() -> int:
+    """Bytes that this process may have at most: the machine's, or those of its control group if that is less."""
+    whole = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # also where it says `max`
+        whole = min(whole, int((_GROUP / "memory.max").read_text()))
+    return whole
