@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from streamcvit.data.sample import Picture, Sample
 from streamcvit.embedded.images import SIZE
 from streamcvit.learning.strategies.replay import Replay
 from streamcvit.models.base import device_of, dtype_of, fetch, skeleton, weight_files
+from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.models.dryrun import Shape, answering_bytes, learning_bytes
 from streamcvit.models.quantize import NONE, held_bytes
@@ -192,15 +193,20 @@ def typical_row(config: RunConfig) -> Row:
         inputs = collator.train([sample])
     except UnusableSamples:  # what a picture cannot be said of is refused elsewhere
         return Row(min(1024, config.model.max_length), 576, 8, 576, 3 * math.prod(USUAL))
-    tensors = inputs.tensors
-    pixels = tensors["pixel_values"]
-    tokens = int(tensors["attention_mask"].sum())
-    image = int(inputs.image_mask.sum())
-    side = _tower_config(skeleton(config.model.name_or_path, config.model.revision)).get("patch_size", 14)
+    row = row_of(inputs, skeleton(config.model.name_or_path, config.model.revision))
+    return replace(row, tokens=min(row.tokens, config.model.max_length))
+
+
+def row_of(inputs: ModelInputs, model: nn.Module) -> Row:
+    """The row that a batch with pictures is made of, padding included."""
+    pixels, rows = inputs.tensors["pixel_values"], len(inputs.answer_mask)
+    side = _tower_config(model).get("patch_size", 14)
     side = side if isinstance(side, int) else side[0]
     patches = pixels.shape[0] if pixels.dim() == 2 else pixels.numel() // (3 * side * side)
-    answers = int(inputs.answer_mask.sum())
-    return Row(min(tokens, config.model.max_length), image, answers, patches, pixels.numel())
+    image, answers = int(inputs.image_mask.sum()), int(inputs.answer_mask.sum())
+    return Row(
+        inputs.answer_mask.shape[1], image // rows, -(-answers // rows), patches // rows, pixels.numel() // rows
+    )
 
 
 def _attention(config: RunConfig) -> str | None:
