@@ -38,20 +38,20 @@ BATCH = 4
 FAMILIES = {"llava": "tiny_llava", "qwen2_5_vl": "tiny_qwen25vl"}
 # family, width, layers, question's bytes, adapter, dtype, attention, further settings of the learner
 ROWS: list[tuple[str, int, int, int, str, str, str, dict[str, Any]]] = [
-    ("llava", 512, 4, 256, "lora", "float32", "sdpa", {}),
-    ("llava", 512, 8, 256, "lora", "float32", "sdpa", {}),
-    ("llava", 512, 8, 256, "lora", "float32", "sdpa", {"gradient_checkpointing": True}),
-    ("llava", 512, 4, 900, "lora", "float32", "sdpa", {"micro_batch": 1}),
-    ("llava", 512, 4, 512, "lora", "float32", "eager", {}),
-    ("llava", 512, 4, 512, "lora", "bfloat16", "sdpa", {}),
-    ("llava", 512, 4, 256, "moelora", "float32", "sdpa", {}),
-    ("llava", 512, 4, 256, "smolora", "float32", "sdpa", {}),
-    ("llava", 512, 4, 256, "smolora", "bfloat16", "sdpa", {"gradient_checkpointing": True}),
-    ("llava", 512, 4, 256, "strlora", "float32", "sdpa", {"micro_batch": 2}),
-    ("qwen2_5_vl", 512, 4, 512, "lora", "float32", "sdpa", {}),
-    ("qwen2_5_vl", 512, 6, 512, "smolora", "float32", "sdpa", {"gradient_checkpointing": True, "micro_batch": 2}),
-    ("qwen2_5_vl", 1024, 4, 256, "strlora", "bfloat16", "sdpa", {}),
-    ("qwen2_5_vl", 1536, 4, 256, "lora", "bfloat16", "sdpa", {"gradient_checkpointing": True}),
+    ("llava", 256, 4, 128, "lora", "float32", "sdpa", {}),
+    ("llava", 256, 8, 128, "lora", "float32", "sdpa", {}),
+    ("llava", 256, 8, 128, "lora", "float32", "sdpa", {"gradient_checkpointing": True}),
+    ("llava", 512, 4, 384, "lora", "float32", "sdpa", {"micro_batch": 1}),
+    ("llava", 256, 4, 256, "lora", "float32", "eager", {}),
+    ("llava", 256, 4, 128, "lora", "bfloat16", "sdpa", {}),
+    ("llava", 256, 4, 128, "moelora", "float32", "sdpa", {}),
+    ("llava", 256, 4, 128, "smolora", "float32", "sdpa", {}),
+    ("llava", 256, 4, 64, "smolora", "bfloat16", "sdpa", {"gradient_checkpointing": True}),
+    ("llava", 256, 4, 128, "strlora", "float32", "sdpa", {"micro_batch": 2}),
+    ("qwen2_5_vl", 512, 4, 128, "lora", "float32", "sdpa", {}),
+    ("qwen2_5_vl", 512, 6, 128, "smolora", "float32", "sdpa", {"gradient_checkpointing": True, "micro_batch": 2}),
+    ("qwen2_5_vl", 256, 6, 64, "strlora", "bfloat16", "sdpa", {}),
+    ("qwen2_5_vl", 1024, 4, 128, "lora", "float32", "sdpa", {"gradient_checkpointing": True}),
 ]
 
 
@@ -127,7 +127,11 @@ def measure(row: tuple[str, int, int, int, str, str, str, dict[str, Any]]) -> di
     kept = held.now
     learner.optimizer.zero_grad(set_to_none=True)
     evaluator = Evaluator(
-        base, {"tiny": TaskSpec("tiny", "exact", "single_word", max_new_tokens=16)}, {"tiny": samples}, BATCH, instruction_encoder=encoder
+        base,
+        {"tiny": TaskSpec("tiny", "exact", "single_word", max_new_tokens=16)},
+        {"tiny": samples},
+        BATCH,
+        instruction_encoder=encoder,
     )
     with Held() as held:
         evaluator.evaluate(adapted, "tiny")
@@ -151,7 +155,8 @@ def measure(row: tuple[str, int, int, int, str, str, str, dict[str, Any]]) -> di
 def measured_table(rows: list[dict[str, Any]]) -> str:
     """Rows for people, in MiB."""
     lines = [
-        "| model | rows of | adapter | settings | learner: estimated, measured | ratio | evaluator: estimated, measured | ratio |",
+        "| model | rows of | adapter | settings | learner: estimated, measured | ratio "
+        "| evaluator: estimated, measured | ratio |",
         "|" + " --- |" * 8,
     ]
     for row in rows:
@@ -164,6 +169,108 @@ def measured_table(rows: list[dict[str, Any]]) -> str:
             cells += [f"{mib[0]}, {mib[1]} MiB", f"{row['ratio'][who]:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def llava() -> Any:
+    """LLaVA-1.5-7B: CLIP-L/336 and Vicuna-7B."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    tower = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+        patch_size=14,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    return LlavaConfig(vision_config=tower, text_config=text)
+
+
+def qwen() -> Any:
+    """Qwen2.5-VL-7B."""
+    from transformers import Qwen2_5_VLConfig
+
+    rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]}
+    return Qwen2_5_VLConfig(
+        text_config={**_QWEN, "vocab_size": 152064, "rope_parameters": rope},
+        vision_config={
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+            "out_hidden_size": 3584,
+        },
+    )  # fmt: skip
+
+
+def internvl() -> Any:
+    """InternVL3-8B: InternViT-300M and Qwen2.5-7B."""
+    from transformers import InternVLConfig
+
+    return InternVLConfig(
+        text_config={"model_type": "qwen2", **_QWEN, "vocab_size": 151674},
+        vision_config={
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "image_size": [448, 448], "patch_size": [14, 14],
+        },
+    )  # fmt: skip
+
+
+_QWEN = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "tie_word_embeddings": False,
+}  # fmt: skip
+CONFIGS = {"LLaVA-1.5-7B": llava, "Qwen2.5-VL-7B": qwen, "InternVL3-8B": internvl}
+# A 640 x 480 picture as the published processors take it (docs/models.md), and 64 tokens of text, 4 of them answered.
+SHAPES = {
+    "LLaVA-1.5-7B": Row(576 + 64, 576, 4, 576, 3 * 336**2),
+    "Qwen2.5-VL-7B": Row(391 + 64, 391, 4, 4 * 391, 4 * 391 * 1176),
+    "InternVL3-8B": Row(3328 + 64, 3328, 4, 13 * 1024, 13 * 3 * 448**2),
+}
+# model, GiB of the card, quantize, micro_batch, gradient_checkpointing, evaluation.batch_size
+CARDS: list[tuple[str, int, str, int, bool, int]] = [
+    ("LLaVA-1.5-7B", 24, "4bit", 1, True, 4),
+    ("LLaVA-1.5-7B", 48, "none", 0, True, 16),
+    ("LLaVA-1.5-7B", 80, "none", 0, False, 16),
+    ("Qwen2.5-VL-7B", 24, "4bit", 1, True, 4),
+    ("Qwen2.5-VL-7B", 48, "none", 0, True, 16),
+    ("Qwen2.5-VL-7B", 80, "none", 0, False, 64),
+    ("InternVL3-8B", 24, "4bit", 1, True, 1),
+    ("InternVL3-8B", 48, "8bit", 2, True, 4),
+    ("InternVL3-8B", 80, "none", 4, True, 8),
+]
+
+
+def card(name: str, quantize: str, micro: int, checkpointing: bool, batch: int) -> Memory:
+    """What learner and evaluator of SMoLoRA need for one of `CONFIGS`, batches of 8."""
+    from transformers import AutoModelForImageTextToText
+
+    config = RunConfig(
+        model=ModelConfig(dtype="bfloat16").model_copy(update={"quantize": quantize}),
+        learner=LearnerConfig(micro_batch=micro, gradient_checkpointing=checkpointing),
+        evaluation=EvaluationConfig(batch_size=batch),
+    )
+    shape = CONFIGS[name]()
+
+    def bare() -> torch.nn.Module:
+        loader: Any = AutoModelForImageTextToText
+        with torch.device("meta"):
+            return loader.from_config(shape)
+
+    return estimate(config, "smolora", bare, SHAPES[name], device="cuda")
+
+
+def cards_table() -> str:
+    """The Markdown table of docs/models.md."""
+    head = ["model", "card", "`model.quantize`", "`learner.micro_batch`", "`learner.gradient_checkpointing`"]
+    head += ["`evaluation.batch_size`", "learner", "evaluator", "together"]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *map(card_line, CARDS)])
+
+
+def card_line(row: tuple[str, int, str, int, bool, int]) -> str:
+    """A row of that table."""
+    name, whole, quantize, micro, checkpointing, batch = row
+    memory = card(name, quantize, micro, checkpointing, batch)
+    assert memory.learner is not None
+    figures = [f"{count / GIB:.1f} GiB" for count in (memory.learner.total, memory.evaluator.total, memory.total)]
+    cells = [name, f"{whole} GB", quantize, str(micro), str(checkpointing).lower(), str(batch), *figures]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -181,10 +288,10 @@ def main() -> None:
     rows = []
     for one in chosen:
         rows.append(measure(one))
+        if given.only is None:
+            about = {"date": f"{datetime.date.today()}", "machine": machine(), "torch": torch.__version__}
+            RESULT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
         print({key: rows[-1][key] for key in ("family", "adapter", "ratio", "seconds")}, file=sys.stderr)
-    if given.only is None:
-        about = {"date": f"{datetime.date.today()}", "machine": machine(), "torch": torch.__version__}
-        RESULT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     print(measured_table(rows))
 
 

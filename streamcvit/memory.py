@@ -204,9 +204,7 @@ def row_of(inputs: ModelInputs, model: nn.Module) -> Row:
     side = side if isinstance(side, int) else side[0]
     patches = pixels.shape[0] if pixels.dim() == 2 else pixels.numel() // (3 * side * side)
     image, answers = int(inputs.image_mask.sum()), int(inputs.answer_mask.sum())
-    return Row(
-        inputs.answer_mask.shape[1], image // rows, -(-answers // rows), patches // rows, pixels.numel() // rows
-    )
+    return Row(inputs.answer_mask.shape[1], image // rows, -(-answers // rows), patches // rows, pixels.numel() // rows)
 
 
 def _attention(config: RunConfig) -> str | None:
@@ -309,7 +307,7 @@ def vision_bytes(model: Any, row: Row, rows: int, dtype: torch.dtype, learned: b
     one = rows * row.patches * dtype.itemsize
     pixels = rows * row.pixels * (4 + dtype.itemsize)
     work = one * (5 * width + 2 * inner)
-    if hasattr(base.config, "vision_feature_layer"):  # which has every layer's output kept until it is taken
+    if getattr(base.config, "vision_feature_layer", -1) != -1:  # which has every layer's output kept until it is taken
         work += one * width * layers
     if learned:
         work += one * layers * (8 * width + 3 * inner)
