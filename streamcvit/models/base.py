@@ -19,7 +19,6 @@ from streamcvit.adapters import keep_activations, plain_layers
 from streamcvit.errors import UserError
 from streamcvit.models.attention import check_attention, with_attention
 from streamcvit.models.collate import Collator
-from streamcvit.models.fitting import check_config, fitted
 from streamcvit.models.pictures import PictureRules, follow
 from streamcvit.models.processor import (
     at,
@@ -32,6 +31,7 @@ from streamcvit.models.processor import (
 )
 from streamcvit.models.quantize import NONE, check_quantize, held_bytes, loading_options, settle_layers
 from streamcvit.models.sight import check_sight, places_picture
+from streamcvit.models.unlike import check_config, fitted
 from streamcvit.models.weights import checksum
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

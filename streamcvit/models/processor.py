@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcvit.errors import UserError
-from streamcvit.models.fitting import fitted
+from streamcvit.models.unlike import fitted
 
 EMBEDDED = "embedded"
 _PARTS = {
