@@ -22,7 +22,8 @@ from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
-from streamcvit.errors import Stopped
+from streamcvit.errors import Stopped, UserError
+from streamcvit.evaluation import Evaluator
 from streamcvit.models.base import fetch
 from streamcvit.models.collate import Collator, UnusableSamples
 from streamcvit.preflight import check_settings
@@ -38,6 +39,10 @@ DRAWN = 200
 """Samples whose tokens are counted."""
 STEPS = 4
 """Steps of every method; the first is not timed."""
+ANSWERS = 4
+"""Test samples of a task that are answered to time scoring."""
+TASKS = 4
+"""Tasks whose answers are timed; the others are taken to be as quick."""
 SHOWN = 3
 
 
@@ -139,7 +144,44 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
             f"{method}: {clock.step:.3f} s a step here: "
             f"about {_duration(clock.step * batches)} for {batches} steps, scoring beside it"
         )
+        yield _scoring_line(config, index, worker, method)
     yield f"disk: {_mib(shards)} MiB of stream, about {_mib(disk)} MiB of commits"
+
+
+def _scoring_line(config: RunConfig, index: StreamIndex, worker: LearnerWorker, method: str) -> str:
+    """How long the scores of all seen tasks take at every chunk's end, from a few answers to each of some tasks."""
+    tests = index.eval_index()
+    counts = {task: int((tests.task_of == number).sum()) for number, task in enumerate(tests.tasks)}
+    asked = [task for task in index.tasks if counts.get(task)][:TASKS]
+    samples = {}
+    with ShardReader(tests) as reader:
+        for task in asked:
+            rows = reader.read(np.flatnonzero(tests.task_of == task)[:ANSWERS].tolist())
+            samples[task] = [row for row in rows if isinstance(row, Sample)]
+    how = config.evaluation
+    evaluator = Evaluator(
+        worker.base, index.tasks, samples, how.batch_size, instruction_encoder=worker.encoder, thoughts=how.thoughts
+    )
+    took = {}
+    for task in asked:
+        with contextlib.suppress(UserError):  # of samples that cannot be used; a run says so where it matters
+            evaluator.requests(task)
+            found = evaluator.evaluate(worker.model or worker.base.model, task)
+            took[task] = found.seconds / len(found.texts)
+    if not took:
+        return f"{method}: no test sample to time scoring with"
+    usual = sum(took.values()) / len(took)
+    seconds, answers, seen = 0.0, 0, np.zeros(len(index.tasks), dtype=bool)
+    for row in task_counts(config, index, method):
+        seen |= np.asarray(row) > 0
+        for task in (task for task, there in zip(index.tasks, seen, strict=True) if there):
+            answers += counts.get(task, 0)
+            seconds += counts.get(task, 0) * took.get(task, usual)
+    rate = seconds / max(1, answers)
+    return (
+        f"{method}: {rate:.3f} s an answer here, in batches of {ANSWERS}: about {_duration(seconds)} for {answers} "
+        f"answers at all chunks' ends, by one evaluator"
+    )
 
 
 class _Clock:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from streamcvit.adapters import ADAPTERS, attach, checkpoint_layers
-from streamcvit.adapters.instruction import encoder_dim
+from streamcvit.adapters import ADAPTERS, attach, checkpoint_layers, tuner_of
+from streamcvit.adapters.instruction import BLOCK, encoder_dim
 from streamcvit.adapters.targets import linear_layers, touched_before_language
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
@@ -257,7 +257,8 @@ def _learner(config: RunConfig, method: str, adapted: Any, owned: set[int], row:
         activations = learning_bytes(adapted, shape, dtype)
     except Exception:  # a family that asks what its data are
         activations, rough = _by_rule(adapted, shape, dtype, learner.gradient_checkpointing), True
-    parts["activations"] = activations + _unpacked(config, adapted, dtype)
+    before = _encoding(config, adapted, dtype) - parts["gradients"] - parts["moments"]  # which are not there yet
+    parts["activations"] = max(activations + _unpacked(config, adapted, dtype), before)
     learned = bool(touched_before_language(unwrap(adapted)))
     parts["vision"] = vision_bytes(adapted, row, rows, dtype, learned)
     return Need("learner", parts, rough)
@@ -334,6 +335,15 @@ def _unpacked(config: RunConfig, model: Any, dtype: torch.dtype) -> int:
     base = unwrap(model)
     layers = [base.get_submodule(name) for name in linear_layers(base)]
     return max(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
+
+
+def _encoding(config: RunConfig, adapted: Any, dtype: torch.dtype) -> int:
+    """Bytes that routing by token embeddings takes once, at its first batch: blocks of the table in float32."""
+    tuner = tuner_of(adapted)
+    if tuner is None or not tuner.needs_routing or config.model.instruction_encoder != "tokens":
+        return 0
+    rows, width = unwrap(adapted).get_input_embeddings().weight.shape
+    return (2 if dtype.itemsize > 2 else 3) * 4 * min(rows, BLOCK) * width
 
 
 def _by_rule(adapted: Any, shape: Shape, dtype: torch.dtype, checkpointed: bool) -> int:

@@ -21,6 +21,10 @@ TOKENS = "tokens"
 _FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # what decides an embedding
 
 
+BLOCK = 16384
+"""Rows of an embedding table that are held in float32 at a time."""
+
+
 class TokenMeans:
     """Means of a model's token embeddings, without the direction that all of them share.
 
@@ -40,7 +44,7 @@ class TokenMeans:
         table = self.table
         mean = table.mean(0, dtype=torch.float32)
         # In blocks, since a large vocabulary in float32 may not fit beside the model.
-        scatter = sum((c.T @ c for c in (block.float() - mean for block in table.split(16384))), torch.zeros(()))
+        scatter = sum((c.T @ c for c in (block.float() - mean for block in table.split(BLOCK))), torch.zeros(()))
         top = torch.linalg.eigh(scatter).eigenvectors[:, -1]
         return mean, top * top[top.abs().argmax()].sign()  # an eigenvector's sign is the library's choice
 

@@ -30,6 +30,10 @@ def test_a_pipeline_is_looked_at_whole_and_nothing_is_written(tmp_path: Path, mo
     assert re.search(r"^tokens of 80 samples drawn: median \d+, 95 % up to \d+, longest \d+; 0 are longer", said, re.M)
     assert "tokens of a picture: median 16, most 16" in said
     assert re.search(r"^lora: 0\.\d+ s a step here: .* for 10 steps", said, re.M)
+    # In two chunks every task is seen by the end; each has three test samples.
+    assert re.search(
+        r"^lora: 0\.\d+ s an answer here, in batches of 4: about \d+ s for \d+ answers at all chunks", said, re.M
+    )
     assert "lora reaches 21 of 21 linear layers of the language model, 104,448 weights trained" in said
     assert re.search(r"^disk: \d+ MiB of stream, about \d+ MiB of commits$", said, re.M)
     assert re.search(r"^memory: 4 MiB of weights; the run needs about \d+ MiB", said, re.M)
