@@ -151,7 +151,7 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
 def _scoring_line(config: RunConfig, index: StreamIndex, worker: LearnerWorker, method: str) -> str:
     """How long the scores of all seen tasks take at every chunk's end, from a few answers to each of some tasks."""
     tests = index.eval_index()
-    counts = {task: int((tests.task_of == number).sum()) for number, task in enumerate(tests.tasks)}
+    counts = {task: int((tests.task_of == task).sum()) for task in tests.tasks}
     asked = [task for task in index.tasks if counts.get(task)][:TASKS]
     samples = {}
     with ShardReader(tests) as reader:
