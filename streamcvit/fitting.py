@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from streamcvit.config import ModelConfig, RunConfig
+from streamcvit.config import RunConfig
 from streamcvit.memory import Memory, Row, memory_of, size, typical_row
 from streamcvit.models.base import device_memory, device_of, fetch
 from streamcvit.models.quantize import NONE
@@ -129,7 +129,7 @@ def _changes(config: RunConfig, row: Row) -> Iterator[tuple[str, Any, RunConfig,
         part = getattr(config, section).model_copy(update={key: value})
         said = str(value).lower() if isinstance(value, bool) else value
         yield f"{section}.{key}", said, config.model_copy(update={section: part}), row
-    if "max_picture_tokens" in ModelConfig.model_fields and row.image > 256:
+    if row.image > 256:
         tokens, share = 256, 256 / row.image
         less = Row(
             row.tokens - row.image + tokens, tokens, row.answers, round(row.patches * share), round(row.pixels * share)

@@ -51,8 +51,8 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
     if collator.lowered:
         lines.append(f"{TOKENS} {collator.rules.max_tokens}: the processor's {collator.lowered}")
     blind, found = _sizes(config)
-    sizes = sorted(found, key=lambda size: size[0] * size[1])
-    middle = sizes[len(sizes) // 2] if sizes else USUAL
+    sizes = _sorted(found)
+    middle = _middle(sizes)
     try:
         tokens, image = collator.picture_row(*middle)
     except PictureTooLong as fault:
@@ -76,6 +76,19 @@ def picture_lines(config: RunConfig, collator: Collator) -> list[str]:
     if sizes and sizes[-1] != middle:
         line += f"; the largest, {_said(sizes[-1])}, {_largest(collator, sizes[-1])}"
     return [*lines, line]
+
+
+def typical_size(config: RunConfig) -> Size:
+    """(width, height) of the middle picture of those of a run that are looked at; a usual one where none is known."""
+    return _middle(_sorted(_sizes(config)[1]))
+
+
+def _sorted(sizes: list[Size]) -> list[Size]:
+    return sorted(sizes, key=lambda size: size[0] * size[1])
+
+
+def _middle(sizes: list[Size]) -> Size:
+    return sizes[len(sizes) // 2] if sizes else USUAL
 
 
 def _largest(collator: Collator, size: Size) -> str:

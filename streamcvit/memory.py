@@ -17,7 +17,7 @@ from streamcvit.adapters.instruction import BLOCK, encoder_dim
 from streamcvit.adapters.targets import linear_layers, touched_before_language
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
-from streamcvit.embedded.images import SIZE
+from streamcvit.footprint import USUAL, typical_size
 from streamcvit.learning.strategies.replay import Replay
 from streamcvit.models.base import device_of, dtype_of, fetch, skeleton, weight_files
 from streamcvit.models.batch import ModelInputs
@@ -27,8 +27,6 @@ from streamcvit.models.quantize import NONE, held_bytes
 from streamcvit.models.vision import unwrap, vision_dim
 from streamcvit.run.loading import adapter_options, collation
 
-USUAL = (640, 480)
-"""Of a picture where nothing is known of a stream's own."""
 CONTEXT = {"cuda": 600 << 20, "cpu": 450 << 20}
 """Bytes of a process before its model: CUDA's context and libraries on a GPU, Python's packages on a CPU."""
 KEPT = 4 << 30
@@ -183,11 +181,10 @@ def estimate(
 
 
 def typical_row(config: RunConfig) -> Row:
-    """A question of one sentence on a usual picture, as the run's processor takes it."""
+    """A question of one sentence on a typical picture of the stream, as the run's processor takes it."""
     collator = Collator.from_pretrained(config.model.name_or_path, **{**collation(config), "max_length": None})
-    width, height = (SIZE, SIZE) if config.stream.source == "embedded" else USUAL
     stream = io.BytesIO()
-    Image.new("RGB", (width, height), (120, 130, 140)).save(stream, "PNG")
+    Image.new("RGB", typical_size(config), (120, 130, 140)).save(stream, "PNG")
     sample = Sample("typical", "typical", _QUESTION, "Answer with one word.", ("red",), (Picture(stream.getvalue()),))
     try:
         inputs = collator.train([sample])
@@ -214,7 +211,9 @@ def _attention(config: RunConfig) -> str | None:
 def _weights(config: RunConfig, model: Any, dtype: torch.dtype) -> int:
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     if getattr(model.config, "quantization_config", None):  # they stay as they are
-        stored = sum(file.stat().st_size for file in weight_files(fetch(config.model.name_or_path)))
+        stored = sum(
+            file.stat().st_size for file in weight_files(fetch(config.model.name_or_path, config.model.revision))
+        )
         return stored + buffers
     return held_bytes(model, config.model.quantize, dtype) + buffers
 
