@@ -56,8 +56,8 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_
 _LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
-def loads(text: bytes | str) -> Any:
-    """The value of a JSON text.
+def loads(text: bytes | str, most: int = MAX_TEXT) -> Any:
+    """The value of a JSON text of at most so many characters.
 
     Raises:
         ValueError: it is not UTF-8, no JSON, longer or nested deeper than allowed, names a key twice, or holds NaN,
@@ -66,7 +66,7 @@ def loads(text: bytes | str) -> Any:
     if isinstance(text, bytes):
         text = text.decode()
     start = _SPACE.match(text).end()  # type: ignore[union-attr]
-    value, end = _decode(text, start)
+    value, end = _decode(text, start, most)
     if _SPACE.match(text, end).end() < len(text):  # type: ignore[union-attr]
         raise ValueError(f"something follows at character {end}")
     return value
@@ -107,13 +107,13 @@ def rows(text: str) -> Iterator[Any]:
         raise ValueError(f"something follows the list at character {place + 1}")
 
 
-def _decode(text: str, start: int) -> tuple[Any, int]:
+def _decode(text: str, start: int, most: int = MAX_TEXT) -> tuple[Any, int]:
     try:
         value, end = _STRICT.raw_decode(text, start)
     except RecursionError:
         raise _Refused(f"nested deeper than {MAX_DEPTH} levels") from None
-    if end - start > MAX_TEXT:
-        raise _Refused(f"{end - start} characters; at most {MAX_TEXT} are read")
+    if end - start > most:
+        raise _Refused(f"{end - start} characters; at most {most} are read")
     # A cheap bound first: few records have that many brackets.
     if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise _Refused(f"nested deeper than {MAX_DEPTH} levels")
