@@ -30,6 +30,7 @@ def score(
     ] = None,
     rows: Annotated[bool, typer.Option("--rows", help="With --json: also the points of each row.")] = False,
     answered: Annotated[bool, typer.Option("--answered", help="Leave references out that have no prediction.")] = False,
+    by_place: Annotated[bool, typer.Option("--by-place", help="Pair rows by place, whatever their ids.")] = False,
 ) -> None:
     """Score a file of predictions by a strict or a published rule, with a 95 % interval."""
     from streamcvit import scoring
@@ -41,7 +42,9 @@ def score(
         raise UserError("--rows goes with --json", fix="Add --json")
     if against is not None and not diff:
         raise UserError("--against goes with --diff", fix="Add --diff")
-    found = scoring.score_files(rule, predictions, references, diff=diff, against=against, answered=answered, say=say)
+    found = scoring.score_files(
+        rule, predictions, references, diff=diff, against=against, answered=answered, by_place=by_place, say=say
+    )
     if as_json:
         import json
 

@@ -186,15 +186,15 @@ def _grouped(rows: list[_Row]) -> list[_Row]:
 
 def _prediction(row: _Row) -> tuple[str, str]:
     """The answer, and the key it stands at."""
-    for key in _SAID:
-        if key in row.value and (text := _text(row.value[key])) is not None:
-            return text, key
     answers = row.value.get("answers")
     if isinstance(answers, dict) and len(answers) == 1 and (text := _text(next(iter(answers.values())))) is not None:
         return text, "answers"  # `streamcvit predict`, one method
     if isinstance(answers, dict) and len(answers) > 1:
         fix = "Predict with one --method"
         raise UserError(f"holds answers of several methods: {', '.join(answers)}", where=row.where, fix=fix)
+    for key in _SAID:
+        if key in row.value and (text := _text(row.value[key])) is not None:
+            return text, key
     raise UserError("has no prediction", where=row.where, fix=f"Give it as one of {', '.join(_SAID)}")
 
 

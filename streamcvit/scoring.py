@@ -98,7 +98,7 @@ class Scored:
         if self.parts:
             yield "mean of " + ", ".join(f"{name} {part:.2f}" for name, part in self.parts.items())
         if self.pairs.how == "place":
-            yield "the rows are paired by their place in the files, which have no ids in common"
+            yield "the rows are paired by their place in the files, not by an id"
         if not self.against:
             return
         yield f"{self.against}: {self.other:.2f}; the two differ on {len(self.differences)} of {len(self.points)} rows"
@@ -119,6 +119,7 @@ def score_files(
     diff: bool = False,
     against: str | None = None,
     answered: bool = False,
+    by_place: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Scored:
     """Score a file of predictions.
@@ -130,6 +131,7 @@ def score_files(
         diff: hold the rule against another.
         against: which, FAMILY/NAME; None: the one that judges the same kind of task in the other family.
         answered: leave references out that have no prediction.
+        by_place: pair rows by their place in the files, whatever their ids.
         say: takes a line on what is odd.
 
     Raises:
@@ -142,7 +144,7 @@ def score_files(
     if diff and against is None and (against := counterpart(family, name)) is None:
         raise UserError(f"no rule stands beside {rule}", where="--diff", fix="Name one with --against FAMILY/NAME")
     other = find_rule(against) if diff and against is not None else None
-    pairs = read_pairs(predictions, references, answered=answered)
+    pairs = read_pairs(predictions, references, answered=answered, by_place=by_place)
     parts: dict[str, float] = {}
     if rule in _CAPTIONS:  # METEOR takes long to start: once for measures and points
         found = caption_parts(pairs.predictions, pairs.samples, meteor=_CAPTIONS[rule])
@@ -155,11 +157,7 @@ def score_files(
         there = _points(other[2], pairs)
         scored.against, scored.other = against, float(there.mean())
         strict = name if family == "strict" else other[1]
-        scored.differences = tuple(
-            Difference(pairs.ids[row], pairs.predictions[row], sample.answers, float(points[row]), float(there[row]),
-                       causes(pairs.predictions[row], sample, strict))
-            for row, sample in enumerate(pairs.samples) if abs(points[row] - there[row]) > 1e-6
-        )  # fmt: skip
+        scored.differences = tuple(_differences(pairs, points, there, strict, (scorer, other[2])))
     return scored
 
 
@@ -168,3 +166,12 @@ def _points(scorer: Scorer, pairs: Pairs) -> np.ndarray:
         for read in needs_of(scorer):
             read(sample)
     return scorer(pairs.predictions, pairs.samples)
+
+
+def _differences(
+    pairs: Pairs, points: np.ndarray, there: np.ndarray, strict: str, scorers: tuple[Scorer, Scorer]
+) -> Iterator[Difference]:
+    for row in np.flatnonzero(np.abs(points - there) > 1e-6):
+        prediction, sample, mine, others = pairs.predictions[row], pairs.samples[row], points[row], there[row]
+        why = causes(prediction, sample, strict, scorers[0] if mine < others else scorers[1])
+        yield Difference(pairs.ids[row], prediction, sample.answers, float(mine), float(others), why)
