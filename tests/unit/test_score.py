@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
+from typer.main import get_command
 
 from streamcvit import cli, scoring
 from streamcvit.data.sample import Sample
@@ -19,7 +20,8 @@ from streamcvit.evaluation.interval import score_interval, wilson
 from streamcvit.evaluation.mcitlib import MCITLIB_SCORERS
 from streamcvit.scorefile import read_pairs
 
-# (file, its column, rule, the name of the column's total where it is another).
+COMMAND = get_command(cli.app)
+# (file, its column, rule)
 COLUMNS = [
     ("vqa_exact", "strcvit_eval_vqav2", "strcvit/vqav2"),
     ("vqa_exact", "smolora_eval_vqav2", "strcvit/smolora_vqav2"),
@@ -50,13 +52,13 @@ COLUMNS = [
 
 
 def command(*words: str | Path) -> dict[str, Any]:
-    done = CliRunner().invoke(cli.app, ["score", *map(str, words), "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(COMMAND, ["score", *map(str, words), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
 def refusal(*words: str | Path) -> str:
-    done = CliRunner().invoke(cli.app, ["score", *map(str, words)])
+    done = CliRunner().invoke(COMMAND, ["score", *map(str, words)])
     assert isinstance(done.exception, UserError), done.output
     return str(done.exception)
 
@@ -205,7 +207,7 @@ def test_diff_lists_the_rows_and_tallies_the_causes(tmp_path) -> None:
     diff = command(*words)["diff"]
     assert diff["against"] == "strict/exact" and [row["id"] for row in diff["rows"]] == ["stop", "article", "word"]
     assert diff["causes"] == {"punctuation": 2, "article": 1, "number word or format": 1}
-    printed = CliRunner().invoke(cli.app, ["score", *map(str, words)]).stdout
+    printed = CliRunner().invoke(COMMAND, ["score", *map(str, words)]).stdout
     assert "strcvit/ocrvqa: 20.00, 95 % interval" in printed and "differ on 3 of 5 rows" in printed
     assert "article: 'The Dog.' for 'dog': 0, there 100 (punctuation, article)" in printed
     other = command(*words, "--against", "strcvit/ai2d")["diff"]
@@ -292,7 +294,7 @@ def test_mcitlibs_caption_mean_is_that_of_the_corpus(oracle, tmp_path, monkeypat
     said, wanted = put(tmp_path / "said.json", corpus["preds"]), put(tmp_path / "wanted.json", corpus["refs"])
     monkeypatch.setattr(scoring.shutil, "which", lambda name: None)  # METEOR takes half a minute to start
     files = ["--predictions", said, "--references", wanted]
-    done = CliRunner().invoke(cli.app, ["score", "--rule", "mcitlib/caption", *map(str, files), "--json", "--rows"])
+    done = CliRunner().invoke(COMMAND, ["score", "--rule", "mcitlib/caption", *map(str, files), "--json", "--rows"])
     assert "METEOR needs Java" in done.stderr
     found = json.loads(done.stdout)
     # COCOEvalCap with Java on the same files; METEOR was 24.79, the mean of all seven 48.15.
