@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamcvit.evaluation.bootstrap import Estimate, bootstrap_mean
 from streamcvit.evaluation.check import check_test_set
+from streamcvit.evaluation.families import FAMILIES
 from streamcvit.evaluation.follow import FOLLOW_RULES, FollowRule
 from streamcvit.evaluation.matrix import Summary, compare, summarise
 from streamcvit.evaluation.scorers import SCORERS, Scorer
@@ -27,6 +28,7 @@ _HOME = {
 }
 
 __all__ = [
+    "FAMILIES",
     "FOLLOW_RULES",
     "SCORERS",
     "STRCVIT_SCORERS",

@@ -22,10 +22,15 @@ def _as_points(rule: FollowRule) -> Scorer:
     return needing(*needs_of(rule))(scorer)
 
 
+# What MCITlib shares with others; `ucit` is eval_deepseek_r1, whose request to a judge is commented out.
+_SHARED = {name: STRCVIT_SCORERS[name] for name in ("ai2d", "finvis", "vizwiz", "ocrvqa", "grounding", "textvqa")}
+_SHARED |= {"ucit": STRCVIT_SCORERS["smolora_vqav2"], "vqav2": STRCVIT_SCORERS["smolora_vqav2"]}
+_SHARED |= {"imagenet": STRCVIT_SCORERS["coin_imagenet"]}
+
 FAMILIES: dict[str, dict[str, Scorer]] = {
     "strict": SCORERS,
     "strcvit": STRCVIT_SCORERS,
-    "mcitlib": MCITLIB_SCORERS,
+    "mcitlib": MCITLIB_SCORERS | _SHARED,
     "follow": {name: _as_points(rule) for name, rule in FOLLOW_RULES.items()},
 }
 
@@ -70,4 +75,4 @@ def counterpart(family: str, rule: str) -> str | None:
     """FAMILY/NAME of the rule that judges the same kind of task in the other family; None where there is none."""
     if family == "strict":
         return f"strcvit/{_PUBLISHED[rule]}" if rule in _PUBLISHED else None
-    return None if family == "follow" else f"strict/{_STRICT.get(rule, 'exact')}"
+    return None if family == "follow" else f"strict/{_STRICT.get(rule.removeprefix('mcitlib_'), 'exact')}"

@@ -18,7 +18,6 @@ from streamcvit.evaluation import needs
 from streamcvit.evaluation.needs import needing
 from streamcvit.evaluation.ptb import ptb_tokenise
 from streamcvit.evaluation.scorers import Scorer, by_row
-from streamcvit.evaluation.strcvit import STRCVIT_SCORERS
 from streamcvit.evaluation.text import check_lengths
 
 Parts = dict[str, tuple[float, np.ndarray]]
@@ -171,21 +170,12 @@ def _caption(meteor: bool) -> Scorer:
 
 
 MCITLIB_SCORERS: dict[str, Scorer] = {
-    # eval_deepseek_r1, by whose name it goes in UCIT; its request to a judge is commented out.
-    "ucit": STRCVIT_SCORERS["smolora_vqav2"],
     "caption": _caption(meteor=True),
     "caption_no_meteor": _caption(meteor=False),
-    "ai2d": STRCVIT_SCORERS["ai2d"],
     "pvqa": by_row(_pvqa, empty=None),
     "sci": by_row(_sci, empty=None),
-    "finvis": STRCVIT_SCORERS["finvis"],
     "ocr": by_row(_ocr, empty=None),
     "sat": by_row(_sat, empty=None),
     "scienceqa": by_row(_scienceqa, empty=None),
-    "vqav2": STRCVIT_SCORERS["smolora_vqav2"],
-    "vizwiz": STRCVIT_SCORERS["vizwiz"],
-    "ocrvqa": STRCVIT_SCORERS["ocrvqa"],
-    "imagenet": STRCVIT_SCORERS["coin_imagenet"],
-    "grounding": STRCVIT_SCORERS["grounding"],
-    "textvqa": STRCVIT_SCORERS["textvqa"],
 }
+"""The rules that MCITlib alone has; `families.FAMILIES` adds those that it shares."""

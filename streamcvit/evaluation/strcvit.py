@@ -16,6 +16,7 @@ from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.evaluation import needs
 from streamcvit.evaluation.caption import cider_d
+from streamcvit.evaluation.mcitlib import MCITLIB_SCORERS
 from streamcvit.evaluation.needs import needing
 from streamcvit.evaluation.scorers import RowRule, Scorer, by_row, soft_accuracy
 from streamcvit.evaluation.text import check_lengths, flatten, vqa_normalise, vqa_official
@@ -209,4 +210,6 @@ STRCVIT_SCORERS: dict[str, Scorer] = {
     "smolora_vqav2": _as_published(_upper),
     "smolora_imagenet": _as_published(_smolora_imagenet),
     "coin_imagenet": _as_published(_coin_imagenet),
+    # METEOR starts Java for half a minute, which no boundary of a run waits for: `streamcvit score` has it.
+    **{f"mcitlib_{name}": rule for name, rule in MCITLIB_SCORERS.items() if name != "caption"},
 }

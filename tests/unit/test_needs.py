@@ -23,10 +23,13 @@ MISFITS = [
     ("slots", "", "single_word", "slots", [None, [], 5, [5], [[]], "red", {"red": 1}]),
     ("slots", "", "single_word", "max_words", ["x", -1, [3], True]),
     ("slots", "", "single_word", "follow_pattern", ["(", 7, "", "(?V0)(?V1)a", "{3i<L?$>"]),
+    ("exact", "mcitlib_sci", "single_word", "image", [None, 5, ["a.png"]]),
+    ("exact", "mcitlib_ocr", "single_word", "answer_type", [None, 5, {}]),
     ("exact", "", "pattern", "follow_pattern", [None, 3, "", "(", "a" * 501]),
 ]
 CASES = [(*rules, key, value) for *rules, key, values in MISFITS for value in values]
-FITS = {"answer_bbox": [0.1, 0.1, 0.5, 0.5], "slots": ["red", ["ring", "hoop"]], "follow_pattern": "[a-z]+"}
+FITS = {"image": "TQA_1.png", "answer_type": "Doc-oriented VQA"}
+FITS |= {"answer_bbox": [0.1, 0.1, 0.5, 0.5], "slots": ["red", ["ring", "hoop"]], "follow_pattern": "[a-z]+"}
 SAID = ("A. cat", "[0.1,0.2,0.3,0.4]", "[1,2,3,4]", "red")
 
 

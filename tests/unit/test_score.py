@@ -14,10 +14,9 @@ from typer.main import get_command
 from streamcvit import cli, scoring
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
-from streamcvit.evaluation import SCORERS
+from streamcvit.evaluation import FAMILIES, SCORERS
 from streamcvit.evaluation.causes import causes
 from streamcvit.evaluation.interval import score_interval, wilson
-from streamcvit.evaluation.mcitlib import MCITLIB_SCORERS
 from streamcvit.scorefile import read_pairs
 
 COMMAND = get_command(cli.app)
@@ -280,7 +279,7 @@ MCITLIB = [
 
 @pytest.mark.parametrize(("name", "prediction", "sample", "share"), MCITLIB)
 def test_mcitlibs_rules_are_those_of_its_scripts(name, prediction, sample, share) -> None:
-    assert MCITLIB_SCORERS[name]([prediction], [sample]).tolist() == [100.0 * share]
+    assert FAMILIES["mcitlib"][name]([prediction], [sample]).tolist() == [100.0 * share]
 
 
 @pytest.mark.parametrize(("name", "key"), [("sci", "image"), ("ocr", "answer_type")])
