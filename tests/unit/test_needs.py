@@ -23,8 +23,8 @@ MISFITS = [
     ("slots", "", "single_word", "slots", [None, [], 5, [5], [[]], "red", {"red": 1}]),
     ("slots", "", "single_word", "max_words", ["x", -1, [3], True]),
     ("slots", "", "single_word", "follow_pattern", ["(", 7, "", "(?V0)(?V1)a", "{3i<L?$>"]),
-    ("exact", "mcitlib_sci", "single_word", "image", [None, 5, ["a.png"]]),
-    ("exact", "mcitlib_ocr", "single_word", "answer_type", [None, 5, {}]),
+    ("exact", "mcitlib_sci", "single_word", "image", [None, 5]),
+    ("exact", "mcitlib_ocr", "single_word", "answer_type", [None, 5]),
     ("exact", "", "pattern", "follow_pattern", [None, 3, "", "(", "a" * 501]),
 ]
 CASES = [(*rules, key, value) for *rules, key, values in MISFITS for value in values]
