@@ -226,7 +226,9 @@ def _answers(row: _Row, leave_out: str) -> Sequence[str]:
             return [str(value)]
         found = [_one(one) for one in (value if isinstance(value, list) else [value])]
         if found and None not in found:
-            return [text for text in found if text is not None]
+            # VQA's annotations name the answer that most people gave: rules with one reference read the first.
+            most = _text(values.get("multiple_choice_answer")) if key == "answers" else None
+            return sorted([text for text in found if text is not None], key=lambda text: text != most)
     for key, (text, who, names) in _TURNS.items():
         turns = None if leave_out else values.get(key)  # beside a prediction, the last turn may be that prediction
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get(who) in names:

@@ -138,6 +138,17 @@ def test_the_fields_layouts_of_references_are_read(layout, tmp_path) -> None:
     assert found["points"] == {"b": 100.0, "a": 100.0} and found["paired_by"] == "id"
 
 
+def test_of_vqas_annotations_the_first_reference_is_what_most_people_said(tmp_path) -> None:
+    row = {
+        "question_id": "a",
+        "multiple_choice_answer": "dog",
+        "answers": [{"answer": t} for t in ("cat", "dog", "cow")],
+    }
+    wanted = put(tmp_path / "wanted.json", {"annotations": [row]})
+    said = put(tmp_path / "said.json", [{"question_id": "a", "answer": "Dog"}])
+    assert read_pairs(said, wanted).samples[0].answers == ("dog", "cat", "cow")
+
+
 MERGED = [
     {"id": "a", "prediction": "dog", "answer": "dog"},
     {"pred": "dog", "ground_truth": "dog"},
