@@ -56,8 +56,8 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_
 _LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
-def loads(text: bytes | str, most: int = MAX_TEXT) -> Any:
-    """The value of a JSON text of at most so many characters.
+def loads(text: bytes | str, most: int | None = None) -> Any:
+    """The value of a JSON text of at most so many characters (default: `MAX_TEXT`).
 
     Raises:
         ValueError: it is not UTF-8, no JSON, longer or nested deeper than allowed, names a key twice, or holds NaN,
@@ -107,11 +107,12 @@ def rows(text: str) -> Iterator[Any]:
         raise ValueError(f"something follows the list at character {place + 1}")
 
 
-def _decode(text: str, start: int, most: int = MAX_TEXT) -> tuple[Any, int]:
+def _decode(text: str, start: int, most: int | None = None) -> tuple[Any, int]:
     try:
         value, end = _STRICT.raw_decode(text, start)
     except RecursionError:
         raise _Refused(f"nested deeper than {MAX_DEPTH} levels") from None
+    most = MAX_TEXT if most is None else most
     if end - start > most:
         raise _Refused(f"{end - start} characters; at most {most} are read")
     # A cheap bound first: few records have that many brackets.

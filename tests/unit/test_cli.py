@@ -45,7 +45,7 @@ def test_the_demo_is_a_part_of_the_benchmark_unless_it_is_asked_for_in_full(
     assert (stream.scenario.samples_per_chunk, stream.test_samples, list(config.methods)) == (samples, tests, methods)
 
 
-@pytest.mark.parametrize(("typed", "offered"), [("streamcvit sc", "scenario"), ("streamcvit run --resu", "--resume")])
+@pytest.mark.parametrize(("typed", "offered"), [("streamcvit sce", "scenario"), ("streamcvit run --resu", "--resume")])
 def test_a_shell_completes_commands_and_options(tmp_path: Path, typed: str, offered: str) -> None:
     code = "import sys; sys.argv = ['streamcvit']; from streamcvit.cli import main; main()"
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_STREAMCVIT_COMPLETE": "complete_bash"}
