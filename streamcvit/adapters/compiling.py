@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -36,8 +37,10 @@ def compile_layers(peft_model: PeftModel, backend: str = "inductor") -> None:
     options: dict[str, Any] = {"backend": backend, "dynamic": True}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         options["recompile_limit"] = KINDS * max(1, len(layers))
-    # The first layer brings the routes that all share into form: recomputed under a checkpoint, it finds them so.
-    for layer in layers[1:]:
+    # The first that is adapted brings the routes that all share into form: recomputed under a checkpoint, it finds
+    # them so.
+    first = next((k for k, layer in enumerate(layers) if any(map(_adapts, layer.modules()))), 0)
+    for layer in layers[first + 1 :]:
         if getattr(layer, "gradient_checkpointing", False):
             run = layer._gradient_checkpointing_func
             layer._gradient_checkpointing_func = _inside(run, torch.compile(layer.forward, **options))
@@ -71,6 +74,10 @@ def plain_layers(model: nn.Module) -> None:
     """Undo `compile_layers`, on the base model."""
     for layer in _layers(model):
         layer._compiled_call_impl = None
+
+
+def _adapts(module: nn.Module) -> bool:
+    return isinstance(module, BaseTunerLayer)
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -47,6 +47,15 @@ def test_compiled_layers_learn_alike_share_a_graph_and_are_undone_with_the_adapt
     assert base.restore() and not any(module._compiled_call_impl for module in base.model.modules())
 
 
+def test_layers_are_compiled_inside_checkpoints_where_the_adapter_is_on_the_last_ones_alone() -> None:
+    base = Base(*tiny_llava(layers=3))
+    last = {**FEW, "layers_to_transform": [1, 2]}
+    learner = learner_for(base, "smolora", options=last, gradient_checkpointing=True)
+    compile_layers(learner.model, backend="aot_eager")
+    assert learner.learn(batch_of(base, tiny_samples(3), 0, 0)).loss.isfinite().all()
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_a_model_that_torch_compiled_is_learned_as_any_other() -> None:
     plain, base = Base(*tiny_llava()), Base(*tiny_llava())
     wanted = losses(learner_for(plain, "smolora", options=FEW), plain)
