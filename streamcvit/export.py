@@ -27,7 +27,10 @@ from streamcvit.run.origin import LINEAGE
 from streamcvit.trained import Bench, Trained, find, learners
 
 CARD = "README.md"
+TEMPLATE = "chat_template.jinja"
 _DTYPES = ("float32", "bfloat16", "float16")
+_HELD = {"dtype": "dtype", "attention": "attn", "quantize": "quantize"}
+"""Settings of how a base is held -> what `load_base` calls them."""
 _ELSEWHERE = "Choose another folder"
 
 
@@ -78,6 +81,8 @@ def export(
         base = {"base_model_name_or_path": _base_name(one), "revision": one.config.model.revision or None}
         text = json.dumps({**settings, **base}, indent=2, sort_keys=True)
         (draft / "adapter_config.json").write_text(text, encoding="utf-8")
+        if one.config.model.chat_template:
+            (draft / TEMPLATE).write_text(one.config.model.chat_template, encoding="utf-8")
         (draft / CARD).write_text(_card(one, settings, merged=False), encoding="utf-8")
         (draft / LINEAGE).write_text(json.dumps(_lineage(one), indent=2, sort_keys=True), encoding="utf-8")
 
@@ -198,7 +203,7 @@ def _fill_merged(draft: Path, bench: Bench, whole: Any, one: Trained) -> None:
             if ".safetensors" not in path.name and not (draft / path.name).exists():
                 shutil.copyfile(path, draft / path.name)
     if one.config.model.chat_template:
-        (draft / "chat_template.jinja").write_text(one.config.model.chat_template, encoding="utf-8")
+        (draft / TEMPLATE).write_text(one.config.model.chat_template, encoding="utf-8")
     if changed := bench.base.collator.changed_settings():
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (draft / name).exists():
@@ -214,6 +219,10 @@ def _fill_merged(draft: Path, bench: Bench, whole: Any, one: Trained) -> None:
 
 def _base_name(one: Trained) -> str:
     return one.config.model.name_or_path
+
+
+def _default(key: str) -> Any:
+    return ModelConfig.model_fields[key].default
 
 
 def _on_hub(name: str) -> bool:
@@ -251,13 +260,16 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
     front += ["tags:", "- streamcvit", f"- {kind}", "---"]
     config, method = one.config, one.config.methods[one.method]
     record = RunRecord.load(one.run)
+    grouped = ", batches of samples of like length" if config.learner.group_by_length else ""
+    how = {"stream": "once in order", "joint": "once, the whole of it shuffled"}[method.order] + grouped
+    learns = (method.train or config.train).model_dump(exclude_defaults=True)
     facts = {
         "base": f"`{base}`" + (f", revision `{config.model.revision}`" if config.model.revision else ""),
         "base digest": f"`{one.base_digest}`",
         "method": f"`{one.method}`: adapter `{method.adapter}`, strategy `{method.strategy}`, order `{method.order}`",
         "adapter options": ", ".join(f"`{key}={value}`" for key, value in method.options.items()) or "defaults",
         "stream": f"run `{config.name}`, source `{config.stream.source}`, {record.total_samples} samples in "
-        f"{record.n_chunks} chunks of {len(record.tasks)} tasks, learned once in order",
+        f"{record.n_chunks} chunks of {len(record.tasks)} tasks, learned {how}",
         "index digest": f"`{record.run.get('index_digest', '')}`",
         "seed": str(config.seed),
         "learned": f"to the end of chunk {one.chunk} of {record.n_chunks}, step {one.step}"
@@ -267,6 +279,13 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
         "made with": f"streamcvit {__version__}",
     }
     model = config.model
+    if learns:
+        facts["what learns"] = ", ".join(f"`{key}={value}`" for key, value in learns.items())
+    held = {key: value for key in _HELD if (value := getattr(model, key)) != _default(key)}
+    if held:
+        facts["base in the run"] = ", ".join(f"`{key}={value}`" for key, value in held.items())
+    if model.chat_template:
+        facts["chat template"] = f"the run's own, in `{TEMPLATE}`"
     bounds = {"max_pixels": model.max_pixels, "max_picture_tokens": model.max_picture_tokens}
     given = {**{key: value for key, value in bounds.items() if value}, **model.processor_options}
     if given:
@@ -339,13 +358,22 @@ def _loading(base: str, model: ModelConfig, kind: str, routed: bool, merged: boo
             'processor = AutoProcessor.from_pretrained("THIS FOLDER")',
         ]
         return ["```python", *lines, "```"]
-    how = {"revision": model.revision} if model.revision else {}
-    how |= {"quantize": model.quantize} if model.quantize != NONE else {}
+    how = {"revision": repr(model.revision)} if model.revision else {}
+    how |= {_HELD[key]: repr(value) for key in _HELD if (value := getattr(model, key)) != _default(key)}
+    rules = (model.max_pixels, model.max_picture_tokens, model.processor_options)
+    if any(rules):
+        how["pictures"] = f"PictureRules{rules!r}"
+    if model.template_options:
+        how["template_options"] = repr(model.template_options)
+    if model.chat_template:
+        how["chat_template"] = f'open("THIS FOLDER/{TEMPLATE}").read()'
     lines = [
         "from peft import PeftModel; from streamcvit.models import load_base",
-        f"base = load_base({base!r}{''.join(f', {key}={value!r}' for key, value in how.items())})",
+        f"base = load_base({base!r}{''.join(f', {key}={value}' for key, value in how.items())})",
         'model = PeftModel.from_pretrained(base.model, "THIS FOLDER")',
     ]
+    if "pictures" in how:
+        lines.insert(1, "from streamcvit.models.pictures import PictureRules")
     told = []
     if routed:
         lines[0] += f"; import streamcvit.adapters  # makes {kind} known to PEFT"

@@ -130,7 +130,7 @@ def _beside(key: str) -> str:
     """The word for what differs beside the settings; empty for a setting."""
     if key.startswith("methods.") and key.endswith(".from"):
         return "adapter folder"
-    return BESIDE.get(key if key == "model" else key.partition(".")[0], "")
+    return BESIDE.get("versions" if key.startswith("versions.") else key, "")
 
 
 def _saved(path: Path) -> dict[str, Any]:

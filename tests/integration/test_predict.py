@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from running import ROOT, Run, environment, streamcvit
 from safetensors.torch import load_file, save_file
@@ -286,6 +287,25 @@ def test_commits_and_exported_folders_load_with_stock_peft(local_run: Run, tmp_p
     names: dict[str, Any] = {}
     exec(code, names)
     assert state_digest(adapter_state(names["model"])) == digest
+
+
+def test_a_card_says_how_the_base_was_held_and_what_learned(local_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(local_run.folder / "lora", copy := tmp_path / "run" / "lora")
+    tree = yaml.safe_load((copy / "config.yaml").read_text())
+    template = load_base("embedded", device="cpu").collator.processor.chat_template + " "
+    tree["model"] |= {"dtype": "bfloat16", "attention": "eager", "max_pixels": 900, "chat_template": template}
+    tree["train"] |= {"layers": "last 1"}
+    tree["learner"] |= {"group_by_length": True}
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    list(export(copy, tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("| what learns | `layers=last 1` |", "`dtype=bfloat16`, `attention=eager`", "samples of like length"):
+        assert said in card
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", card, re.S)[0].replace("THIS FOLDER", str(tmp_path / "out")), names)
+    base = names["base"]
+    assert (base.dtype, base.model.config._attn_implementation) == (torch.bfloat16, "eager")
+    assert (base.collator.rules.max_pixels, base.collator.processor.chat_template) == (900, template)
 
 
 def test_a_merged_lora_answers_as_the_unmerged_one(

@@ -156,3 +156,6 @@ def test_the_plan_names_the_order_and_another_one_is_refused_on_resuming(
     off = load_config(builtin("embedded"), config("false"), name="r")
     with pytest.raises(UserError, match=r"learner\.group_by_length: true -> false"):
         refuse(changes(off, "base", index.digest), [], on.folder())
+    bound = load_config(builtin("embedded"), [*config("true"), "model.max_pixels=900"], name="r")
+    with pytest.raises(UserError, match=r"model\.max_pixels: 0 -> 900\. Resume with the run's own config\.yaml"):
+        refuse(changes(bound, "base", index.digest), [], on.folder())
