@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from streamcvit.adapters.flattened import routed, without_flattened
-from streamcvit.adapters.options import check_matches
+from streamcvit.adapters.options import check_matches, check_parameters
 from streamcvit.adapters.targets import inside, matching, outside, settle_targets, target_modules, touched
 from streamcvit.errors import UserError
 
@@ -76,6 +76,7 @@ def attach(
     config: Any = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
     if routed(config):
         config.target_modules = without_flattened(model, config.target_modules)
+    check_parameters(config, (parameter for parameter, _ in model.named_parameters()))
     if not getattr(config, "target_parameters", None):
         check_matches(config, matching(model, config.target_modules))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []

@@ -106,3 +106,23 @@ def check_matches(config: PeftConfig, names: Iterable[str]) -> None:
                     where=option,
                     fix=f"Name or match the end of a layer's path; there are {', '.join(list(last)[:12])}",
                 )
+
+
+def check_parameters(config: PeftConfig, names: Iterable[str]) -> None:
+    """Refuse `target_parameters` that fit none of a model's, which PEFT leaves at a warning, or without a word.
+
+    Args:
+        config: an adapter's.
+        names: of the model's parameters.
+
+    Raises:
+        UserError: one fits none.
+    """
+    names = list(names)
+    for target in getattr(config, "target_parameters", None) or ():
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            raise UserError(
+                f"the model has no parameter {target!r}",
+                where="target_parameters",
+                fix="Name the end of a parameter's path, as in mlp.experts.down_proj",
+            )

@@ -215,3 +215,9 @@ def test_a_wrong_value_is_one_line(options: dict[str, Any], said: str) -> None:
         attach(base, "moelora", options=options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert [name for name, _ in base.named_modules()] == before
+
+
+def test_a_parameter_that_the_model_does_not_have_is_refused() -> None:
+    said = r"target_parameters: the model has no parameter 'nope\.weight'\. Name the end of a parameter's path"
+    with pytest.raises(UserError, match=said):
+        attach(tiny_llama(), "lora", options={"target_parameters": ["q_proj.weight", "nope.weight"]})
