@@ -47,6 +47,8 @@ def test_a_rate_set_by_hand_is_the_rate_of_every_method() -> None:
         ("name=my run", ["name", "letters, digits", "my run"]),
         ("name=12", ["name", "must be a text: put it in quotes", "12"]),
         ("learner.lr=.inf", ["learner.lr", "finite"]),
+        ("train.layers=", ["train.layers: must be a number, a text or a list (got None)"]),
+        ("train.modules=[q_proj, 3]", ["train.modules: must be a text or a list"]),
         ("learner=", ["learner: is empty: remove the line, or put settings below it"]),
         ("learner=[1]", ["learner: must be a section with settings below it (got [1])"]),
         ("methods.x=", ["methods.x: is empty"]),
