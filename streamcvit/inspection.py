@@ -133,8 +133,11 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
             continue
         keep(config, method)
         clock.start()
-        with contextlib.suppress(Stopped):
-            worker.learn_chunk(method, 0)
+        try:
+            with contextlib.suppress(Stopped):
+                worker.learn_chunk(method, 0)
+        except UserError as fault:  # its place is a folder that is gone when this is read
+            raise UserError(fault.what, where=f"methods.{method}", fix=fault.fix) from fault
         commits = config.folder(method) / "commits"
         kept, resume = (_size(commits, part) for part in ("*/adapter/**/*", "*/resume/**/*"))
         chunks = len(task_counts(config, index, method))

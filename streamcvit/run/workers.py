@@ -275,7 +275,7 @@ class LearnerWorker:
                 f"{lost[0]['sample_id']}: {lost[0]['reason']}: {lost[0]['detail']}",
                 where=str(self.folder),
                 fix="Raise model.max_length or set model.max_picture_tokens if they are too long, or bear it "
-                "(stream.bad_share), and --resume with --allow-change and the setting's name",
+                "(stream.bad_share); a run that began goes on with --resume, --allow-change and the setting's name",
             )
 
     def _commit(self, **state: Any) -> Path:

@@ -52,6 +52,7 @@ def test_samples_longer_than_the_limit_are_counted(tmp_path: Path) -> None:
         ("methods.lora.options.target_modules=[nothing_like_it]", "nothing_like_it"),
         ("stream.scenario.preset=strcvit-25", "strcvit-25"),
         ("model.device=gpu", "is no device"),
+        ("model.max_length=36", r"^methods\.lora: \d+ of 40 samples of chunk 1 cannot be learned, the first: "),
     ],
 )
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path, setting: str, said: str) -> None:
