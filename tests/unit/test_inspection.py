@@ -47,15 +47,18 @@ def test_samples_longer_than_the_limit_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("settings", "said"),
     [
         ("methods.lora.options.target_modules=[nothing_like_it]", "nothing_like_it"),
         ("stream.scenario.preset=strcvit-25", "strcvit-25"),
         ("model.device=gpu", "is no device"),
-        ("model.max_length=36", r"^methods\.lora: \d+ of 40 samples of chunk 1 cannot be learned, the first: "),
+        (
+            "model.max_length=36 stream.scenario.samples_per_chunk=24",
+            r"^methods\.lora: \d+ of 24 samples of chunk 1 cannot be learned, the first: ",
+        ),
     ],
 )
-def test_what_a_run_would_refuse_is_refused(tmp_path: Path, setting: str, said: str) -> None:
+def test_what_a_run_would_refuse_is_refused(tmp_path: Path, settings: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        lines(tmp_path, setting)
+        lines(tmp_path, *settings.split())
     assert not (tmp_path / "runs").exists()
