@@ -3,9 +3,11 @@
 from streamcvit.learning.ledger import Ledger, read_ledger
 from streamcvit.learning.online import OnlineLearner, StepReport
 from streamcvit.learning.source import BatchSource, Schedule
-from streamcvit.learning.strategies import STRATEGIES, Replay, Sequential
+from streamcvit.learning.strategies import EWC, MAS, STRATEGIES, Replay, Sequential
 
 __all__ = [
+    "EWC",
+    "MAS",
     "STRATEGIES",
     "BatchSource",
     "Ledger",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -34,10 +33,11 @@ from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import Epoch
 from streamcvit.learning.microbatch import Seen, gradients
 from streamcvit.learning.optim import ExpertAdamW
+from streamcvit.learning.outputs import Outputs
 from streamcvit.learning.rates import grouped
 from streamcvit.learning.soundness import Diverged, Verdicts, judge
 from streamcvit.learning.strategies import Sequential
-from streamcvit.learning.strategies.base import strategy_state
+from streamcvit.learning.strategies.base import load_strategy_state, strategy_state
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.sight import check_rows
@@ -126,6 +126,7 @@ class OnlineLearner:
         places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
         self.places = [places[id(parameter)] for group in groups for parameter in group["params"]]
         self.verdicts = Verdicts(max_skipped_steps)
+        self.strategy.bind(self)
         # What a step leaves behind for the next one must know the verdict; where nothing does, a GPU need not wait.
         remembers = type(self.strategy).after_step is not Sequential.after_step
         self.reads = base.device.type == "cpu" or remembers or tuner_of(model) is not None
@@ -205,16 +206,21 @@ class OnlineLearner:
     def losses(
         self, inputs: ModelInputs, routes: torch.Tensor | None = None, seen: Seen | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per-sample loss on answer tokens, with graph.
+        """Per-sample loss on answer tokens, with graph; arguments as `outputs`.
+
+        Returns:
+            (loss [B] float32, correct [B] bool). Each sample weighs the same however long its answer is, so the
+            batch's loss is the mean of independent samples' losses.
+        """
+        return self.outputs(inputs, routes, seen).losses()
+
+    def outputs(self, inputs: ModelInputs, routes: torch.Tensor | None = None, seen: Seen | None = None) -> Outputs:
+        """What the model says at the answer tokens, with graph.
 
         Args:
             inputs: B samples with answers.
             routes: [B, banks] int64, decided before; None: the router decides.
             seen: what `look` gave for them; None: it is asked.
-
-        Returns:
-            (loss [B] float32, correct [B] bool). Each sample weighs the same however long its answer is, so the
-            batch's loss is the mean of independent samples' losses.
         """
         # Masks stay on the host where they pick places: on the device, the host would wait for how many they are.
         answer_BS = inputs.answer_mask
@@ -237,15 +243,7 @@ class OnlineLearner:
             **routing,
         ).logits
         check_rows(logits, len(rows_n), type(self.base.model).__name__)
-        logits_nV = logits.view(len(rows_n), -1)
-        targets_n = inputs.tensors["input_ids"][answer_BS]
-        loss_n = F.cross_entropy(logits_nV.float(), targets_n, reduction="none")
-        # A product with the membership matrix sums in a fixed order on every device (index_add does not on CUDA).
-        member_Bn = (torch.arange(len(answer_BS))[:, None] == rows_n).to(loss_n.device, loss_n.dtype, non_blocking=True)
-        lengths_B = member_Bn.sum(1)
-        losses_B = (member_Bn @ loss_n) / lengths_B
-        wrong_n = (logits_nV.detach().argmax(-1) != targets_n).to(loss_n.dtype)
-        return losses_B, (member_Bn @ wrong_n) == 0
+        return Outputs(logits.view(len(rows_n), -1), inputs.tensors["input_ids"][answer_BS], rows_n, len(answer_BS))
 
     def snapshot(self) -> Snapshot:
         """The adapter's weights now, with version, cursor and digest; taken once a step."""
@@ -366,7 +364,7 @@ class OnlineLearner:
         self.optimizer.load_copies(copies)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.strategy.load_state_dict(strategy, values["strategy"])
+        load_strategy_state(self.strategy, strategy, values.get("strategy", {}))
         torch.set_rng_state(tensors["rng.torch"])
         if self.base.device.type == "cuda" and (state := _cuda_state(tensors, self.base.device.index or 0)) is not None:
             torch.cuda.set_rng_state(state, self.base.device)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.models.batch import Batch
+
+if TYPE_CHECKING:
+    from streamcvit.learning.online import OnlineLearner
 
 
 def strategy_state(strategy: Sequential) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -38,6 +41,22 @@ def strategy_state(strategy: Sequential) -> tuple[dict[str, torch.Tensor], dict[
     return state
 
 
+def load_strategy_state(strategy: Sequential, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    """Give a strategy the state of a commit.
+
+    Raises:
+        UserError: something of it is not there, as where the commit is of another strategy.
+    """
+    try:
+        strategy.load_state_dict(tensors, values)
+    except KeyError as missing:
+        raise UserError(
+            f"the commit lacks {missing} of the strategy's state",
+            where=f"strategy {type(strategy).__name__}",
+            fix="Resume with the run's own config, or start another run",
+        ) from None
+
+
 class Sequential:
     """Learn each batch once, as it comes; every hook does nothing.
 
@@ -47,6 +66,9 @@ class Sequential:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
+
+    def bind(self, learner: OnlineLearner) -> None:
+        """Called once, by the learner that learns with it, when all but its random numbers and modes is set up."""
 
     def before_chunk(self, chunk: int, model: torch.nn.Module) -> None:
         """Called before the first batch of a chunk."""

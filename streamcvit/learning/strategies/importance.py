@@ -1,0 +1,166 @@
+"""Weights held where they were at the last boundary, each as hard as it matters: what EWC and MAS share."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from streamcvit.errors import UserError
+from streamcvit.learning.outputs import Outputs, judging
+from streamcvit.learning.strategies.base import Sequential
+from streamcvit.models.batch import Batch
+
+if TYPE_CHECKING:
+    from streamcvit.learning.online import OnlineLearner
+
+
+def number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
+    """The option `name`, looked at.
+
+    Raises:
+        ValueError: it is no finite number of at least `least` and at most `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    if not least <= value <= most:
+        bound = f"at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+        raise ValueError(f"{name} must be {bound}, not {value!r}")
+    return float(value)
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """The option `name`, looked at.
+
+    Raises:
+        ValueError: it is no whole number of at least `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+class Importance(Sequential, ABC):
+    """Hold weights by a quadratic penalty: strength / 2 * sum_i I_i (theta_i - theta0_i)^2.
+
+    theta0 are the weights at the last boundary. The importance I of a chunk is the mean, over samples drawn from its
+    batches, of what a sample's own gradient says (`measure`, `matter`), divided by its mean over all trained weights
+    (He et al. divide by the total, Schwarz et al. normalise each task's likewise), so that `strength` means much the
+    same for any model, loss and adapter. At a boundary I <- decay * I + that of the chunk.
+
+    A sample's gradient is exact: its own forward and backward, in eval mode, by the weights after the step that learned
+    it. Routed adapters group samples by expert in autograd functions of their own, and models pick answer and picture
+    places by masks, so that `torch.func.vmap` over samples is not to be had; a backward of a batch that is batched over
+    its samples (`is_grads_batched`) costs the square of their number. So samples are taken one at a time, and
+    `per_step` bounds their number. The order of a batch's samples and the tasks do not matter, nothing of a sample is
+    kept.
+
+    Args:
+        seed: of the draw.
+        strength: lambda, of the penalty; 0: none.
+        decay: gamma, what of the importance so far is left at a boundary, from 0 to 1.
+        per_step: samples of each batch whose gradient is taken, drawn at random; 0: all of them.
+    """
+
+    def __init__(self, seed: int = 0, strength: float = 1.0, decay: float = 0.9, per_step: int = 4) -> None:
+        super().__init__(seed)
+        self.strength, self.decay = number("strength", strength), number("decay", decay, most=1.0)
+        self.per_step = whole_number("per_step", per_step)
+        self.rng = np.random.default_rng([seed, 3])
+        self.met: set[str] = set()
+        self.sum: torch.Tensor | None = None
+        self.importance: torch.Tensor | None = None
+        self.anchor: torch.Tensor | None = None
+
+    @abstractmethod
+    def measure(self, outputs: Outputs) -> torch.Tensor:
+        """The scalar of one sample's outputs whose gradient is taken."""
+
+    @abstractmethod
+    def matter(self, gradient: torch.Tensor) -> torch.Tensor:
+        """What one sample's gradient [N] says of each weight's importance, [N], at least 0."""
+
+    def bind(self, learner: OnlineLearner) -> None:
+        """Remember whose samples and weights these are."""
+        # Weakly: a learner that is let go of frees its device's memory at once.
+        self.learner: Any = weakref.proxy(learner)
+        self.weights = {name: p for name, p in learner.model.named_parameters() if p.requires_grad}
+
+    def after_step(self, batch: Batch, model: torch.nn.Module) -> None:
+        """Take the gradients of some of the batch's samples."""
+        samples, some = batch.samples, list(range(len(batch.samples)))
+        if self.per_step and self.per_step < len(samples):
+            some = sorted(self.rng.choice(len(samples), self.per_step, replace=False).tolist())
+        with judging(model), torch.enable_grad():
+            for place in some:
+                self._take(self.measure(self.learner.outputs(self.learner.base.collator.train([samples[place]]))))
+
+    def _take(self, value: torch.Tensor) -> None:
+        asked = {name: p for name, p in self.weights.items() if p.requires_grad}
+        found = torch.autograd.grad(value, list(asked.values()), allow_unused=True)
+        given = {name: g for name, g in zip(asked, found, strict=True) if g is not None}
+        self.met |= given.keys()
+        flat = torch.cat([
+            (given[name].float() if name in given else torch.zeros_like(p, dtype=torch.float32)).flatten()
+            for name, p in self.weights.items()
+        ])  # fmt: skip
+        said = self.matter(flat)
+        # One gradient that is not finite would spoil all that is held; it counts as nothing.
+        said = torch.where(said.sum().isfinite(), said, torch.zeros_like(said))
+        self.sum = said if self.sum is None else self.sum.add_(said)
+
+    def after_chunk(self, chunk: int, model: torch.nn.Module) -> None:
+        """Merge the chunk's importance, and hold the weights as they are; a chunk without samples changes nothing."""
+        if self.sum is None:
+            return
+        own = self.sum / self.sum.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        self.importance = own if self.importance is None else self.importance * self.decay + own
+        self.anchor = self._now().clone()
+        self.sum = None
+
+    @torch.no_grad()
+    def _now(self) -> torch.Tensor:
+        return torch.cat([p.float().flatten() for p in self.weights.values()])
+
+    def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
+        """Its gradient is strength * I * (theta - theta0); weights that no sample ever reached get none."""
+        if self.importance is None or self.anchor is None or not self.strength:
+            return None
+        # Weights without a gradient of their own stay so: the learner tells them by it.
+        now = [(p if name in self.met else p.detach()).float().flatten() for name, p in self.weights.items()]
+        return (self.importance * (torch.cat(now) - self.anchor).square()).sum() * (self.strength / 2)
+
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What was measured and held, one number a trained weight each, and the state of the draw."""
+        held = {"sum": self.sum, "importance": self.importance, "anchor": self.anchor}
+        tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
+        return tensors, {
+            "kind": type(self).__name__,
+            "rng": self.rng.bit_generator.state,
+            "met": sorted(self.met),
+            "held": sorted(tensors),
+            "weights": [[name, p.numel()] for name, p in self.weights.items()],
+        }
+
+    def load_state_dict(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            UserError: there is no state of this strategy, or it is of other weights.
+        """
+        where, fix = f"strategy {type(self).__name__}", "Resume with the run's own config, or start another run"
+        if values.get("kind") != type(self).__name__ or sorted(tensors) != values["held"]:
+            raise UserError("the commit has no importances of this strategy", where=where, fix=fix)
+        size = sum(p.numel() for p in self.weights.values())
+        mine = [[name, p.numel()] for name, p in self.weights.items()]
+        if values["weights"] != mine or any(tensor.shape != (size,) for tensor in tensors.values()):
+            raise UserError("the commit's importances are of other weights", where=where, fix=fix)
+        self.met = set(values["met"])
+        self.rng.bit_generator.state = values["rng"]
+        device = next(iter(self.weights.values())).device
+        for name in ("sum", "importance", "anchor"):
+            setattr(self, name, tensors[name].to(device, copy=True) if name in tensors else None)
