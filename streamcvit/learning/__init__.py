@@ -3,7 +3,7 @@
 from streamcvit.learning.ledger import Ledger, read_ledger
 from streamcvit.learning.online import OnlineLearner, StepReport
 from streamcvit.learning.source import BatchSource, Schedule
-from streamcvit.learning.strategies import EWC, MAS, STRATEGIES, Replay, Sequential
+from streamcvit.learning.strategies import EWC, MAS, STRATEGIES, LwF, Replay, Sequential
 
 __all__ = [
     "EWC",
@@ -11,6 +11,7 @@ __all__ = [
     "STRATEGIES",
     "BatchSource",
     "Ledger",
+    "LwF",
     "OnlineLearner",
     "Replay",
     "Schedule",

@@ -56,10 +56,14 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
     for group, own in ((parts, True), (collate(extra, size) if extra else (), False)):
         tokens = [int(part.tensors["attention_mask"].sum()) for part in group]  # on the host still
         for part, share, (routes, seen) in zip(group, tokens, _looks(learner, group), strict=True):
-            losses_b, correct_b = learner.losses(part, routes, seen)
+            out = learner.outputs(part, routes, seen)
+            losses_b, correct_b = out.losses()
             loss = losses_b.sum() / count
             auxiliary = auxiliary_loss(learner.model)
             if own:
+                beside = learner.strategy.beside(part, out)
+                if beside is not None:
+                    loss = loss + beside.sum() / count
                 losses.append(losses_b.detach())
                 correct.append(correct_b)
                 if auxiliary is not None:  # a mean over the tokens of the micro-batch
@@ -75,10 +79,12 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
 
 
 def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    losses_B, correct_B = learner.losses(batch.parts[0])
+    out = learner.outputs(batch.parts[0])
+    losses_B, correct_B = out.losses()
     auxiliary = auxiliary_loss(learner.model)
+    beside = learner.strategy.beside(batch.parts[0], out)
     extra = learner.strategy.extend_batch(batch)
-    total = losses_B.sum()
+    total = losses_B.sum() if beside is None else losses_B.sum() + beside.sum()
     count = len(batch.samples)
     if extra:
         # A forward of its own: a sample's loss does not depend on its batch, so the sum is the same.

@@ -2,6 +2,7 @@
 
 from streamcvit.learning.strategies.base import Sequential
 from streamcvit.learning.strategies.ewc import EWC
+from streamcvit.learning.strategies.lwf import LwF
 from streamcvit.learning.strategies.mas import MAS
 from streamcvit.learning.strategies.replay import Replay
 
@@ -10,6 +11,7 @@ STRATEGIES: dict[str, type[Sequential]] = {
     "replay": Replay,
     "ewc": EWC,
     "mas": MAS,
+    "lwf": LwF,
 }
 
-__all__ = ["EWC", "MAS", "STRATEGIES", "Replay", "Sequential"]
+__all__ = ["EWC", "MAS", "STRATEGIES", "LwF", "Replay", "Sequential"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import torch
 
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
-from streamcvit.models.batch import Batch
+from streamcvit.learning.outputs import Outputs
+from streamcvit.models.batch import Batch, ModelInputs
 
 if TYPE_CHECKING:
     from streamcvit.learning.online import OnlineLearner
@@ -57,6 +59,31 @@ def load_strategy_state(strategy: Sequential, tensors: dict[str, torch.Tensor], 
         ) from None
 
 
+def number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
+    """The option `name`, looked at.
+
+    Raises:
+        ValueError: it is no finite number of at least `least` and at most `most`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    if not least <= value <= most:
+        bound = f"at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+        raise ValueError(f"{name} must be {bound}, not {value!r}")
+    return float(value)
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """The option `name`, looked at.
+
+    Raises:
+        ValueError: it is no whole number of at least `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
 class Sequential:
     """Learn each batch once, as it comes; every hook does nothing.
 
@@ -76,6 +103,10 @@ class Sequential:
     def extend_batch(self, batch: Batch) -> Sequence[Sample]:
         """Samples to learn besides the batch; they never enter the ledger or the prequential score."""
         return ()
+
+    def beside(self, inputs: ModelInputs, outputs: Outputs) -> torch.Tensor | None:
+        """Losses [B] added to those of the batch's own samples, or of a micro-batch's, with a graph to `outputs`."""
+        return None
 
     def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
         """A scalar added to the loss, with a graph to the parameters it acts on."""

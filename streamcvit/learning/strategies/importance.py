@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -12,36 +11,11 @@ import torch
 
 from streamcvit.errors import UserError
 from streamcvit.learning.outputs import Outputs, judging
-from streamcvit.learning.strategies.base import Sequential
+from streamcvit.learning.strategies.base import Sequential, number, whole_number
 from streamcvit.models.batch import Batch
 
 if TYPE_CHECKING:
     from streamcvit.learning.online import OnlineLearner
-
-
-def number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
-    """The option `name`, looked at.
-
-    Raises:
-        ValueError: it is no finite number of at least `least` and at most `most`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number, not {value!r}")
-    if not least <= value <= most:
-        bound = f"at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
-        raise ValueError(f"{name} must be {bound}, not {value!r}")
-    return float(value)
-
-
-def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """The option `name`, looked at.
-
-    Raises:
-        ValueError: it is no whole number of at least `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return value
 
 
 class Importance(Sequential, ABC):

@@ -1,0 +1,112 @@
+"""LwF: the current samples are answered as the last boundary's weights and routers would answer them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_strategies_importance import batches, flat, learned, learner_for
+
+from streamcvit.adapters import expert_usage
+from streamcvit.errors import UserError
+from streamcvit.learning import LwF, OnlineLearner, Sequential
+from streamcvit.models.snapshot import load_adapter_state
+
+
+def distance(learner: OnlineLearner, teacher: Any, batch: Any, t: float) -> torch.Tensor:
+    """KL of the teacher's answers by the definition, with the teacher loaded into the model."""
+    now, own = learner.outputs(batch.inputs), learner.snapshot()
+    load_adapter_state(learner.model, teacher)
+    with torch.no_grad():
+        before = torch.softmax(learner.outputs(batch.inputs).logits / t, -1)
+    load_adapter_state(learner.model, own)
+    kl = torch.nn.functional.kl_div(torch.log_softmax(now.logits / t, -1), before, reduction="none").sum(1)
+    return torch.stack([kl[now.rows == row].mean() for row in range(now.size)]) * t**2
+
+
+@pytest.mark.parametrize("adapter", ["lora", "smolora"])
+def test_term_is_the_distance_from_the_last_boundarys_answers_and_leaves_the_model_to_the_bit(adapter: str) -> None:
+    learner = learned(LwF(3, strength=0.5, temperature=2.0), 2, adapter=adapter)
+    assert learner.strategy.beside(None, None) is None  # before the first boundary
+    teacher, todo = learner.snapshot(), batches(learner.base)
+    for batch in todo[2:4]:
+        learner.learn(batch)
+    digest, usage = learner.snapshot().digest, expert_usage(learner.model, reset=False)
+    own = dict(learner.model.named_parameters())
+    for batch in todo[4:5]:
+        out = learner.outputs(batch.inputs)
+        found = learner.strategy.beside(batch.inputs, out)
+        learner._snapshot = None
+        assert learner.snapshot().digest == digest
+        assert all(p is own[name] for name, p in learner.model.named_parameters())
+        if adapter == "lora":
+            torch.testing.assert_close(found, 0.5 * distance(learner, teacher, batch, 2.0), rtol=1e-4, atol=1e-6)
+        assert (found > 0).all()
+        assert any(g is not None and g.any() for g in _grads(found.sum(), learner))
+    assert usage.keys() == expert_usage(learner.model).keys()
+
+
+def _grads(value: torch.Tensor, learner: OnlineLearner) -> tuple[Any, ...]:
+    return torch.autograd.grad(value, learner.parameters, allow_unused=True)
+
+
+def test_teacher_routes_as_its_routers_did() -> None:
+    learner = learned(LwF(3), 3, adapter="smolora")
+    held = {name: tensor for name, tensor in learner.strategy.teacher.items() if "prototypes_" in name}
+    assert held
+    seen: list[torch.Tensor] = []
+    name = next(name for name in held if name.endswith("visual.default.counts"))
+    module = learner.model.get_submodule(name.rpartition(".")[0])
+    assign = module.assign
+    module.assign = lambda *args: (seen.append(module.counts), assign(*args))[1]
+    learner.learn(batches(learner.base)[3])
+    assert len(seen) == 1 and torch.equal(seen[0], held[name])
+    assert not torch.equal(module.counts, held[name])
+
+
+@pytest.mark.parametrize("adapter", ["lora", "smolora"])
+def test_micro_batches_and_checkpointing_give_the_update_of_the_whole_batch(adapter: str) -> None:
+    more: dict[str, Any] = {"adapter": adapter, "lr": 1e-3}
+    whole = learned(LwF(3), 5, **more)
+    split = learned(LwF(3), 5, micro_batch=2, gradient_checkpointing=True, **more)
+    assert (flat(whole) - flat(split)).abs().mean() < 1e-5
+    again = learned(LwF(3), 5, gradient_checkpointing=True, **more)
+    assert again.snapshot().digest == whole.snapshot().digest
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resuming_is_equal_to_the_bit_and_a_commit_without_a_teacher_is_refused(tmp_path: Path, stop: int) -> None:
+    whole = learned(LwF(3), stop, adapter="smolora")
+    commit, todo = whole.commit(tmp_path / "lwf"), batches(whole.base)[stop:]
+    again = learner_for(LwF(3), adapter="smolora")
+    again.resume(commit)
+    for learner in (whole, again):
+        for batch in todo:
+            learner.learn(batch)
+    assert again.snapshot().digest == whole.snapshot().digest
+    if stop == 1:
+        commit = learned(Sequential(3), 1).commit(tmp_path / "plain")
+        with pytest.raises(UserError, match="no teacher of this strategy"):
+            learner_for(LwF(3)).resume(commit)
+
+
+def test_answers_to_the_current_samples_stay_nearer_to_the_teachers() -> None:
+    kept = {}
+    for strength in (0.0, 4.0):
+        learner = learned(LwF(3, strength=strength), 2, adapter="lora")
+        teacher, todo = learner.snapshot(), batches(learner.base)
+        for batch in todo[2:]:
+            learner.learn(batch)
+        kept[strength] = float(distance(learner, teacher, todo[5], 1.0).detach().mean())
+    assert kept[4.0] < 0.5 * kept[0.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"strength": -0.1}, "strength must be at least 0"), ({"temperature": 0}, "temperature must be above 0")],
+)
+def test_options_outside_their_range_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LwF(3, **options)
