@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ from ondevice import META, Device
 
 from streamcvit.adapters import InstructionEncoder, attach
 from streamcvit.adapters.prototypes import Prototypes
-from streamcvit.learning import OnlineLearner
+from streamcvit.learning import EWC, LwF, OnlineLearner
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
 
@@ -56,6 +57,7 @@ def steps(adapter: str, there: bool, options: dict[str, Any], **more: Any) -> tu
     base, device, reads = tiny_base("llava"), Device(), []
     dim = vision_dim(base.model)
     model = attach(base.model, adapter, seed=3, options=options, sizes={"instruction_dim": dim, "visual_dim": dim})
+    more = copy.deepcopy(more)  # a strategy is of one learner
     with device if there else nullcontext():
         if there:
             on_device(model)
@@ -64,8 +66,9 @@ def steps(adapter: str, there: bool, options: dict[str, Any], **more: Any) -> tu
         encoder.encode(["Read the table of embeddings, once a run."])
         learner = OnlineLearner(base, model, encoder=encoder, seed=3, **more)
         samples = tiny_samples(3)
-        for _ in range(2 if adapter == "smolora" else 1):
+        for _ in range(2 if adapter == "smolora" or "strategy" in more else 1):
             batch = Batch(0, 3, 0, (0, 1, 2), tuple(samples), base.collator.train(samples))
+            learner.strategy.after_chunk(0, model)
             device.reads.clear()
             learner._step(batch)
             reads.append(list(device.reads))
@@ -78,6 +81,8 @@ CASES: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("smolora", 1, {"fusion": "learned"}, {"micro_batch": 2, "gradient_checkpointing": True}),
     ("smolora", 1, {"router": "frozen"}, {"warmup_steps": 3}),
     ("strlora", 1, {}, {"micro_batch": 2}),
+    ("smolora", 1, {}, {"strategy": LwF(), "micro_batch": 2}),
+    ("lora", 1, {}, {"strategy": EWC()}),
 ]
 
 
