@@ -18,7 +18,7 @@ from streamcvit.adapters.targets import linear_layers, touched_before_language
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.footprint import USUAL, typical_size
-from streamcvit.learning.strategies.replay import Replay
+from streamcvit.learning.strategies import STRATEGIES, Replay
 from streamcvit.models.base import device_of, dtype_of, fetch, skeleton, weight_files
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -249,6 +249,8 @@ def _learner(config: RunConfig, method: str, adapted: Any, owned: set[int], row:
         "gradients": sum(p.nbytes for p in trained) + 4 * halves,
         "moments": sum(2 * 4 * p.numel() for p in trained),
     }
+    if (held := STRATEGIES[config.methods[method].strategy].held) and trained:
+        parts["strategy"] = 4 * held * sum(p.numel() for p in trained)
     if learner.gradient_checkpointing:
         checkpoint_layers(adapted)
     shape, rough = Shape(rows, row.tokens, row.answers), False

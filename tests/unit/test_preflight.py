@@ -33,6 +33,7 @@ def start(tmp_path: Path, *settings: str, local: bool = True, method: str = "lor
         ("methods.lora.strategy_options.memory=8", "strategy_options: sequential has no option 'memory'. It has none"),
         ("methods.lora={strategy: replay, strategy_options: {mem: 8}}", "'mem'. It has memory, per_step"),
         ("methods.lora={strategy: replay, strategy_options: {memory: x}}", "methods.lora.strategy_options: replay: "),
+        ("methods.lora={strategy: ewc, strategy_options: {strength: -1}}", "ewc: strength must be at least 0, not -1"),
         ("methods.lora={adapter: none, options: {r: 8}}", "the adapter 'none' takes no options"),
         ("methods.lora.lrs={routers: 1e-3}", "methods.lora.lrs.routers: 'routers' fits none of the"),
         ("methods.lora.lrs={(: 1e-3}", "methods.lora.lrs.(: '(' is neither a group (adapter, A, B,"),

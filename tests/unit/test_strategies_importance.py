@@ -80,6 +80,7 @@ def test_importance_is_the_mean_of_what_single_samples_say_over_its_mean_over_th
 def test_gradient_of_the_penalty_is_lambda_times_importance_times_what_moved_since_the_boundary(kind: Any) -> None:
     learner = learned(kind(3, strength=0.7), count=4)
     strategy, moved = learner.strategy, flat(learner) - learner.strategy.anchor
+    assert sum(t.nbytes for t in strategy.state_dict()[0].values()) == 4 * kind.held * moved.numel()
     grads = torch.autograd.grad(strategy.penalty(learner.model), learner.parameters)
     expected = 0.7 * strategy.importance * moved
     assert moved.abs().max() > 1e-3 and expected.abs().max() > 1e-3

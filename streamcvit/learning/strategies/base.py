@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -89,7 +89,12 @@ class Sequential:
 
     Args:
         seed: of the strategy's own random numbers.
+
+    Attributes:
+        held: numbers that it holds on the device for each trained weight, each as large as float32.
     """
+
+    held: ClassVar[int] = 0
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -40,6 +40,8 @@ class Importance(Sequential, ABC):
         per_step: samples of each batch whose gradient is taken, drawn at random; 0: all of them.
     """
 
+    held = 3  # what the chunk says, the importance, and where the weights were
+
     def __init__(self, seed: int = 0, strength: float = 1.0, decay: float = 0.9, per_step: int = 4) -> None:
         super().__init__(seed)
         self.strength, self.decay = number("strength", strength), number("decay", decay, most=1.0)

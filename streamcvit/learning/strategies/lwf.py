@@ -34,6 +34,8 @@ class LwF(Sequential):
         temperature: T, above 0.
     """
 
+    held = 1
+
     def __init__(self, seed: int = 0, strength: float = 1.0, temperature: float = 2.0) -> None:
         super().__init__(seed)
         self.strength, self.temperature = number("strength", strength), number("temperature", temperature)
