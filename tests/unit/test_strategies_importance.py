@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,13 @@ def test_weights_that_matter_drift_less_than_without_it(kind: Any) -> None:
         moved = (flat(learner) - learner.strategy.anchor).square()
         drift[name] = float((weight * moved).sum() / weight.sum())
     assert drift["held"] < 0.5 * drift["free"]
+
+
+def test_notebook_example_of_the_document_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], names)
+    assert names["learner"].cursor == 24 and names["learner"].strategy.importance.mean() > 1
 
 
 @pytest.mark.parametrize(
