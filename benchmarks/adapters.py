@@ -320,14 +320,30 @@ def table(facts: dict[str, Any], markdown: bool) -> str:
             middle, low, high = row[f"{label}_ratio"]
             line += [f"{row[f'{label}_ms']:.2f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
         cells.append([*line, f"{row['saved_mib']:.2f}", f"{row['saved_mib'] / lora['saved_mib']:.2f}", str(row["ops"])])
+    return grid(cells, markdown)
+
+
+def grid(cells: list[list[str]], markdown: bool) -> str:
+    """Rows of cells, the first the head, as aligned text or as a Markdown table."""
     if markdown:
-        cells.insert(1, ["---"] * len(head))
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        lines = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
         for line in cells
     )
+
+
+def conditions(shape: Shape, device: str) -> dict[str, Any]:
+    """What figures of a shape were taken with, where and when."""
+    return {
+        **asdict(shape),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": machine(device),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def main() -> None:
@@ -351,23 +367,15 @@ def main() -> None:
     given = {name: getattr(options, name) for name in ("batch", "length") if getattr(options, name)}
     shape = replace(SHAPES[options.shape], **given)
     settings = {name: getattr(options, name) for name in ("shape", "device", "dtype", "step", "compile", "seed")}
-    facts = {
-        **settings,
-        **asdict(shape),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": machine(options.device),
-        "date": datetime.date.today().isoformat(),
-        "rows": measure(options, shape),
-    }
+    found = {**settings, **conditions(shape, options.device), "rows": measure(options, shape)}
     print(
         f"{options.shape}, {shape.batch} x {shape.length} tokens, LoRA rank {2 * shape.r}, {options.dtype}"
-        f"{', compiled' * options.compile}: {facts['machine']}, torch {facts['torch']}, {facts['threads']} threads, "
-        f"{facts['rows'][0]['rounds']} rounds, {facts['date']}\n"
+        f"{', compiled' * options.compile}: {found['machine']}, torch {found['torch']}, {found['threads']} threads, "
+        f"{found['rows'][0]['rounds']} rounds, {found['date']}\n"
     )
-    print(table(facts, options.markdown))
+    print(table(found, options.markdown))
     if options.json:
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,25 +14,22 @@ the allocator's peak on CUDA. On a CPU, time is that of the processor: waiting f
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import sys
-import weakref
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 sys.path.insert(0, str(Path(__file__).parent))
 import adapters as bench
 
 from streamcvit.adapters import auxiliary_loss, checkpointing_kwargs, decide_routes, routing_kwargs
+from streamcvit.models.dryrun import Held
 
 SHAPES = {
     "llama-7b": bench.Shape(hidden=4096, intermediate=11008, layers=2, heads=32, batch=4, length=16, r=16),
@@ -40,32 +37,6 @@ SHAPES = {
 }
 ADAPTERS = ("lora", "moelora", "smolora prototype", "smolora frozen", "strlora distilled")
 SETTINGS = ("whole batch", "micro-batches", "checkpointing", "bfloat16")
-
-
-class Peak(TorchDispatchMode):
-    """Bytes of the storages that were made under it and are alive, and the most there were at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.most = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_iter((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                self._known.add(tensor.untyped_storage())
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self._known:
-                self._known.add(storage)
-                size = storage.nbytes()
-                self.alive += size
-                weakref.finalize(storage, self._freed, size)
-        self.most = max(self.most, self.alive)
-        return out
-
-    def _freed(self, size: int) -> None:
-        self.alive -= size
 
 
 class Stepper(bench.Subject):
@@ -100,9 +71,9 @@ class Stepper(bench.Subject):
             before = torch.cuda.memory_allocated()
             self.step()
             return torch.cuda.max_memory_allocated() - before
-        with Peak() as peak:
+        with Held() as held:
             self.step()
-        return peak.most
+        return held.most
 
 
 def measure(options: argparse.Namespace, shape: bench.Shape) -> list[dict[str, Any]]:
@@ -160,11 +131,7 @@ def table(facts: dict[str, Any], markdown: bool) -> str:
                 f"{row['peak_ratio']:.2f}",
             ]
         )
-    if markdown:
-        cells.insert(1, ["---"] * len(cells[0]))
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return bench.grid(cells, markdown)
 
 
 def main() -> None:
@@ -189,11 +156,7 @@ def main() -> None:
         "shape": options.shape,
         "device": options.device,
         "seed": options.seed,
-        **asdict(shape),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": bench.machine(options.device),
-        "date": datetime.date.today().isoformat(),
+        **bench.conditions(shape, options.device),
         "rows": measure(options, shape),
     }
     print(

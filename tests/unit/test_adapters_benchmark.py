@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, f"{name}_benchmark", module)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec.loader.exec_module(module)
-    return module
+from benchmarking import load_benchmark
 
 
 @pytest.fixture
 def benchmark(monkeypatch) -> ModuleType:
-    module = load("adapters", monkeypatch)
+    module = load_benchmark("adapters")
     tiny = module.Shape(hidden=16, intermediate=24, layers=1, heads=2, batch=2, length=5, r=2)
     monkeypatch.setitem(module.SHAPES, "llama-7b-quarter", tiny)
     return module
@@ -54,7 +40,7 @@ def test_command_prints_a_row_an_adapter_and_writes_the_same_figures(benchmark, 
 
 
 def test_steps_are_timed_and_weighed_under_every_setting(monkeypatch, tmp_path, capsys):
-    module, file = load("step", monkeypatch), tmp_path / "figures.json"
+    module, file = load_benchmark("step"), tmp_path / "figures.json"
     tiny = module.bench.Shape(hidden=32, intermediate=48, layers=2, heads=2, batch=4, length=24, r=1)
     monkeypatch.setitem(module.SHAPES, "llama-7b", tiny)
     monkeypatch.setattr(module.bench, "keep_freed_memory", lambda: None)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmarking import load_benchmark
 
 CASES = [
     "moelora_k2",
@@ -27,14 +25,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def golden() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "golden.py"
-    spec = importlib.util.spec_from_file_location("golden", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["golden"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("golden")
 
 
 @pytest.mark.parametrize("case", CASES)

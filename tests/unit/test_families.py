@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarking import ROOT, load_benchmark
 from families import FAMILIES, NEEDS
 from familychecks import NEW, answers_as_generate, batches, learner, load, wrapped
 from models import tiny_samples
@@ -72,11 +73,7 @@ def test_a_processor_that_needs_a_package_says_so_in_one_line(tmp_path: Path, mo
 
 
 def test_the_page_on_models_holds_the_table_that_the_benchmark_prints():
-    root = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location("models_benchmark", root / "benchmarks" / "models.py")
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("models")
     record = json.loads(benchmark.RESULT.read_text())
-    assert benchmark.table(record) in (root / "docs" / "models.md").read_text()
+    assert benchmark.table(record) in (ROOT / "docs" / "models.md").read_text()
     assert {*record["families"], *record["untried"]} == {*FAMILIES}

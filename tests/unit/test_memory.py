@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmarking import load_benchmark
 from models import save, tiny_llava, tiny_samples
 from typer.testing import CliRunner
 
@@ -164,12 +163,7 @@ def test_a_run_is_told_loudly_that_it_will_not_fit_and_small_bases_nothing(
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    found = importlib.util.spec_from_file_location("memory_benchmark", ROOT / "benchmarks" / "memory.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    return module
+    return load_benchmark("memory")
 
 
 def test_the_settings_for_cards_in_the_docs_are_what_the_command_gives(benchmark: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarking import ROOT, load_benchmark
 from families import FAMILIES
 from familychecks import learner
 from models import picture, save, tiny_samples
@@ -313,12 +313,8 @@ def test_a_run_learns_under_a_bound_what_it_leaves_out_and_says_without_one(buil
 
 
 def test_the_page_on_models_holds_the_table_that_the_benchmark_prints() -> None:
-    root = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location("pictures_benchmark", root / "benchmarks" / "pictures.py")
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("pictures")
     record = json.loads(benchmark.RESULT.read_text())
-    assert benchmark.table(record) in (root / "docs" / "models.md").read_text()
+    assert benchmark.table(record) in (ROOT / "docs" / "models.md").read_text()
     name, processor = next(benchmark.processors())
     assert benchmark.measure(processor) == record[name]

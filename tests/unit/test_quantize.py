@@ -116,11 +116,12 @@ def test_memory_is_counted_as_it_is_held(
     scales = ("SCB", "weight.absmax", "weight.nested_absmax")
     held = sum(p.numel() * p.element_size() for p in base.model.parameters())
     held += sum(t.nbytes for name, t in base.model.state_dict().items() if name.endswith(scales))
-    need = held_bytes(skeleton(folder), quantize, HELD[quantize])
+    bare = skeleton(folder)
+    need = held_bytes(bare, quantize, HELD[quantize])
     assert need == pytest.approx(held, rel=1e-3)
     place = torch.device("cpu")
     monkeypatch.setattr(base_module, "_free_memory", lambda: need + 1)
-    check_memory(str(folder), place, HELD[quantize], quantize)
+    check_memory(str(folder), place, HELD[quantize], quantize, bare)
     with pytest.raises(UserError, match="Take a smaller model, .*model.quantize 4bit"):
         check_memory(str(folder), place, HELD[quantize])
 
