@@ -9,6 +9,7 @@ from typing import Any
 from streamcvit.config import RunConfig
 from streamcvit.memory import Memory, Row, memory_of, size, typical_row
 from streamcvit.models.base import device_memory, device_of, fetch
+from streamcvit.models.collate import Collator
 from streamcvit.models.quantize import NONE
 from streamcvit.run.loading import base_bytes
 
@@ -78,17 +79,22 @@ def fit(config: RunConfig, local: bool = False) -> Fit:
     )
 
 
-def memory_lines(config: RunConfig, local: bool) -> list[str]:
+def memory_lines(config: RunConfig, local: bool, collator: Collator | None = None) -> list[str]:
     """What is said of memory before a run: one line of the largest method, and a warning where it is far too much.
 
     Nothing where the base is so small that nobody asks, or is loaded elsewhere.
+
+    Args:
+        config: the run.
+        local: whether it is one process.
+        collator: the run's, where it was made already.
     """
     if not local and config.cluster.address != "local":
         return []
     if base_bytes(config, fetch(config.model.name_or_path, config.model.revision)) < SMALL:
         return []
     device = device_of(config.model.device)
-    row = typical_row(config)
+    row = typical_row(config, collator)
     worst = memory_of(config, local, row)[0]
     whole = device_memory(device)[1]
     lines = [worst.line()]

@@ -99,7 +99,7 @@ def _task_lines(index: StreamIndex, samples: list[Sample]) -> Iterator[str]:
 def _token_lines(config: RunConfig, samples: list[Sample]) -> Iterator[str]:
     if not samples:
         return
-    collator = Collator.from_pretrained(config.model.name_or_path, **{**collation(config), "max_length": None})
+    collator = Collator.from_pretrained(config.model.name_or_path, **collation(config)).unbounded()
     lengths, pictures, refused = [], [], []
     for sample in samples:
         try:
@@ -136,8 +136,10 @@ def _learning_lines(config: RunConfig, index: StreamIndex, stream: str) -> Itera
         try:
             with contextlib.suppress(Stopped):
                 worker.learn_chunk(method, 0)
-        except UserError as fault:  # its place is a folder that is gone when this is read
-            raise UserError(fault.what, where=f"methods.{method}", fix=fault.fix) from fault
+        except UserError as fault:
+            # A place in the folder that is looked at is gone when this is read.
+            where = f"methods.{method}" if fault.where.startswith(config.out) else fault.where
+            raise UserError(fault.what, where=where, fix=fault.fix) from fault
         commits = config.folder(method) / "commits"
         kept, resume = (_size(commits, part) for part in ("*/adapter/**/*", "*/resume/**/*"))
         chunks = len(task_counts(config, index, method))

@@ -180,9 +180,9 @@ def estimate(
     return Memory(method, learner, evaluator, count, context if local and learner else 0)
 
 
-def typical_row(config: RunConfig) -> Row:
-    """A question of one sentence on a typical picture of the stream, as the run's processor takes it."""
-    collator = Collator.from_pretrained(config.model.name_or_path, **{**collation(config), "max_length": None})
+def typical_row(config: RunConfig, collator: Collator | None = None) -> Row:
+    """A question of one sentence on a typical picture of the stream, as the run's collator takes it (None: made)."""
+    collator = (collator or Collator.from_pretrained(config.model.name_or_path, **collation(config))).unbounded()
     stream = io.BytesIO()
     Image.new("RGB", typical_size(config), (120, 130, 140)).save(stream, "PNG")
     sample = Sample("typical", "typical", _QUESTION, "Answer with one word.", ("red",), (Picture(stream.getvalue()),))

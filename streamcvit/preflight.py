@@ -53,7 +53,7 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         check_machine(config.model)
     if not local:
         check_address(config.monitor.host, config.monitor.port)
-    return [*describe(config), *pictures, *memory_lines(config, local)]
+    return [*describe(config), *pictures, *memory_lines(config, local, collator)]
 
 
 def check_machine(model: ModelConfig) -> None:

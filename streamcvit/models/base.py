@@ -175,7 +175,7 @@ def load_base(
     check_attention(attn, where, kind)
     check_quantize(quantize, config)
     bare = skeleton(folder) if quantize != NONE else None
-    check_memory(folder, where, kind, quantize)
+    check_memory(folder, where, kind, quantize, bare)
     options: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "output_loading_info": True}
     options["trust_remote_code"] = False  # left open, transformers asks on the terminal, and runs what it finds
     if bare is not None:
@@ -282,8 +282,13 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(Path(folder).glob("*.safetensors"))
 
 
-def check_memory(folder: str, device: torch.device, dtype: torch.dtype, quantize: str = NONE) -> None:
-    """Raises a UserError if the weights at `folder`, so quantised, do not fit into the device's free memory."""
+def check_memory(
+    folder: str, device: torch.device, dtype: torch.dtype, quantize: str = NONE, bare: nn.Module | None = None
+) -> None:
+    """Raises a UserError if the weights at `folder`, so quantised, do not fit into the device's free memory.
+
+    `bare` is the model without weights, which tells what is quantised; None where nothing is.
+    """
     stored = sum(file.stat().st_size for file in weight_files(folder))
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
@@ -291,8 +296,8 @@ def check_memory(folder: str, device: torch.device, dtype: torch.dtype, quantize
     need = stored * dtype.itemsize / stored_bytes
     if config.get("quantization_config"):  # they stay as they are
         need = stored
-    elif quantize != NONE:
-        need = held_bytes(skeleton(folder), quantize, dtype)
+    elif bare is not None:
+        need = held_bytes(bare, quantize, dtype)
     free = device_memory(device)[0]
     if need > free:
         kind = str(dtype).removeprefix("torch.") if quantize == NONE else quantize

@@ -138,6 +138,12 @@ class Collator:
         collator._source = (str(name_or_path), max_length, turns, options, collator.rules, chat_template, kwargs)
         return collator
 
+    def unbounded(self) -> Collator:
+        """The same for rows of any length, to look at what they take."""
+        other = copy.copy(self)
+        other.max_length = None
+        return other
+
     def __reduce__(self) -> tuple:
         return (Collator, self._given) if self._source is None else (_rebuild, self._source)
 

@@ -132,7 +132,6 @@ def answering_bytes(adapted: nn.Module, shape: Shape, dtype: torch.dtype) -> tup
     base = unwrap(adapted)
     _, language = language_model(base)
     head = base.get_output_embeddings()
-    kept = 0
 
     def run(cache: bool) -> int:
         with Held() as held, _fused_attention(language), torch.no_grad():
@@ -142,8 +141,8 @@ def answering_bytes(adapted: nn.Module, shape: Shape, dtype: torch.dtype) -> tup
             _ = last if head is None else head(last)
             return held.most
 
-    kept = _extended(language, lambda: run(True)) - _extended(language, lambda: run(False))
-    return max(0, kept), _extended(language, lambda: run(False))
+    without = _extended(language, lambda: run(False))
+    return max(0, _extended(language, lambda: run(True)) - without), without
 
 
 def _forward(language: nn.Module, shape: Shape, dtype: torch.dtype, **more: Any) -> Any:

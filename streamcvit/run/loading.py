@@ -119,7 +119,7 @@ def schedule_of(config: RunConfig, index: StreamIndex, order: str) -> Schedule:
 def _picture_tokens(name_or_path: str, how: str) -> int:
     options = json.loads(how)
     pictures = PictureRules(**options.pop("pictures"))
-    return picture_tokens(Collator.from_pretrained(name_or_path, pictures=pictures, **options))
+    return picture_tokens(Collator.from_pretrained(name_or_path, pictures=pictures, **options).unbounded())
 
 
 def local_feed(config: RunConfig, stream: str) -> Feed:

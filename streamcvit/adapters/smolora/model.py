@@ -60,10 +60,8 @@ class SMoLoraModel(ExpertTuner):
                 del self.prototypes(bank)[adapter_name]
 
     def _begin(self, call: RoutingCall) -> None:
-        inputs, learning = (
-            call.inputs,
-            call.learning,
-        )  # not the call, which would hold itself and what layers left in it
+        # Not the call, which would hold itself and what layers left in it.
+        inputs, learning = call.inputs, call.learning
         call.late = lambda name: self.decide(name, inputs, learning)
         for name in self.active_adapters:
             config: Any = self.peft_config[name]
