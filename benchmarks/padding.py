@@ -99,7 +99,7 @@ def main() -> None:
     given = Path(arguments.config) if arguments.config else builtin("embedded")
     config = load_config(given, arguments.set if arguments.config else [*small, *arguments.set])
     print(machine())
-    collator = Collator.from_pretrained(config.model.name_or_path, **{**collation(config), "max_length": None})
+    collator = Collator.from_pretrained(config.model.name_or_path, **collation(config)).unbounded()
     with tempfile.TemporaryDirectory() as place:
         name = arguments.config or "embedded stream"
         report(name, prepare_stream(config, Path(place, "stream")), collator, batches, config.seed)
