@@ -52,6 +52,7 @@ class Origin:
 
     @property
     def where(self) -> str:
+        """The setting and the folder, as messages name them."""
         return f"{self.key} ({self.folder})"
 
     def modules(self, adapter: str) -> list[str]:
