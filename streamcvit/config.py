@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,7 +57,11 @@ class TaskFiles(Section):
 class ScenarioConfig(Section):
     """Which task gives how many samples to which chunk."""
 
-    preset: str = Field("embedded", description="`embedded`, `generate`, `task-incremental` or a published plan")
+    preset: str = Field(
+        "embedded",
+        description="`embedded`, `generate`, `task-incremental`, a published plan, or of source `benchmark` (and its "
+        "default) `benchmark`: its own",
+    )
     chunks: int | None = Field(
         None, ge=1, le=10_000, description="null: the preset's own number; embedded and generate: 15"
     )
@@ -68,12 +73,19 @@ class ScenarioConfig(Section):
 class StreamConfig(Section):
     """What arrives."""
 
-    source: Literal["embedded", "files", "shards"] = Field(
+    source: Literal["embedded", "files", "benchmark", "shards"] = Field(
         "embedded",
-        description="the built-in benchmark, task files (docs/data.md), or a stream folder, which may be a URL",
+        description="the built-in benchmark, task files, a published benchmark in its own layout (docs/data.md), or a "
+        "stream folder, which may be a URL",
     )
-    data: str = Field("", description="root folder of the task files, or a stream folder made by `streamcvit shard`")
-    tasks: dict[str, TaskFiles] = Field(default_factory=dict, description="the tasks of source `files`, by name")
+    benchmark: str = Field("", description="of source `benchmark`: a name in streamcvit.data.layouts.LAYOUTS")
+    data: str = Field(
+        "", description="root folder of the task files or the benchmark, or a stream folder made by `streamcvit shard`"
+    )
+    tasks: dict[str, TaskFiles] = Field(
+        default_factory=dict,
+        description="the tasks of source `files`, by name; of source `benchmark` those settings that shall be others",
+    )
     scenario: ScenarioConfig = Field(ScenarioConfig(), description="which task comes when")
     wordings: Literal["single", "five"] = Field("single", description="instruction wordings per task (embedded)")
     conventions: Literal["shared", "own"] = Field(
@@ -87,10 +99,31 @@ class StreamConfig(Section):
     )
     samples_per_shard: int = Field(2000, ge=1, description="a new tar begins after so many")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, tree: Any) -> Any:
+        """A benchmark's own tasks and plan, where a tree names no others."""
+        if not isinstance(tree, dict) or tree.get("source") != "benchmark":
+            return tree
+        from streamcvit.data.layouts import LAYOUTS
+
+        name, given, plan = (tree.get(key) for key in ("benchmark", "tasks", "scenario"))
+        if name not in LAYOUTS:
+            raise ValueError(f"stream.benchmark: unknown name {name!r}; allowed: {', '.join(sorted(LAYOUTS))}")
+        if not isinstance(given, dict | None) or not isinstance(plan, dict | None):
+            return tree
+        own = LAYOUTS[name].tasks
+        if unknown := sorted(map(str, (given or {}).keys() - own.keys())):
+            raise ValueError(f"stream.tasks: {name} has no task {unknown[0]!r}; its tasks: {', '.join(own)}")
+        tasks = {task: {**asdict(files), **((given or {}).get(task) or {})} for task, files in own.items()}
+        return {**tree, "tasks": tasks, "scenario": {"preset": "benchmark", **(plan or {})}}
+
     @model_validator(mode="after")
     def _check_source(self) -> StreamConfig:
         if self.source == "files" and not self.tasks:
             raise ValueError("source `files` needs at least one entry under stream.tasks")
+        if self.benchmark and self.source != "benchmark":
+            raise ValueError(f"stream.benchmark is read by source `benchmark`, not {self.source!r}")
         if self.source == "shards":
             from streamcvit.data.locations import check_location
 

@@ -125,7 +125,7 @@ def _sizes(config: RunConfig) -> tuple[int, list[Size]]:
     if stream.source == "embedded":
         return 0, [(SIZE, SIZE)]
     blind, found = 0, []
-    for pictures in (_of_files if stream.source == "files" else _of_shards)(config):
+    for pictures in (_of_shards if stream.source == "shards" else _of_files)(config):
         blind += not pictures
         for picture in pictures:
             with contextlib.suppress(ValueError):  # what is wrong with it is said where the stream is made

@@ -21,7 +21,8 @@ from PIL import Image
 from streams import TASKS, pair, picture, raw_tar, sample
 
 from streamcvit.data import strictjson
-from streamcvit.data.files.tasks import Row, load_chunks, load_tasks, read_rows
+from streamcvit.data.files.mixed import load_mixed
+from streamcvit.data.files.tasks import Row, load_tasks, read_rows
 from streamcvit.data.formats import FORMATS
 from streamcvit.data.images import decode_image, image_fault
 from streamcvit.data.instructions import Naming
@@ -296,7 +297,7 @@ def importers(data: bytes, folder: Path) -> None:
             if good:
                 _import(name, format, folder)
         with contextlib.suppress(UserError):
-            load_chunks(folder, [name], "", {"": "colour"})
+            load_mixed(folder, [name], ["colour"], lambda record: "colour")
 
 
 def _import(name: str, format: str, folder: Path) -> None:

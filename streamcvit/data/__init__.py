@@ -1,6 +1,7 @@
 """What arrives: samples, chunk plans, shards and the index that finds every sample in them."""
 
-from streamcvit.data.files.tasks import TaskData, TaskFiles, load_chunks, load_tasks
+from streamcvit.data.files.mixed import load_mixed
+from streamcvit.data.files.tasks import TaskData, TaskFiles, load_tasks
 from streamcvit.data.formats import FORMATS
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
@@ -25,7 +26,7 @@ __all__ = [
     "VerifyReport",
     "generate",
     "index_shards",
-    "load_chunks",
+    "load_mixed",
     "load_tasks",
     "order",
     "scale_plan",

@@ -26,26 +26,29 @@ def strcvit_25() -> Plan:
     return Plan(tuple(record["tasks"]), np.array(counts), np.concatenate(labels))
 
 
-def _strcvit_first(chunks: int) -> Plan:
-    whole = strcvit_25()
-    assert whole.labels is not None
-    counts = whole.counts[:chunks]
-    return Plan(whole.tasks, counts, whole.labels[: counts.sum()])
+def cut(plan: Plan, how: str, chunks: int) -> Plan:
+    """An ordered plan shortened to its `first` chunks, or its whole order cut anew (`recut`) into so many.
 
-
-def _strcvit_recut(chunks: int) -> Plan:
-    whole = strcvit_25()
-    assert whole.labels is not None
-    parts = np.array_split(whole.labels, chunks)
-    return Plan(whole.tasks, np.array([np.bincount(part, minlength=len(whole.tasks)) for part in parts]), whole.labels)
+    Raises:
+        UserError: it has fewer chunks, or no order.
+    """
+    if plan.labels is None:
+        raise UserError("a plan without an order cannot be cut", fix="Choose another preset")
+    if how == "first":
+        if chunks > len(plan):
+            raise UserError(f"the first {chunks} chunks are asked for; the stream has {len(plan)}", fix="Ask for fewer")
+        counts = plan.counts[:chunks]
+        return Plan(plan.tasks, counts, plan.labels[: counts.sum()])
+    parts = np.array_split(plan.labels, chunks)
+    return Plan(plan.tasks, np.array([np.bincount(part, minlength=len(plan.tasks)) for part in parts]), plan.labels)
 
 
 PRESETS: dict[str, Callable[[], Plan]] = {
     "strcvit-25": strcvit_25,
-    "strcvit-15-first": lambda: _strcvit_first(15),
-    "strcvit-20-first": lambda: _strcvit_first(20),
-    "strcvit-15-recut": lambda: _strcvit_recut(15),
-    "strcvit-20-recut": lambda: _strcvit_recut(20),
+    "strcvit-15-first": lambda: cut(strcvit_25(), "first", 15),
+    "strcvit-20-first": lambda: cut(strcvit_25(), "first", 20),
+    "strcvit-15-recut": lambda: cut(strcvit_25(), "recut", 15),
+    "strcvit-20-recut": lambda: cut(strcvit_25(), "recut", 20),
 }
 """Plans by name. Only `strcvit-25` is published: the papers print results after 15 and 20 chunks but no such split,
 so the others are ours: the first 15 or 20 of the 25 chunks, and the whole stream cut anew into 15 or 20."""
@@ -192,11 +195,12 @@ def _relabel(plan: Plan, counts: np.ndarray, members_of: Mapping[int, list[int]]
     return labels
 
 
-def order(plan: Plan, available: Mapping[str, int], seed: int) -> Iterator[tuple[int, str, int]]:
+def order(plan: Plan, available: Mapping[str, int], seed: int, shuffled: bool = True) -> Iterator[tuple[int, str, int]]:
     """The stream: (chunk, task, item) for every position, each item of a task at most once.
 
     Tasks are mixed uniformly within a chunk (or as published, where the plan has an order), and each task's items come
-    in a seeded shuffle of all that are available. Same arguments and seed, same stream.
+    in a seeded shuffle of all that are available; not `shuffled`, in their own order. Same arguments and seed, same
+    stream.
 
     Raises:
         UserError: the plan asks for more samples of a task than there are.
@@ -208,16 +212,18 @@ def order(plan: Plan, available: Mapping[str, int], seed: int) -> Iterator[tuple
                 f"the plan asks for {asked} samples of task {task!r}; there are {there}",
                 fix="Scale the plan to the samples there are (`scale_plan`), or give more samples",
             )
-    return _draw(resolve_groups(plan, available), available, seed)
+    return _draw(resolve_groups(plan, available), available, seed, shuffled)
 
 
-def _draw(plan: Plan, available: Mapping[str, int], seed: int) -> Iterator[tuple[int, str, int]]:
-    # Seeded by name: another task in the plan leaves this one's order as it was.
-    items = {
-        task: iter(np.random.default_rng([seed, zlib.crc32(task.encode())]).permutation(available[task]).tolist())
-        for task, asked in plan.totals.items()
-        if asked
-    }
+def _draw(plan: Plan, available: Mapping[str, int], seed: int, shuffled: bool) -> Iterator[tuple[int, str, int]]:
+    def items_of(task: str) -> Iterator[int]:
+        if not shuffled:
+            return iter(range(available[task]))
+        # Seeded by name: another task in the plan leaves this one's order as it was.
+        drawn = np.random.default_rng([seed, zlib.crc32(task.encode())]).permutation(available[task])
+        return (int(item) for item in drawn)
+
+    items = {task: items_of(task) for task, asked in plan.totals.items() if asked}
     rng, start = np.random.default_rng([seed, 2]), 0
     for chunk, row in enumerate(plan.counts):
         stop = start + int(row.sum())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from streamcvit.config import ScenarioConfig
 from streamcvit.data.plan import Plan
-from streamcvit.data.scenario import PRESETS, generate, resolve_groups, scale_plan, task_incremental
+from streamcvit.data.scenario import PRESETS, cut, generate, resolve_groups, scale_plan, task_incremental
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 
@@ -14,6 +15,8 @@ CHUNKS = 15
 """Of the embedded and of generated plans, where the config names no number."""
 PER_CHUNK = 480
 """Samples of an embedded chunk, where the config names no number."""
+
+_CUT = re.compile(r"strcvit-(\d+)-(first|recut)")
 
 
 def embedded_plan(scenario: ScenarioConfig, seed: int) -> Plan:
@@ -56,6 +59,33 @@ def files_plan(scenario: ScenarioConfig, available: Mapping[str, int], seed: int
     return plan if scenario.samples_per_chunk else scale_plan(plan, trained, exhaust=True)
 
 
+def benchmark_plan(
+    scenario: ScenarioConfig, available: Mapping[str, int], seed: int, mixed: Plan | None
+) -> tuple[Plan, bool]:
+    """The plan of a benchmark, and whether each task's samples are shuffled; in files of mixed rows they have an order.
+
+    Args:
+        scenario: `benchmark` is its own plan.
+        available: training samples of each task, in the benchmark's order.
+        seed: of what is drawn.
+        mixed: the order of its files of mixed rows; None: each task has files of its own.
+
+    Raises:
+        UserError: see `files_plan`, and a cut of another benchmark.
+    """
+    kept = mixed is not None and not (scenario.chunks or scenario.samples_per_chunk)
+    if scenario.preset == "benchmark" or (kept and scenario.preset == "strcvit-25"):
+        if mixed is None:
+            return files_plan(scenario.model_copy(update={"preset": "task-incremental"}), available, seed), True
+        if kept:
+            return mixed, False
+        fix = "Leave `chunks` and `samples_per_chunk` out, or choose the preset generate or task-incremental"
+        raise UserError("the benchmark's chunks are its files'", where="stream.scenario", fix=fix)
+    if mixed is not None and kept and (cut_of := _CUT.fullmatch(scenario.preset)):
+        return cut(mixed, cut_of[2], int(cut_of[1])), False
+    return files_plan(scenario, available, seed), True
+
+
 def _by_name(scenario: ScenarioConfig, available: Mapping[str, int], seed: int, per_chunk: int) -> Plan:
     if scenario.preset == "generate":
         return generate(
@@ -74,7 +104,7 @@ def _by_name(scenario: ScenarioConfig, available: Mapping[str, int], seed: int, 
         raise UserError(
             f"unknown plan {scenario.preset!r}",
             where="stream.scenario.preset",
-            fix=f"Choose from embedded, generate, task-incremental, {', '.join(PRESETS)}",
+            fix=f"Choose from embedded, generate, task-incremental, benchmark, {', '.join(PRESETS)}",
         )
     if scenario.chunks not in (None, len(plan)):
         what = "one chunk a task, that is" if scenario.preset == "task-incremental" else "its own"

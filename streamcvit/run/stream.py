@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamcvit.config import RunConfig
+from streamcvit.data.files.report import ImportReport
 from streamcvit.data.files.spool import Nothing, Spool
 from streamcvit.data.files.taskrows import Rows
-from streamcvit.data.files.tasks import TaskData, load_tasks, report_of
+from streamcvit.data.files.tasks import TaskData, TaskFiles, load_tasks, report_of
+from streamcvit.data.layouts import LAYOUTS, load_layout
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Quarantined, Sample, TaskSpec
@@ -24,7 +27,7 @@ from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
 from streamcvit.run.losses import check_losses, list_lost, save_report
-from streamcvit.run.plans import embedded_plan, files_plan
+from streamcvit.run.plans import benchmark_plan, embedded_plan, files_plan
 
 EMBEDDED_TESTS = 100
 """Test samples of an embedded task, where the config names no number."""
@@ -41,8 +44,7 @@ def plan_of(config: RunConfig) -> Plan:
         return StreamIndex.open(stream.data).plan
     if stream.source == "embedded":
         return embedded_plan(stream.scenario, config.seed)
-    data = _load(config, Nothing())
-    return files_plan(stream.scenario, {name: len(task.train) for name, task in data.items()}, config.seed)
+    return _load(config, Nothing()).plan
 
 
 def prepare_stream(config: RunConfig, folder: Path, say: Say = lambda _: None) -> StreamIndex:
@@ -79,12 +81,11 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
         samples = embedded.stream(plan.counts, config.seed, **how)
         test: dict[str, Iterable[Sample]] = {task: embedded.test_samples(task, n, **how) for task in tasks}
     else:
-        data = _load(config, Spool(_there(folder)))
-        plan = files_plan(stream.scenario, {name: len(task.train) for name, task in data.items()}, config.seed)
+        found = _load(config, Spool(_there(folder)))
+        data, plan, report = found.tasks, found.plan, found.report
         tasks = {name: task.spec for name, task in data.items()}
-        bad = [row for task in data.values() for row in task.quarantined]
-        report = report_of(data)
-        samples = _samples(data, plan, config.seed)
+        bad = found.quarantined
+        samples = _samples(found, config.seed)
         drawn = {name: _draw(task.test, stream.test_samples, config.seed, name) for name, task in data.items()}
         for name, rows in drawn.items():
             report.tasks[name].used = len(rows)
@@ -148,9 +149,34 @@ def _check_rules(index: StreamIndex) -> None:
         raise UserError(f"task {untested[0]!r} has no test set", where=index.folder, fix="Add test samples of it")
 
 
-def _load(config: RunConfig, spool: Spool) -> dict[str, TaskData]:
-    tasks = {name: task.model_dump() for name, task in config.stream.tasks.items()}
-    return load_tasks(config.stream.data, tasks, config.stream.bad_share, spool)
+@dataclass(frozen=True)
+class _Found:
+    """Rows of files, and the stream that is made of them; `shuffled`: each task's rows come in a drawn order."""
+
+    tasks: dict[str, TaskData]
+    plan: Plan
+    shuffled: bool
+    report: ImportReport
+    quarantined: list[Quarantined]
+
+
+def _load(config: RunConfig, spool: Spool) -> _Found:
+    stream = config.stream
+    tasks = {name: TaskFiles(**task.model_dump()) for name, task in stream.tasks.items()}
+    mixed, notes = None, []
+    if stream.source == "benchmark":
+        found = load_layout(LAYOUTS[stream.benchmark], stream.data, tasks, stream.bad_share, spool)
+        data, mixed, notes = found.tasks, found.mixed, found.notes
+    else:
+        data = load_tasks(stream.data, tasks, stream.bad_share, spool)
+    available = {name: len(task.train) for name, task in data.items()}
+    if stream.source == "benchmark":
+        plan, shuffled = benchmark_plan(stream.scenario, available, config.seed, mixed.plan if mixed else None)
+    else:
+        plan, shuffled = files_plan(stream.scenario, available, config.seed), True
+    bad = [row for task in data.values() for row in task.quarantined]
+    report = replace(report_of(data), mixed=mixed.report if mixed else None, notes=notes)
+    return _Found(data, plan, shuffled, report, [*(mixed.quarantined if mixed else ()), *bad])
 
 
 def _there(folder: Path) -> Path:
@@ -166,9 +192,10 @@ def _draw(rows: Rows, count: int, seed: int, task: str) -> Rows:
     return rows.pick(sorted(rng.permutation(len(rows))[:count].tolist()))
 
 
-def _samples(data: dict[str, TaskData], plan: Plan, seed: int) -> Iterator[tuple[int, Sample]]:
-    for chunk, task, number in order(plan, {name: len(task.train) for name, task in data.items()}, seed):
-        yield chunk, data[task].train[number]
+def _samples(found: _Found, seed: int) -> Iterator[tuple[int, Sample]]:
+    available = {name: len(task.train) for name, task in found.tasks.items()}
+    for chunk, task, number in order(found.plan, available, seed, found.shuffled):
+        yield chunk, found.tasks[task].train[number]
 
 
 def _told(samples: Iterable[tuple[int, Sample]], total: int, say: Say) -> Iterator[tuple[int, Sample]]:

@@ -14,7 +14,8 @@ from streams import only, picture
 
 from streamcvit.data.files.report import ImportReport
 from streamcvit.data.files.spool import Spool
-from streamcvit.data.files.tasks import Row, TaskFiles, load_chunks, load_tasks, read_rows, report_of
+from streamcvit.data.files.mixed import load_mixed
+from streamcvit.data.files.tasks import Row, TaskFiles, load_tasks, read_rows, report_of
 from streamcvit.data.sample import Quarantined, Turn
 from streamcvit.errors import UserError
 
@@ -219,21 +220,29 @@ def test_published_chunk_files_keep_their_order_and_find_their_tasks(folder):
     roots = [["vqa/0.png", "ads/0.png", "vqa/charts/0.png"], ["ads/0.png", "vqa/0.png"]]
     for number, paths in enumerate(roots):
         write(folder, f"data_{number:03d}.json", [swift(0, images=[f"<STRCVIT_IMAGE_ROOT>/{p}"]) for p in paths])
-    tasks = {"vqa/": "vqav2", "vqa/charts/": "chartqa", "ads/": "ad"}
+    tasks = {"vqa": "vqav2", "vqa/charts": "chartqa", "ads": "ad"}
     names = ["data_000.json", "data_001.json"]
-    rows, bad = load_chunks(folder, names, "", tasks)
-    assert [(chunk, row.sample.task) for chunk, row in rows] == [
+
+    def read():
+        return load_mixed(folder, names, list(tasks.values()), lambda row: tasks.get(row.pictures[0][:-6], ""))
+
+    mixed = read()
+    assert mixed.plan.tasks == ("vqav2", "chartqa", "ad")
+    assert mixed.plan.counts.tolist() == [[1, 1, 1], [1, 0, 1]]
+    chunks = mixed.plan.chunk_of.tolist()
+    assert [(chunk, mixed.plan.tasks[label]) for chunk, label in zip(chunks, mixed.plan.labels, strict=True)] == [
         (0, "vqav2"),
         (0, "ad"),
         (0, "chartqa"),
         (1, "ad"),
         (1, "vqav2"),
     ]
-    assert bad == []
-    assert len({row.sample_id for _, row in rows}) == 5
-    del tasks["ads/"]
+    assert mixed.quarantined == []
+    assert len({name for rows in mixed.rows.values() for name in rows.ids}) == 5
+    assert all(sample.task == task for task, rows in mixed.rows.items() for sample in rows)
+    del tasks["ads"]
     with pytest.raises(UserError, match="2 task"):
-        load_chunks(folder, names, "", tasks)
+        read()
 
 
 def test_a_spool_that_grows_past_its_memory_gives_back_what_it_was_given(tmp_path, monkeypatch):

@@ -115,9 +115,17 @@ class TaskReport:
 
 @dataclass
 class ImportReport:
-    """What an import found, by task."""
+    """What an import found.
+
+    Attributes:
+        tasks: by name.
+        mixed: of files with training rows of all tasks, those that cannot be used included; None: each has its own.
+        notes: what else a person should know.
+    """
 
     tasks: dict[str, TaskReport] = field(default_factory=dict)
+    mixed: FileReport | None = None
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report for a person: a line a task, and one for everything that is odd."""
@@ -131,7 +139,9 @@ class ImportReport:
                 lines.append(
                     f"{name}: {task.used} of {task.test.samples} test samples are used, a draw (stream.test_samples)"
                 )
-        return lines
+        if self.mixed and self.mixed.bad:
+            lines.append(_lost(self.mixed))
+        return lines + self.notes
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
@@ -144,7 +154,8 @@ class ImportReport:
         for name, task in record["tasks"].items():
             train = FileReport(**task["train"]) if task["train"] else None
             tasks[name] = TaskReport(train, FileReport(**task["test"]), task["used"], task["lost"])
-        return cls(tasks)
+        mixed = FileReport(**record["mixed"]) if record.get("mixed") else None
+        return cls(tasks, mixed, record.get("notes", []))
 
 
 def _kinds(bad: Mapping[str, int]) -> str:
@@ -157,13 +168,16 @@ def _summary(file: FileReport, kind: str) -> str:
     return f"{file.samples} {kind} samples" + (f" ({found})" if found else "")
 
 
+def _lost(file: FileReport) -> str:
+    lost = sum(file.bad.values())
+    return (
+        f"{lost} {'row' if lost == 1 else 'rows'} of {file.file} cannot be used ({_kinds(file.bad)}); "
+        f"the first: {'; '.join(file.first)}"
+    )
+
+
 def _oddities(file: FileReport) -> Sequence[str]:
-    lines = []
-    if lost := sum(file.bad.values()):
-        lines.append(
-            f"{lost} {'row' if lost == 1 else 'rows'} of {file.file} cannot be used ({_kinds(file.bad)}); "
-            f"the first: {'; '.join(file.first)}"
-        )
+    lines = [_lost(file)] if file.bad else []
     if file.unnamed:
         now = "one stands behind their prompts now" if file.appended else "their whole prompt is the question"
         lines.append(f"{file.unnamed} of {file.samples} samples of {file.file} hold none of the instructions; {now}")

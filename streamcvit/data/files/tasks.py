@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from typing import Any
 from streamcvit.data.files.report import FileReport, ImportReport, TaskReport
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.files.spool import Spool
-from streamcvit.data.files.taskrows import PictureFile, Row, Rows, look_at
+from streamcvit.data.files.taskrows import Row, Rows, look_at
 from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, Ids, Record
 from streamcvit.data.instructions import UNNAMED, Naming, Wording
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Picture, Quarantined, TaskSpec
 from streamcvit.data.shards.check import check_task
 from streamcvit.errors import UserError
+
+Amend = Callable[[dict[str, Any]], dict[str, Any]]
+"""A row as its file has it -> the row as its format reads it; raises `BadRow` where it cannot be mended."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Reading:
         naming: how the instruction is named.
         split_turns: make one sample of each question of a conversation.
         spool: where pictures go that the rows themselves hold.
+        amend: what is done to a row before its format reads it.
+        task_of: the task of a row, where a file holds rows of several; empty: of none.
         report: counted as the rows are read.
         odd: the first row that had another shape than the format's.
     """
@@ -104,6 +109,8 @@ class Reading:
     naming: Naming = UNNAMED
     split_turns: bool = False
     spool: Spool = field(default_factory=Spool)
+    amend: Amend | None = None
+    task_of: Callable[[Record], str] | None = None
     report: FileReport = field(default_factory=FileReport)
     odd: Any = None
 
@@ -112,26 +119,30 @@ class Reading:
             fix = f"Choose one of {', '.join(FORMATS)}"
             raise UserError(f"unknown format {self.format!r}", where=self.task, fix=fix)
 
-    def rows(self, path: str | os.PathLike) -> Iterator[Row | Quarantined]:
+    def rows(self, path: str | os.PathLike, ids: Ids | None = None) -> Iterator[Row | Quarantined]:
         """Every row of a file (or folder, or pattern), good or bad, in order.
 
         A second row with the id of an earlier one becomes `id#2`, `id#3` ... if it says something else (LLaVA-style ids
         are often the picture's), and is quarantined if it says the same. Rows without an id are named after file and
         row.
 
+        Args:
+            path: of the file.
+            ids: those that are taken, where several files are read that share them.
+
         Raises:
             UserError: no such file, or the file as a whole is of no kind that is read.
         """
         self.report.file = os.fspath(path)
         seen: set[bytes] = set()
-        ids = Ids()
+        ids = Ids() if ids is None else ids
         for file, number, raw in rows_of(Path(path)):
             self.report.rows += 1
             name = f"{self.task}/{file.stem}/{number:06d}"
             try:
                 if isinstance(raw, ValueError):
                     raise raw
-                record = FORMATS[self.format](raw)
+                record = FORMATS[self.format](self.amend(raw) if self.amend and isinstance(raw, dict) else raw)
                 records = record.split() if self.split_turns else [record]
                 name = record.sample_id or name
                 names = [name] if len(records) == 1 else [f"{name}/{turn}" for turn in range(len(records))]
@@ -157,8 +168,10 @@ class Reading:
         pictures = tuple(look_at(one, images, self.spool) for one in record.pictures)
         if (said := _digest(record, name)) in seen:
             raise BadRow("duplicate", f"the same as an earlier row with the id {name!r}")
+        if not (task := self.task_of(record) if self.task_of else self.task):
+            raise BadRow("task", f"neither its picture ({_named(record)}) nor its answer tells the row's task")
         parts = record.parts(self.naming, unique := ids.free(name))
-        sample, text = record.checked(f"{unique}{SPARE}", self.task, [Picture(b"")] * asked, parts)
+        sample, text = record.checked(f"{unique}{SPARE}", task, [Picture(b"")] * asked, parts)
         seen.add(said)
         ids.take(unique)
         return Row(replace(sample, sample_id=unique, pictures=()), pictures, text, self.spool), parts.found
@@ -187,6 +200,7 @@ def load_tasks(
     tasks: Mapping[str, TaskFiles | Mapping[str, Any]],
     bad_share: float = BAD_SHARE,
     spool: Spool | None = None,
+    amend: Callable[[str, str], Amend | None] = lambda task, part: None,
 ) -> dict[str, TaskData]:
     """Read every task's files.
 
@@ -197,6 +211,7 @@ def load_tasks(
         tasks: name -> where its files are (a mapping holds the fields of `TaskFiles`).
         bad_share: more bad rows than this share of a file stop the import.
         spool: where the rows go, and the pictures that they hold.
+        amend: what is done to the rows of a task's `train` or `test` file before their format reads them.
 
     Raises:
         UserError: a file is missing or no rows, too many bad rows, no test set, an unknown key or format.
@@ -221,14 +236,18 @@ def load_tasks(
     _check_root(root, known)
     loaded = {}
     for name, files in known.items():
-        train, trained, bad = _read(Path(root), files, files.train, files.format, name, bad_share, spool)
-        test, tested, bad_test = _read(Path(root), files, files.test, files.test_format, name, bad_share, spool)
+        reading = Reading(name, files.format, Path(root, files.images), files.naming(), files.split_turns, spool)
+        tests = replace(reading, format=files.test_format, amend=amend(name, "test"), report=FileReport())
+        train, trained, bad = _read(
+            replace(reading, amend=amend(name, "train")), files.train and Path(root, files.train), bad_share
+        )
+        test, tested, bad_test = _read(tests, Path(root, files.test), bad_share)
         if not len(test):
             raise UserError(f"the test set of task {name!r} is empty", where=str(Path(root, files.test)))
         report = TaskReport(trained if files.train else None, tested, len(test))
         loaded[name] = TaskData(files.spec(name), train, test, bad + bad_test, report)
-    _make_unique({name: data.train for name, data in loaded.items()})
-    _make_unique({name: data.test for name, data in loaded.items()})
+    make_unique({name: data.train for name, data in loaded.items()})
+    make_unique({name: data.test for name, data in loaded.items()})
     return loaded
 
 
@@ -247,62 +266,6 @@ def report_of(tasks: Mapping[str, TaskData]) -> ImportReport:
     return ImportReport({name: data.report for name, data in tasks.items()})
 
 
-def load_chunks(
-    root: str | os.PathLike,
-    files: Sequence[str],
-    images: str,
-    tasks: Mapping[str, str],
-    format: str = "swift",
-    bad_share: float = BAD_SHARE,
-    naming: Naming = UNNAMED,
-) -> tuple[list[tuple[int, Row]], list[Quarantined]]:
-    """A published stream whose chunks are files of mixed tasks (StrCVIT's `data_001.json` ...): its rows in order.
-
-    Args:
-        root: data folder.
-        files: one a chunk, in stream order.
-        images: folder that the rows' picture paths start from.
-        tasks: start of a path of the row's first picture -> task; the longest start that fits counts.
-        format: a name in `FORMATS`.
-        bad_share: more bad rows than this share stop the import.
-        naming: how the instruction is named.
-
-    Returns:
-        (chunk, row) in stream order, and what was quarantined.
-
-    Raises:
-        UserError: as `load_tasks`.
-    """
-    rows: list[tuple[int, Row]] = []
-    bad: list[Quarantined] = []
-    starts = sorted(tasks, key=len, reverse=True)
-    report, spool = FileReport(), Spool()
-    for chunk, file in enumerate(files):
-        path = Path(root, file)
-        for row in Reading(path.stem, format, Path(root, images), naming, spool=spool).rows(path):
-            if isinstance(row, Quarantined):
-                bad.append(row)
-                continue
-            first = row.pictures[0] if row.pictures else None
-            picture = first.path if isinstance(first, PictureFile) else ""
-            picture = Path(picture).relative_to(Path(root, images)).as_posix() if picture else ""
-            start = next((start for start in starts if picture.startswith(start)), None)
-            if start is None:
-                detail = f"{path}: the picture {picture!r} belongs to no task"
-                bad.append(Quarantined(-1, row.sample_id, "task", detail))
-                continue
-            rows.append((chunk, replace(row, sample=replace(row.sample, task=tasks[start]))))
-    report.rows = len(rows) + len(bad)
-    for one in bad:
-        report.add_bad(one)
-    report.check(bad_share)
-    unique = _apart([row.sample_id for _, row in rows], [chunk for chunk, _ in rows])
-    return [
-        (chunk, replace(row, sample=replace(row.sample, sample_id=name)))
-        for (chunk, row), name in zip(rows, unique, strict=True)
-    ], bad
-
-
 def _digest(record: Record, name: str) -> bytes:
     """Of all that a row says."""
     texts = (name, record.prompt, record.question, record.instruction, record.whole, record.answers, record.system)
@@ -312,7 +275,8 @@ def _digest(record: Record, name: str) -> bytes:
     return digest.digest()
 
 
-def _make_unique(tasks: Mapping[str, Rows]) -> None:
+def make_unique(tasks: Mapping[str, Rows]) -> None:
+    """Put the task in front of ids that several tasks use."""
     names = [name for rows in tasks.values() for name in rows.ids]
     unique = iter(_apart(names, [task for task, rows in tasks.items() for _ in rows.ids]))
     for rows in tasks.values():
@@ -325,16 +289,18 @@ def _apart(names: Sequence[str], fronts: Sequence[object]) -> list[str]:
     return [ids.take(f"{front}/{name}" if users[name] > 1 else name) for name, front in zip(names, fronts, strict=True)]
 
 
-def _read(
-    root: Path, files: TaskFiles, file: str, format: str, task: str, bad_share: float, spool: Spool
-) -> tuple[Rows, FileReport, list[Quarantined]]:
-    rows, bad = Rows(spool), []
-    reading = Reading(task, format, root / files.images, files.naming(), files.split_turns, spool)
-    if file:
-        for row in reading.rows(root / file):
+def _read(reading: Reading, path: Path | str, bad_share: float) -> tuple[Rows, FileReport, list[Quarantined]]:
+    rows, bad = Rows(reading.spool), []
+    if path:
+        for row in reading.rows(path):
             if isinstance(row, Quarantined):
                 bad.append(row)
             else:
                 rows.append(row)
         reading.report.check(bad_share, reading.hint())
     return rows, reading.report, bad
+
+
+def _named(record: Record) -> str:
+    first = record.pictures[0] if record.pictures else None
+    return "none" if first is None else f"{first!r:.80}" if isinstance(first, str) else "in the row"
