@@ -34,6 +34,7 @@ class TaskFiles(Section):
     format: str = Field("llava", description="format of the training file, a name in streamcvit.data.formats.FORMATS")
     test_format: str = Field("qa", description="format of the test file")
     images: str = Field("", description="image root, relative to stream.data")
+    test_images: str = Field("", description="image root of the test file; empty: `images`")
     scorer: str = Field("exact", description="strict scorer, a name in streamcvit.evaluation.SCORERS")
     strcvit: str = Field("", description="published scorer beside it, a name in STRCVIT_SCORERS; empty: none")
     follow: str = Field("single_word", description="instruction-following rule, a name in FOLLOW_RULES")

@@ -33,7 +33,7 @@ def _pvqa(prediction: str, sample: Sample) -> float:
 
 def _picture(sample: Sample) -> str:
     """File name of the picture, whose beginning names the data set."""
-    name = sample.meta.get("image")
+    name = sample.meta.get("image", sample.meta.get("image_name"))  # a row's own `image` is its picture
     if not isinstance(name, str):
         raise needs.unfit(
             sample, "image", name, "the picture's file name (AI2D_..., TQA_..., VQA_..., SciVerse_... or a map)"

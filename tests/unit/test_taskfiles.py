@@ -12,9 +12,9 @@ import pytest
 from rowmaking import llava, qa, swift, talk, write
 from streams import only, picture
 
+from streamcvit.data.files.mixed import load_mixed
 from streamcvit.data.files.report import ImportReport
 from streamcvit.data.files.spool import Spool
-from streamcvit.data.files.mixed import load_mixed
 from streamcvit.data.files.tasks import Row, TaskFiles, load_tasks, read_rows, report_of
 from streamcvit.data.sample import Quarantined, Turn
 from streamcvit.errors import UserError

@@ -33,7 +33,7 @@ class TaskFiles:
         train, test: files of rows, folders or patterns of them (see `rows`); `train` is empty for a task that is only
             tested.
         format, test_format: names in `FORMATS`.
-        images: folder that the rows' picture paths start from.
+        images, test_images: folder that the rows' picture paths start from; of the test file, where it is another.
         instructions, wording, instruction_field, guess_instruction: how the instruction is named (see `Naming`).
         split_turns: make one sample of each question of a conversation.
         scorer, strcvit, follow, max_new_tokens, in_average: as in `TaskSpec`.
@@ -44,6 +44,7 @@ class TaskFiles:
     format: str = "llava"
     test_format: str = "qa"
     images: str = ""
+    test_images: str = ""
     instructions: Sequence[str] = ()
     wording: Wording = "given"
     instruction_field: str = ""
@@ -237,7 +238,10 @@ def load_tasks(
     loaded = {}
     for name, files in known.items():
         reading = Reading(name, files.format, Path(root, files.images), files.naming(), files.split_turns, spool)
-        tests = replace(reading, format=files.test_format, amend=amend(name, "test"), report=FileReport())
+        images = Path(root, files.test_images or files.images)
+        tests = replace(
+            reading, format=files.test_format, images=images, amend=amend(name, "test"), report=FileReport()
+        )
         train, trained, bad = _read(
             replace(reading, amend=amend(name, "train")), files.train and Path(root, files.train), bad_share
         )

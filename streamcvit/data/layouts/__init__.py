@@ -19,8 +19,12 @@ training rows are mixed (`strcvit`, which also knows `strcvit-15-first`, `strcvi
 """
 
 from streamcvit.data.layouts.base import Layout, load_layout
+from streamcvit.data.layouts.coin import COIN, COIN_TYPE2
 from streamcvit.data.layouts.cvit import CVIT, CVIT_FIVE
+from streamcvit.data.layouts.he import HE
+from streamcvit.data.layouts.mllmcl import ACL, DCL
 from streamcvit.data.layouts.strcvit import STRCVIT, STRCVIT_FULL
+from streamcvit.data.layouts.ucit import UCIT
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
@@ -29,6 +33,12 @@ LAYOUTS: dict[str, Layout] = {
         STRCVIT_FULL,
         CVIT,
         CVIT_FIVE,
+        COIN,
+        COIN_TYPE2,
+        UCIT,
+        DCL,
+        ACL,
+        HE,
     )
 }
 """Benchmark name -> its layout."""

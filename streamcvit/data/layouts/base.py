@@ -53,7 +53,7 @@ class Layout:
         write_small: (folder, rows of each task) writes small synthetic files in this layout, the same bytes each time.
         joins: by task, what is done to its test rows.
         amend: what is done to every row before its format reads it.
-        folders: other names that a folder of the layout may have, the layout's own first.
+        folders: other names that a folder or file of the layout may have, the layout's own first.
         chunks: where training rows of all tasks are mixed: the files, one a chunk, in stream order. They have one
             format and image root (those of the first task), and each task's `train` names their pattern.
         task_of: the task of such a row.
@@ -74,16 +74,17 @@ class Layout:
 
     def place(self, root: str | os.PathLike, path: str) -> str:
         """A path of the layout as it lies in this data folder, which may call some folders otherwise."""
+        named = [path]
         for own, *others in self.folders:
-            if path == own or path.startswith(f"{own}/"):
-                named = [one + path[len(own) :] for one in (own, *others)]
-                return next((one for one in named if os.path.exists(os.path.join(root, one))), path)
-        return path
+            for one in [one for one in named if one == own or one.startswith(f"{own}/")]:
+                named += [other + one[len(own) :] for other in others]
+        return next((one for one in named if os.path.exists(os.path.join(root, one))), path)
 
     def placed(self, root: str | os.PathLike, files: TaskFiles) -> TaskFiles:
         """A task's paths, likewise."""
-        train, test, images = (self.place(root, one) for one in (files.train, files.test, files.images))
-        return replace(files, train=train, test=test, images=images)
+        train, test = (one and self.place(root, one) for one in (files.train, files.test))
+        images, tested = (one and self.place(root, one) for one in (files.images, files.test_images))
+        return replace(files, train=train, test=test, images=images, test_images=tested)
 
     def check(self, root: str | os.PathLike, tasks: Mapping[str, TaskFiles]) -> None:
         """Raise UserError where files of the benchmark are missing; it names them, and where they are to be had."""
