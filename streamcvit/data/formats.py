@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamcvit.data.files.taken import Taken, checksum
 from streamcvit.data.instructions import UNNAMED, Naming, Parts
 from streamcvit.data.references import BadRow, Reference, one_reference, references
 from streamcvit.data.sample import PICTURE, Picture, Sample, Turn, picture_count
@@ -138,20 +139,20 @@ class Ids:
     """Gives every id once: one that comes again becomes `id#2`, `id#3` ..., whichever of these is still free."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._taken = Taken()
         self._count: Counter[str] = Counter()
 
     def free(self, name: str) -> str:
         """`name`, or the next free one after it."""
         free = name
-        while free in self._taken:
+        while checksum(free.encode()) in self._taken:
             self._count[name] += 1
             free = f"{name}#{self._count[name] + 1}"
         return free
 
     def take(self, name: str) -> str:
         """The same, which is free no more."""
-        self._taken.add(free := self.free(name))
+        self._taken.add(checksum((free := self.free(name)).encode()))
         return free
 
 

@@ -19,6 +19,11 @@ MAX_TURNS = 256
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
+def canonical(record: Any) -> bytes:
+    """The bytes of a record as JSON: sorted keys, UTF-8."""
+    return _CANONICAL.encode(record).encode()
+
+
 @dataclass(frozen=True)
 class Picture:
     """An encoded picture, exactly the bytes of its file.
@@ -119,7 +124,7 @@ class Sample:
             record["turns"] = [[turn.prompt, turn.answer] for turn in self.turns]
         if self.whole is not None:
             record["prompt"] = self.whole
-        return _CANONICAL.encode(record).encode()
+        return canonical(record)
 
     def readable_bytes(self) -> bytes:
         """`text_bytes` that `from_bytes` reads again: within the limits of `strictjson` on depth and length.

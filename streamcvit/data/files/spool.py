@@ -15,7 +15,12 @@ class Spool:
 
     Args:
         folder: where its file goes; None: the machine's folder for temporary files.
+
+    Attributes:
+        keeps: whether what is put can be had again.
     """
+
+    keeps = True
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115
@@ -44,6 +49,8 @@ class Spool:
 
 class Nothing(Spool):
     """Keeps nothing: for who only counts."""
+
+    keeps = False
 
     def put(self, data: bytes) -> int:
         """Nowhere."""

@@ -8,13 +8,16 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
 
 from streamcvit.data.files.spool import Spool
+from streamcvit.data.files.taken import checksum
 from streamcvit.data.images import no_picture, sniff
 from streamcvit.data.locations import NotRegular, open_regular
 from streamcvit.data.references import BadRow, Reference
-from streamcvit.data.sample import Picture, Sample
+from streamcvit.data.sample import Picture, Sample, canonical
 from streamcvit.data.shards.tar import MAX_MEMBER
 from streamcvit.errors import UserError
 
@@ -59,7 +62,7 @@ class Row:
     Attributes:
         sample: without its pictures.
         pictures: where they lie.
-        text: the sample's text under some id, and with as many pictures.
+        text: the sample's, with as many pictures.
         spool: where those lie that the row itself held.
     """
 
@@ -82,31 +85,97 @@ class Row:
         return replace(self.sample, pictures=tuple(one.load(self.spool) for one in self.pictures))
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A row as it is written into a shard: its text, whose id and task these are, and where its pictures lie."""
+
+    sample_id: str
+    task: str
+    text: bytes = field(repr=False)
+    places: tuple[PictureFile | SpooledPicture, ...]
+    spool: Spool = field(repr=False, compare=False)
+
+    def load(self) -> tuple[Picture, ...]:
+        """Its pictures.
+
+        Raises:
+            UserError: one is gone.
+        """
+        return tuple(one.load(self.spool) for one in self.places)
+
+    def stamp(self) -> bytes:
+        """Tells whether it would be written in the same way again: its text, and size and time of its picture files."""
+        parts = [self.text]
+        for one in self.places:
+            if isinstance(one, PictureFile):
+                try:
+                    there = os.stat(one.path)
+                    parts.append(f"{one.path}\0{there.st_size}\0{there.st_mtime_ns}".encode(errors="surrogateescape"))
+                except OSError:
+                    parts.append(b"gone")
+            else:
+                parts.append(self.spool.get(one.start, one.size))
+        return b"\0".join(parts)
+
+
 class Rows(Sequence[Sample]):
-    """Rows as a sequence of samples, each read when it is asked for and not kept: in memory are only their ids.
+    """Rows as a sequence of samples, each read when it is asked for and not kept: in memory are two numbers and a
+    checksum of each, 20 bytes.
 
     Attributes:
-        ids: of the samples; may be changed.
+        spool: where they are.
+        checksums: of their ids.
     """
 
     def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._starts, self._sizes = array("q"), array("q")
-        self.ids: list[str] = []
+        self.spool = spool
+        self.checksums = array("Q")
+        self._starts, self._sizes = array("q"), array("I")
+        self._front, self._fronted = "", bytearray()
+        self._named: dict[int, str] = {}
 
     def append(self, row: Row) -> None:
         """Add a row of this spool."""
-        text = json.dumps([list(vars(one).values()) for one in row.pictures]).encode() + b"\n" + row.text
-        self._starts.append(self._spool.put(text))
+        head = [row.sample.sample_id, row.sample.task, [list(vars(one).values()) for one in row.pictures]]
+        text = json.dumps(head).encode() + b"\n" + row.text
+        self._starts.append(self.spool.put(text))
         self._sizes.append(len(text))
-        self.ids.append(row.sample_id)
+        self.checksums.append(checksum(row.sample_id.encode()))
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the samples."""
+        return [self.stored(place).sample_id for place in range(len(self))]
+
+    def put_in_front(self, front: str, these: np.ndarray) -> None:
+        """Begin the ids of some (booleans [n]) with `front`."""
+        self._front, self._fronted = front, bytearray(these.astype(np.uint8))
+        for place in np.flatnonzero(these).tolist():
+            self.checksums[place] = checksum((front + self._head(place)[0][0]).encode())
+
+    def rename(self, place: int, name: str) -> None:
+        """Give one another id."""
+        self._named[place] = name
+        self.checksums[place] = checksum(name.encode())
+
+    def _head(self, place: int) -> tuple[list[Any], bytes]:
+        head, _, text = self.spool.get(self._starts[place], self._sizes[place]).partition(b"\n")
+        return json.loads(head), text
+
+    def stored(self, place: int) -> Stored:
+        """One of them as it is written."""
+        (name, task, where), text = self._head(place)
+        known = self._named.get(place, self._front + name if self._fronted and self._fronted[place] else name)
+        if known != name:
+            text = canonical({**json.loads(text), "id": known})
+        places = tuple(PictureFile(*one) if len(one) == 2 else SpooledPicture(*one) for one in where)
+        return Stored(known, task, text, places, self.spool)
 
     def row(self, place: int) -> Row:
         """One of them, its pictures not read."""
-        where, _, text = self._spool.get(self._starts[place], self._sizes[place]).partition(b"\n")
-        pictures = [PictureFile(*one) if len(one) == 2 else SpooledPicture(*one) for one in json.loads(where)]
-        sample = Sample.from_bytes(text, [Picture(b"")] * len(pictures))
-        return Row(replace(sample, sample_id=self.ids[place], pictures=()), tuple(pictures), text, self._spool)
+        one = self.stored(place)
+        sample = Sample.from_bytes(one.text, [Picture(b"")] * len(one.places))
+        return Row(replace(sample, pictures=()), one.places, one.text, self.spool)
 
     @property
     def rows(self) -> Iterator[Row]:
@@ -115,15 +184,19 @@ class Rows(Sequence[Sample]):
 
     def pick(self, places: Iterable[int]) -> Rows:
         """Those at the places."""
-        picked = Rows(self._spool)
-        for place in places:
+        picked = Rows(self.spool)
+        picked._front = self._front
+        for number, place in enumerate(places):
             picked._starts.append(self._starts[place])
             picked._sizes.append(self._sizes[place])
-            picked.ids.append(self.ids[place])
+            picked.checksums.append(self.checksums[place])
+            picked._fronted.append(self._fronted[place] if self._fronted else 0)
+            if place in self._named:
+                picked._named[number] = self._named[place]
         return picked
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._starts)
 
     @overload
     def __getitem__(self, place: int) -> Sample: ...

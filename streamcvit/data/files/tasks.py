@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from streamcvit.data.files.report import FileReport, ImportReport, TaskReport
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.files.spool import Spool
+from streamcvit.data.files.taken import Taken, checksum
 from streamcvit.data.files.taskrows import Row, Rows, look_at
 from streamcvit.data.formats import BAD_SHARE, FORMATS, SPARE, Ids, Record
 from streamcvit.data.instructions import UNNAMED, Naming, Wording
@@ -135,7 +136,7 @@ class Reading:
             UserError: no such file, or the file as a whole is of no kind that is read.
         """
         self.report.file = os.fspath(path)
-        seen: set[bytes] = set()
+        seen = Taken()
         ids = Ids() if ids is None else ids
         for file, number, raw in rows_of(Path(path)):
             self.report.rows += 1
@@ -160,7 +161,7 @@ class Reading:
                 self.report.add(row.sample, len(row.pictures), known, self.naming)
                 yield row
 
-    def _row(self, record: Record, name: str, ids: Ids, seen: set[bytes]) -> tuple[Row, bool]:
+    def _row(self, record: Record, name: str, ids: Ids, seen: Taken) -> tuple[Row, bool]:
         """The row, and whether it holds an instruction itself."""
         asked, images = record.count or 0, os.fspath(self.images)
         if len(record.pictures) != asked:
@@ -172,10 +173,11 @@ class Reading:
         if not (task := self.task_of(record) if self.task_of else self.task):
             raise BadRow("task", f"neither its picture ({_named(record)}) nor its answer tells the row's task")
         parts = record.parts(self.naming, unique := ids.free(name))
-        sample, text = record.checked(f"{unique}{SPARE}", task, [Picture(b"")] * asked, parts)
+        sample = record.sample(f"{unique}{SPARE}", task, [Picture(b"")] * asked, parts)
         seen.add(said)
         ids.take(unique)
-        return Row(replace(sample, sample_id=unique, pictures=()), pictures, text, self.spool), parts.found
+        sample = replace(sample, sample_id=unique)
+        return Row(replace(sample, pictures=()), pictures, sample.text_bytes(), self.spool), parts.found
 
     def hint(self) -> str:
         """Which other format reads the rows that this one did not; empty: none."""
@@ -270,27 +272,32 @@ def report_of(tasks: Mapping[str, TaskData]) -> ImportReport:
     return ImportReport({name: data.report for name, data in tasks.items()})
 
 
-def _digest(record: Record, name: str) -> bytes:
+def _digest(record: Record, name: str) -> int:
     """Of all that a row says."""
     texts = (name, record.prompt, record.question, record.instruction, record.whole, record.answers, record.system)
-    digest = hashlib.blake2b(repr((texts, record.turns, sorted(record.meta.items()))).encode(), digest_size=16)
-    for picture in record.pictures:
-        digest.update(b"\0" + (picture if isinstance(picture, bytes) else picture.encode()))
-    return digest.digest()
+    said = [repr((texts, record.turns, sorted(record.meta.items()))).encode()]
+    said += [picture if isinstance(picture, bytes) else picture.encode() for picture in record.pictures]
+    return checksum(b"\0".join(said))
 
 
 def make_unique(tasks: Mapping[str, Rows]) -> None:
     """Put the task in front of ids that several tasks use."""
-    names = [name for rows in tasks.values() for name in rows.ids]
-    unique = iter(_apart(names, [task for task, rows in tasks.items() for _ in rows.ids]))
-    for rows in tasks.values():
-        rows.ids = [next(unique) for _ in rows.ids]
-
-
-def _apart(names: Sequence[str], fronts: Sequence[object]) -> list[str]:
-    """The ids, those that are shared with `front/` before them."""
-    users, ids = Counter(names), Ids()
-    return [ids.take(f"{front}/{name}" if users[name] > 1 else name) for name, front in zip(names, fronts, strict=True)]
+    kept = [np.frombuffer(rows.checksums, np.uint64) for rows in tasks.values()]
+    if len(kept) < 2 or not all(rows.spool.keeps for rows in tasks.values()):
+        return
+    values, users = np.unique(np.concatenate(kept), return_counts=True)
+    if not len(shared := values[users > 1]):
+        return
+    both = [np.isin(one, shared) for one in kept]
+    for (task, rows), known in zip(tasks.items(), both, strict=True):
+        rows.put_in_front(f"{task}/", known)
+    if len(np.unique(np.concatenate([np.frombuffer(rows.checksums, np.uint64) for rows in tasks.values()]))) < sum(
+        len(rows) for rows in tasks.values()
+    ):  # such a name is another row's own
+        ids = Ids()
+        for rows in tasks.values():
+            for place, name in enumerate(rows.ids):
+                rows.rename(place, ids.take(name))
 
 
 def _read(reading: Reading, path: Path | str, bad_share: float) -> tuple[Rows, FileReport, list[Quarantined]]:
