@@ -19,10 +19,10 @@ from streamcvit.data.files.tasks import TaskData, TaskFiles, load_tasks, report_
 from streamcvit.data.layouts import LAYOUTS, load_layout
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
-from streamcvit.data.sample import Quarantined, Sample, TaskSpec
+from streamcvit.data.sample import Quarantined, TaskSpec
 from streamcvit.data.scenario import order
 from streamcvit.data.shards.index import StreamIndex
-from streamcvit.data.shards.write import write_stream
+from streamcvit.data.shards.write import Writable, write_stream
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
@@ -35,6 +35,8 @@ _SAY_EVERY = 10.0
 """Seconds between two words on how far the writing is."""
 
 Say = Callable[[str], None]
+Watch = Callable[[str, int, int], None]
+"""Told of what is done (`reading`, `writing`), how many, and of how many (0: not known)."""
 
 
 def plan_of(config: RunConfig) -> Plan:
@@ -47,13 +49,17 @@ def plan_of(config: RunConfig) -> Plan:
     return _load(config, Nothing()).plan
 
 
-def prepare_stream(config: RunConfig, folder: Path, say: Say = lambda _: None) -> StreamIndex:
+def prepare_stream(
+    config: RunConfig, folder: Path, say: Say = lambda _: None, watch: Watch = lambda *_: None, resume: bool = False
+) -> StreamIndex:
     """Write a config's stream into `folder`, whole or not at all; a folder that holds it already is kept.
 
     Args:
         config: whose stream.
         folder: where to; what was found, and what cannot be used, is noted beside it (`losses`).
         say: told now and then how far a long writing is.
+        watch: told of every row that is read, and every sample that is written.
+        resume: go on where an earlier call was ended (`write_stream`).
 
     Raises:
         UserError: missing or unreadable data, too much that cannot be used, a task without test set, a test sample
@@ -61,13 +67,14 @@ def prepare_stream(config: RunConfig, folder: Path, say: Say = lambda _: None) -
             written, a full disk.
     """
     try:
-        return _prepare(config, folder, say)
+        return _prepare(config, folder, say, watch, resume)
     except OSError as fault:
-        where, fix = str(fault.filename or folder), "Choose another folder, or make room; nothing was written"
+        kept = "then the same command goes on" if resume else "nothing was written"
+        where, fix = str(fault.filename or folder), f"Choose another folder, or make room; {kept}"
         raise UserError(f"cannot be read or written ({fault.strerror or fault})", where=where, fix=fix) from None
 
 
-def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
+def _prepare(config: RunConfig, folder: Path, say: Say, watch: Watch, resume: bool) -> StreamIndex:
     stream = config.stream
     if stream.source == "shards":
         return _adopt(config, folder)
@@ -78,10 +85,12 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
         n = stream.test_samples or EMBEDDED_TESTS
         tasks: dict[str, TaskSpec] = embedded.TASKS
         how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
-        samples = embedded.stream(plan.counts, config.seed, **how)
-        test: dict[str, Iterable[Sample]] = {task: embedded.test_samples(task, n, **how) for task in tasks}
+        samples: Iterable[tuple[int, Writable]] = embedded.stream(plan.counts, config.seed, **how)
+        test: dict[str, Iterable[Writable]] = {
+            task: check_test_set(tasks[task], embedded.test_samples(task, n, **how)) for task in tasks
+        }
     else:
-        found = _load(config, Spool(_there(folder)))
+        found = _load(config, _Watched(_there(folder), watch))
         data, plan, report = found.tasks, found.plan, found.report
         tasks = {name: task.spec for name, task in data.items()}
         bad = found.quarantined
@@ -89,8 +98,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
         drawn = {name: _draw(task.test, stream.test_samples, config.seed, name) for name, task in data.items()}
         for name, rows in drawn.items():
             report.tasks[name].used = len(rows)
-        test = dict(drawn)
-    test = {task: check_test_set(tasks[task], samples) for task, samples in test.items()}
+        test = {name: _checked(tasks[name], rows) for name, rows in drawn.items()}
 
     def check(index: StreamIndex, tests: StreamIndex) -> None:
         check_losses(index, tests, stream.bad_share, report)
@@ -99,13 +107,14 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
 
     index = write_stream(
         folder,
-        _told(samples, int(plan.counts.sum()), say),
+        _told(samples, int(plan.counts.sum()), say, watch),
         tasks,
         test,
         config.seed,
         plan=plan,
         samples_per_shard=stream.samples_per_shard,
         check=check,
+        resume=resume,
     )
     list_lost(folder, index, bad)
     return index
@@ -192,17 +201,40 @@ def _draw(rows: Rows, count: int, seed: int, task: str) -> Rows:
     return rows.pick(sorted(rng.permutation(len(rows))[:count].tolist()))
 
 
-def _samples(found: _Found, seed: int) -> Iterator[tuple[int, Sample]]:
+def _samples(found: _Found, seed: int) -> Iterator[tuple[int, Writable]]:
     available = {name: len(task.train) for name, task in found.tasks.items()}
     for chunk, task, number in order(found.plan, available, seed, found.shuffled):
-        yield chunk, found.tasks[task].train[number]
+        yield chunk, found.tasks[task].train.stored(number)
 
 
-def _told(samples: Iterable[tuple[int, Sample]], total: int, say: Say) -> Iterator[tuple[int, Sample]]:
+def _checked(spec: TaskSpec, rows: Rows) -> Iterator[Writable]:
+    """Test rows, after it is seen that they have what their task's rules read; their pictures are not read for that."""
+    for place, _ in enumerate(check_test_set(spec, (row.sample for row in rows.rows))):
+        yield rows.stored(place)
+
+
+class _Watched(Spool):
+    """A spool that tells of every row that is put."""
+
+    def __init__(self, folder: Path, watch: Watch) -> None:
+        super().__init__(folder)
+        self._watch, self._count = watch, 0
+
+    def put(self, data: bytes) -> int:
+        """As a spool."""
+        self._count += 1
+        self._watch("reading", self._count, 0)
+        return super().put(data)
+
+
+def _told(
+    samples: Iterable[tuple[int, Writable]], total: int, say: Say, watch: Watch
+) -> Iterator[tuple[int, Writable]]:
     """The samples, while it is told how many of them have come and how long the others take."""
     began = last = time.monotonic()
     for done, sample in enumerate(samples):
         yield sample
+        watch("writing", done + 1, total)
         if (now := time.monotonic()) - last >= _SAY_EVERY:
             last, left = now, (now - began) / (done + 1) * (total - done - 1)
             wait = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"

@@ -66,7 +66,7 @@ def test_plain_webdataset_reads_them(index):
     found = list(wds.WebDataset(index.shards, shardshuffle=False))
     assert len(found) == 40
     for raw, (_, one) in zip(found, ROWS, strict=True):
-        assert {name: data for name, data in raw.items() if name[0] != "_" and name != "json"} == members(one)
+        assert {name: data for name, data in raw.items() if name[0] != "_" and name != "json"} == members(one.pictures)
         assert Sample.from_bytes(raw["json"], one.pictures) == one
 
 

@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from streamcvit.data.shards.check import DAMAGE, MAX_INDEX, check_meta, check_ta
 from streamcvit.data.shards.groups import MAX_SAMPLE
 from streamcvit.data.shards.records import Reading, Records
 from streamcvit.data.shards.scan import OURS, PICTURE_COLUMNS, SCHEMA, ShardScan
-from streamcvit.data.shards.tar import MAX_MEMBER
+from streamcvit.data.shards.tar import MAX_MEMBER, Fault
 from streamcvit.errors import UserError
 
 INDEX_NAME = "index.parquet"
@@ -36,6 +37,7 @@ FAULTS_KEPT = 100
 LOSSES = ("incomplete", "json", "label", "member", "order", "task")
 """Reasons of faults each of which cost a sample, or a member that may have been one."""
 
+_PART = 1 << 16  # rows whose texts are digested together
 _META_KEY = b"streamcvit"
 _DIGEST_KEY = b"streamcvit_digest"
 _REBUILD = "Write the stream again with `streamcvit shard`, or give its folder (a run's is stream/ below it)"
@@ -51,8 +53,7 @@ class StreamIndex:
             index or null), n_faults and the first faults found while indexing, first those that cost a sample; where
             there is any, n_lost of the latter, and reading: what tasks add to the records (`Reading`).
         digest: SHA-256 (hex) of the table and the metadata; names of folders and shards are no part of it.
-        task_of, chunk_of, sample_id_of: numpy arrays [n]: task names (str objects), chunks (int32, -1 in test sets),
-            ids (str objects).
+        task_of, chunk_of: numpy arrays [n]: task names (str objects), chunks (int32, -1 in test sets).
         pictures_of: numpy array [n]: how many pictures each sample has.
         first_row: numpy array [n]: the row of its first picture; its other pictures have the rows behind it.
     """
@@ -68,8 +69,12 @@ class StreamIndex:
         self.pictures_of = np.diff(self.first_row, append=table.num_rows)
         self.pictures_of[self.texts("image_ext")[self.first_row] == ""] = 0
         self.task_of = self.texts("task")
-        self.sample_id_of = np.array(self._of_samples("sample_id").to_pylist(), dtype=object)
         self.chunk_of = self.column("chunk")
+
+    @cached_property
+    def sample_id_of(self) -> np.ndarray:
+        """The samples' ids, str objects [n]: made when they are first asked for."""
+        return np.array(self._of_samples("sample_id").to_pylist(), dtype=object)
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> StreamIndex:
@@ -256,7 +261,7 @@ class StreamIndex:
                 raise ValueError(f"{name} members lie outside their shards")
         if unknown := set(self.task_of) - set(self.tasks):
             raise ValueError(f"rows name tasks that are not listed: {sorted(unknown)}")
-        if len(set(self.sample_id_of)) < samples:
+        if pc.count_distinct(self._of_samples("sample_id")).as_py() < samples:
             raise ValueError("two samples have one id")
         if self.n_chunks and self.plan.counts.sum() != samples:
             raise ValueError("the plan does not count the rows")
@@ -288,8 +293,16 @@ def _digest(table: pa.Table, meta: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(_canonical({**meta, "shards": shards, "faults": []}))
     for name in SCHEMA.names:
         column = table[name]
-        raw = "\0".join(column.to_pylist()).encode() if pa.types.is_string(column.type) else column.to_numpy().tobytes()
-        digest.update(f"\n{name} {len(raw)}\n".encode() + raw)
+        if pa.types.is_string(column.type):
+            size = (pc.sum(pc.binary_length(column)).as_py() or 0) + max(0, len(column) - 1)
+            digest.update(f"\n{name} {size}\n".encode())
+            for start in range(0, len(column), _PART):  # a part at a time: texts are large as Python's
+                part = "\0".join(column.slice(start, _PART).to_pylist())
+                digest.update((b"\0" if start else b"") + part.encode())
+        else:
+            raw = column.to_numpy()
+            digest.update(f"\n{name} {raw.nbytes}\n".encode())
+            digest.update(raw.tobytes())
     return digest.hexdigest()
 
 
@@ -309,38 +322,65 @@ def build_index(
     Raises:
         UserError: a sample names a task that is not in `tasks`, or two samples have one id.
     """
+    return index_of(
+        folder, scan.table(chunks), scan.shards, tasks, one_each=scan.one_each, faults=scan.faults, seed=seed,
+        n_chunks=n_chunks, records=records, evaluation=evaluation,
+    )  # fmt: skip
+
+
+def index_of(
+    folder: str | os.PathLike,
+    table: pa.Table,
+    shards: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, TaskSpec],
+    *,
+    one_each: bool,
+    faults: Sequence[Fault] = (),
+    seed: int = 0,
+    n_chunks: int | None = None,
+    records: Records = OURS,
+    evaluation: StreamIndex | None = None,
+) -> StreamIndex:
+    """As `build_index`, of an index table; `one_each`: every sample has exactly one picture."""
     check_tasks(tasks)
-    table = scan.table(chunks)
-    names, ids = scan.columns["task"], scan.columns["sample_id"]
+    first = np.flatnonzero(np.diff(table["position"].to_numpy(), prepend=-1)) if len(table) else np.zeros(0, np.int64)
+    samples = table.select(["task", "sample_id", "chunk", "shard", "json_offset"])
+    if len(first) < len(table):
+        samples = samples.take(pa.array(first))
 
     def where(row: int) -> str:
-        return f"{scan.shards[scan.columns['shard'][row]]['path']}: byte {scan.columns['json_offset'][row]}"
+        place = samples.slice(row, 1).to_pylist()[0]
+        return f"{shards[place['shard']]['path']}: byte {place['json_offset']}"
 
-    if unknown := sorted(set(names) - set(tasks)):
+    coded = samples["task"].combine_chunks().dictionary_encode()
+    named = coded.dictionary.to_pylist()
+    if unknown := sorted(set(named) - set(tasks)):
+        row = int(np.flatnonzero(coded.indices.to_numpy() == named.index(unknown[0]))[0])
         fix = "Name every task (`streamcvit index` takes them by --task or --tasks FILE)"
-        raise UserError(f"a sample of unknown task {unknown[0]!r:.80}", where=where(names.index(unknown[0])), fix=fix)
-    if len(set(ids)) < len(ids):
+        raise UserError(f"a sample of unknown task {unknown[0]!r:.80}", where=where(row), fix=fix)
+    if pc.count_distinct(samples["sample_id"]).as_py() < len(first):
+        ids = samples["sample_id"].to_pylist()
         twice = next(name for name, count in Counter(ids).items() if count > 1)
         row = len(ids) - 1 - ids[::-1].index(twice)
         raise UserError(f"two samples have the id {twice!r:.80}", where=where(row), fix="Give every sample its own id")
     column = {task: place for place, task in enumerate(tasks)}
-    size = max([n_chunks or 0, *(int(chunk) + 1 for chunk in set(chunks))])
+    chunks = samples["chunk"].to_numpy()
+    size = max(n_chunks or 0, int(chunks.max(initial=-1)) + 1)
     counts = np.zeros((size, len(tasks)), dtype=np.int64)
     if size:
-        np.add.at(
-            counts, (np.asarray(chunks, dtype=np.int64), np.array([column[name] for name in names], dtype=np.int64)), 1
-        )
-    lost = [fault for fault in scan.faults if fault.reason in LOSSES]
-    other = [fault for fault in scan.faults if fault.reason not in LOSSES]
+        of = np.array([column[name] for name in named], dtype=np.int64)
+        np.add.at(counts, (chunks, of[coded.indices.to_numpy()]), 1)
+    lost = [fault for fault in faults if fault.reason in LOSSES]
+    other = [fault for fault in faults if fault.reason not in LOSSES]
     meta = {
-        "version": 1 if scan.one_each else 2,
+        "version": 1 if one_each else 2,
         "seed": seed,
         "format": records.format,
-        "shards": scan.shards,
+        "shards": list(shards),
         "tasks": [dataclasses.asdict(spec) for spec in tasks.values()],
         "plan": Plan(tuple(tasks), counts).to_json(),
         "eval": evaluation.digest if evaluation else None,
-        "n_faults": len(scan.faults),
+        "n_faults": len(faults),
         "faults": [dataclasses.asdict(fault) for fault in (lost + other)[:FAULTS_KEPT]],
     }
     if lost:

@@ -86,9 +86,14 @@ class ShardScan:
         """Whether every sample has exactly one picture."""
         return set(self.rows) <= {1} and "" not in self.columns["image_ext"]
 
-    def table(self, chunks: Sequence[int] | np.ndarray) -> pa.Table:
-        """The index table; `chunks` [n] gives each sample's chunk."""
-        columns = {**self.columns, "position": np.arange(len(self)), "chunk": np.asarray(chunks, dtype=np.int32)}
+    def table(self, chunks: Sequence[int] | np.ndarray, position: int = 0, shard: int = 0) -> pa.Table:
+        """The index table; `chunks` [n] gives each sample's chunk, `position` and `shard` are those of the first."""
+        columns = {
+            **self.columns,
+            "position": np.arange(position, position + len(self)),
+            "chunk": np.asarray(chunks, dtype=np.int32),
+            "shard": np.asarray(self.columns["shard"], dtype=np.int32) + np.int32(shard),
+        }
         arrays = {field.name: pa.array(columns[field.name], field.type) for field in SCHEMA}
         if set(self.rows) - {1}:
             sample = pa.array(np.repeat(np.arange(len(self)), self.rows))
