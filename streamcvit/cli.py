@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import __version__, cliscore, cliuse
+from streamcvit import __version__, cliimport, cliscore, cliuse
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, plain_streams
 
@@ -321,6 +321,7 @@ def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a ru
     out.print(results_table(records))
 
 
+app.command("import")(cliimport.import_)
 app.command()(cliuse.predict)
 app.command()(cliscore.score)
 

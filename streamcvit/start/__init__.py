@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from streamcvit.pipeline import load_config
 from streamcvit.run.plans import files_plan
 from streamcvit.start.gather import Gathered, Gathering
 from streamcvit.start.recipe import Recipe, recipe, stream_recipe
-from streamcvit.start.survey import MADE, survey
+from streamcvit.start.survey import MADE, Survey, survey
 
 
 @dataclass
@@ -35,7 +36,13 @@ class Start:
 
 
 def begin(
-    folder: Path, to: Path | None = None, *, test_share: float = 0.1, seed: int = 0, force: bool = False
+    folder: Path,
+    to: Path | None = None,
+    *,
+    test_share: float = 0.1,
+    seed: int = 0,
+    force: bool = False,
+    only: Callable[[Survey], Survey] = lambda found: found,
 ) -> Start:
     """Look at a folder of data and write a pipeline for it, whole or not at all; the same folder and seed, the same.
 
@@ -45,6 +52,7 @@ def begin(
         test_share: of a task's rows that become its test set, where there is none.
         seed: of that draw, and of the run.
         force: write over what an earlier call wrote.
+        only: takes of what lies there what is wanted.
 
     Raises:
         UserError: nothing usable lies there, the file is there already, or nothing can be written there.
@@ -53,7 +61,7 @@ def begin(
     to = (root / "pipeline.yaml" if to is None else to).absolute()
     made = to.with_name(to.stem + MADE)
     part = to.with_name(f".{made.name}.part")
-    found = survey(root)
+    found = only(survey(root))
     for there in (to, made):
         if there.exists() and not (force and _is_ours(there, to)):
             fix = "Name another file with --to" + ("" if force else ", or add --force")

@@ -4,10 +4,13 @@ test rows where they are not. New files of rows go into a folder of their own; t
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.files.spool import Nothing
@@ -20,6 +23,7 @@ from streamcvit.start.shapes import as_line, class_rows, format_of, peek, rename
 from streamcvit.start.survey import Source, Survey, named
 
 SHOWN = 3
+_GOOD, _BAD, _TWICE = 0, 1, 2
 
 
 @dataclass
@@ -75,15 +79,15 @@ class Gathering:
                 parts.setdefault(source.task, {}).setdefault(source.part, []).append(looked)
         classes = self._classes(parts)
         alone = not any(by.keys() & {"train", ""} for by in parts.values())
-        taken: list[tuple[str, set[int]]] = []
+        taken: list[tuple[str, np.ndarray]] = []
         # Of several that hold the same samples the one of the shortest name stays.
         for name, by in sorted(parts.items(), key=lambda item: (_shortest(item[1]), item[0])):
             train, test = self._parted(name, by, alone)
             first = train or test
             if first is None:
                 continue
-            names = set(first.seen.names)
-            if twin := next((other for other, known in taken if len(names & known) > 0.5 * len(names)), None):
+            names = np.unique(np.frombuffer(first.seen.names, np.uint64))
+            if twin := next((other for other, known in taken if np.isin(names, known).mean() > 0.5), None):
                 for one in filter(None, (train, test)):
                     self._pass(one, f"holds the samples of task {twin} again")
                 continue
@@ -224,7 +228,7 @@ class Gathering:
             self._say_odd(name, one)
         if train is None:
             self._out.odd.append(f"{name}: nothing to learn from lies beside {test.name}: it is only tested")
-        elif both := len(set(train.seen.texts) & set(test.seen.texts)):
+        elif both := _shared(train, test):
             self._out.odd.append(f"{name}: {both} of {len(test.seen)} test samples are in the training set too")
         return Task(name, train, test, drawn=drawn)
 
@@ -233,21 +237,30 @@ class Gathering:
 
         Rows that cannot be read go to the training set, where a run counts them; those that come twice are left out.
         """
-        path, keys = self._root / whole.path, list[tuple[str, str] | None]()
+        path, keys = self._root / whole.path, (array("Q"), array("Q"))
+        sorts = bytearray()  # of each row: good, bad, or there already
         reading = Reading(name, whole.format, self._root / whole.images, spool=Nothing())
         for (_, _, raw), row in zip(rows_of(path), reading.rows(path), strict=True):
-            keys.append(("", row.reason) if isinstance(row, Quarantined) else self._keys(whole.format, raw))
-        good = [key for key in keys if key and key[0]]
-        wanted = min(max(1, round(self._share * len(good))), len(good) - 1)
-        tested, by = self._drawn([key[0] for key in good], wanted), 0
-        if 2 * sum(key[0] in tested for key in good) < wanted:
-            tested, by = self._drawn([key[1] for key in good], wanted, least=True), 1
+            bad = isinstance(row, Quarantined)
+            sorts.append((_TWICE if row.reason == "duplicate" else _BAD) if isinstance(row, Quarantined) else _GOOD)
+            for known, key in zip(keys, (0, 0) if bad else self._keys(whole.format, raw), strict=True):
+                known.append(key)
+        good = np.frombuffer(sorts, np.uint8) == _GOOD
+        drawn_by = [np.frombuffer(one, np.uint64) for one in keys]
+        wanted = min(max(1, round(self._share * int(good.sum()))), int(good.sum()) - 1)
+        tested = good & np.isin(drawn_by[0], self._drawn(drawn_by[0][good], wanted))
+        if 2 * tested.sum() < wanted:
+            tested = good & np.isin(drawn_by[1], self._drawn(drawn_by[1][good], wanted, least=True))
             self._out.odd.append(f"{name}: so few pictures that training and test set share them: parted by row")
-        if not tested:
+        if not tested.any():
             self._pass(whole, "all its rows say the same: no test set can be parted off")
             return None
+        kept = {"train": ~tested & (np.frombuffer(sorts, np.uint8) != _TWICE), "test": tested}
         files = {
-            part: self._write(f"{name}-{part}", self._side(path, keys, tested, by, part)) for part in ("train", "test")
+            part: self._write(
+                f"{name}-{part}", (row for one, (_, _, row) in zip(these, rows_of(path), strict=True) if one)
+            )
+            for part, these in kept.items()
         }
         if whole.made:
             path.unlink()
@@ -259,43 +272,38 @@ class Gathering:
             whole.notes = []
         return sides[0], sides[1]
 
-    def _keys(self, format: str, raw: Any) -> tuple[str, str]:
+    def _keys(self, format: str, raw: Any) -> tuple[int, int]:
         """What draws a row: its first picture (or its prompt); and all that it says but its id."""
         record = FORMATS[format](raw)
         prompt = record.prompt or record.whole or f"{record.question}\n{record.instruction}"
         said = repr((record.pictures, prompt, record.answers, record.turns))
         return self._hash(record.pictures[0] if record.pictures else prompt), self._hash(said)
 
-    def _hash(self, key: str | bytes) -> str:
+    def _hash(self, key: str | bytes) -> int:
         data = key if isinstance(key, bytes) else key.encode(errors="surrogatepass")
-        return hashlib.blake2b(data, digest_size=16, key=str(self._seed).encode()).hexdigest()
+        digest = hashlib.blake2b(data, digest_size=16, key=str(self._seed).encode()).digest()
+        return int.from_bytes(digest[:8])
 
     @staticmethod
-    def _drawn(keys: list[str], wanted: int, least: bool = False) -> set[str]:
+    def _drawn(keys: np.ndarray, wanted: int, least: bool = False) -> np.ndarray:
         """Of the keys, in their order, as many as have no more than so many rows together.
 
         Args:
+            keys: integers [n].
+            wanted: rows.
             least: one at least, if others are left.
         """
-        sizes: dict[str, int] = {}
-        for key in keys:
-            sizes[key] = sizes.get(key, 0) + 1
-        drawn, total = set(), 0
-        for key in sorted(sizes):
-            if total + sizes[key] <= wanted:
-                drawn.add(key)
-                total += sizes[key]
-        if not drawn and least and len(sizes) > 1:
-            drawn = {min(sorted(sizes), key=sizes.__getitem__)}
-        return drawn
-
-    @staticmethod
-    def _side(path: Path, keys: list[tuple[str, str] | None], tested: set[str], by: int, part: str) -> Iterable[Any]:
-        for key, (_, _, raw) in zip(keys, rows_of(path), strict=True):
-            assert key is not None
-            bad = not key[0]
-            if (key[by] in tested and not bad) == (part == "test") and not (bad and key[1] == "duplicate"):
-                yield raw
+        values, sizes = np.unique(keys, return_counts=True)
+        drawn, total = np.zeros(len(values), dtype=bool), 0
+        for place, size in enumerate(sizes):
+            if total == wanted:
+                break
+            if total + size <= wanted:
+                drawn[place] = True
+                total += int(size)
+        if not drawn.any() and least and len(values) > 1:
+            drawn[np.argmin(sizes)] = True
+        return values[drawn]
 
     def _say_odd(self, name: str, one: Looked) -> None:
         report, seen = one.report, one.seen
@@ -326,6 +334,11 @@ class Gathering:
             if folder not in used:
                 name = folder.relative_to(self._root).as_posix()
                 self._out.unused.append((f"{name}/", f"pictures that no rows name: {len(names)}"))
+
+
+def _shared(one: Looked, other: Looked) -> int:
+    """How many rows say the same in both."""
+    return len(np.intersect1d(np.frombuffer(one.seen.texts, np.uint64), np.frombuffer(other.seen.texts, np.uint64)))
 
 
 def _shortest(by: dict[str, list[Looked]]) -> int:

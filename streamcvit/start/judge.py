@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from streamcvit.data.sample import TaskSpec
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, check_test_set
@@ -40,7 +42,7 @@ class Judgement:
 def judge(seen: Seen, test: Seen) -> Judgement:
     """By the answers of all rows (`seen`); those of the test set must have what the rules read."""
     count = len(seen)
-    longest = sorted(seen.lengths)[math.ceil(0.99 * count) - 1]
+    longest = int(np.sort(np.frombuffer(seen.lengths, np.int64))[math.ceil(0.99 * count) - 1])
     scorer, follow, what = _kind(seen)
     odd = []
     try:

@@ -15,6 +15,17 @@ SHOWN = 20
 
 def said(start: Start) -> Iterator[str]:
     """Lines for a person: what was found, what is odd, what was written, and what to do next."""
+    yield from found_lines(start)
+    yield "\nWritten:"
+    yield from (f"  {_near(file)}" for file in start.written[:SHOWN])
+    if len(start.written) > SHOWN:
+        yield f"  and {len(start.written) - SHOWN} more files of rows"
+    name = shlex.quote(_near(start.pipeline))
+    yield f"\nNext:\n  streamcvit check {name}\n  streamcvit run {name}"
+
+
+def found_lines(start: Start) -> Iterator[str]:
+    """Lines for a person: what was found, and what is odd."""
     widths = [max(map(len, column)) for column in zip(*start.table, strict=True)]
     for row in start.table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -24,12 +35,6 @@ def said(start: Start) -> Iterator[str]:
             yield from (f"  {' '.join(line.split()):.500}" for line in lines[:SHOWN])
             if len(lines) > SHOWN:
                 yield f"  and {len(lines) - SHOWN} more"
-    yield "\nWritten:"
-    yield from (f"  {_near(file)}" for file in start.written[:SHOWN])
-    if len(start.written) > SHOWN:
-        yield f"  and {len(start.written) - SHOWN} more files of rows"
-    name = shlex.quote(_near(start.pipeline))
-    yield f"\nNext:\n  streamcvit check {name}\n  streamcvit run {name}"
 
 
 def _by_reason(unused: list[tuple[str, str]]) -> list[str]:
