@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streamcvit.data.files.origins import ENDING
 from streamcvit.data.shards.index import INDEX_NAME
 from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config
@@ -88,7 +89,7 @@ def begin(
 
 def _is_ours(there: Path, to: Path) -> bool:
     """Whether it may be written over: a file, or a folder of nothing but what is made."""
-    return there.is_file() if there == to else all(one.suffix == ".jsonl" for one in there.iterdir())
+    return there.is_file() if there == to else all(one.suffix in (".jsonl", ENDING) for one in there.iterdir())
 
 
 def _rename(gathered: Gathered, part: Path, made: Path) -> None:
@@ -108,7 +109,7 @@ def _place(written: Recipe, gathered: Gathered, to: Path, part: Path, made: Path
             files_plan(config.stream.scenario, trained, seed=0)
         wanted = {Path(one.path).name for task in gathered.tasks for one in (task.train, task.test) if one and one.made}
         for file in part.iterdir() if part.exists() else ():
-            if file.name not in wanted:  # of a task that was passed over
+            if file.name.removesuffix(ENDING) not in wanted:  # of a task that was passed over
                 file.unlink()
         if made.exists():
             shutil.rmtree(made)
@@ -117,5 +118,5 @@ def _place(written: Recipe, gathered: Gathered, to: Path, part: Path, made: Path
         os.replace(draft, to)
     finally:
         draft.unlink(missing_ok=True)
-    files = [to, *sorted(made.iterdir())] if wanted else [to]
+    files = [to, *sorted(one for one in made.iterdir() if one.suffix != ENDING)] if wanted else [to]
     return Start(written.table, gathered.odd, gathered.unused, to, files)

@@ -4,14 +4,16 @@ test rows where they are not. New files of rows go into a folder of their own; t
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from streamcvit.data.files.origins import REFUSED, Noting, beside, origins_of
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.files.spool import Nothing
 from streamcvit.data.files.tasks import Reading
@@ -124,7 +126,8 @@ class Gathering:
             path, made = source.path, source.tar or columns is not None
             if made:
                 rows = rows_in(source, self._root, faults.append)
-                path = self._write(f"{source.task}-{source.part or 'all'}", map(columns.row, rows) if columns else rows)
+                found = ((*where, columns.row(row) if columns else row) for *where, row in rows)
+                path = self._write(f"{source.task}-{source.part or 'all'}", found)
                 notes += ["rows and pictures copied out of the tars"] if source.tar else []
             images = image_root(records, source.files[0].parent, self._root, self._found.folders)
             report, seen = look(self._root / path, format, self._root / images, source.task)
@@ -141,22 +144,20 @@ class Gathering:
             return None
         return Looked(path, source.path, format, images, report, seen, notes, made)
 
-    def _write(self, name: str, rows: Iterable[Any]) -> str:
-        """A new file of rows; rows that are none are left out, and said."""
+    def _write(self, name: str, rows: Iterable[tuple[str, int, Any]]) -> str:
+        """A new file of rows, and beside it which row of which file each was; of rows that are none, why."""
         self._made.mkdir(parents=True, exist_ok=True)
         path, number = self._made / f"{name}.jsonl", 1
         while path.exists():
             number += 1
             path = self._made / f"{name}-{number}.jsonl"
-        bad: list[str] = []
+        origins = Noting()
         with path.open("w", encoding="utf-8") as out:
-            for row in rows:
-                if isinstance(row, ValueError):
-                    bad.append(str(row))
-                else:
-                    out.write(as_line(row))
-        if bad:
-            self._out.odd.append(f"{name}: rows left out: {len(bad)}: {'; '.join(bad[:SHOWN])}")
+            for file, place, row in rows:
+                origins.add(file, place)
+                refused = isinstance(row, ValueError)
+                out.write(f"{REFUSED}{json.dumps(str(row))}\n" if refused else as_line(row))
+        origins.save(path)
         return str(path)
 
     def _classes(self, parts: dict[str, dict[str, list[Looked]]]) -> dict[str, list[str]]:
@@ -173,7 +174,8 @@ class Gathering:
             task, part = named(self._root, above.relative_to(self._root).parts)
             if task in parts and task not in classes:
                 task += "_classes"
-            path = self._write(f"{task}-{part or 'all'}", class_rows(self._root, labels))
+            rows = ((str(above), place, row) for place, row in enumerate(class_rows(self._root, labels)))
+            path = self._write(f"{task}-{part or 'all'}", rows)
             report, seen = look(Path(path), "qa", self._root, task)
             name = above.relative_to(self._root).as_posix()
             looked = Looked(path, f"{name}/CLASS/", "qa", "", report, seen, ["a row a picture, named by folder"], True)
@@ -258,12 +260,13 @@ class Gathering:
         kept = {"train": ~tested & (np.frombuffer(sorts, np.uint8) != _TWICE), "test": tested}
         files = {
             part: self._write(
-                f"{name}-{part}", (row for one, (_, _, row) in zip(these, rows_of(path), strict=True) if one)
+                f"{name}-{part}", (row for one, row in zip(these, _with_origins(path), strict=True) if one)
             )
             for part, these in kept.items()
         }
         if whole.made:
             path.unlink()
+            beside(path).unlink()
         sides = []
         for part, file in files.items():
             report, seen = look(Path(file), whole.format, self._root / whole.images, name)
@@ -334,6 +337,15 @@ class Gathering:
             if folder not in used:
                 name = folder.relative_to(self._root).as_posix()
                 self._out.unused.append((f"{name}/", f"pictures that no rows name: {len(names)}"))
+
+
+def _with_origins(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """(file, number in it, row) of the rows of a file; of one that was made, as they were before."""
+    current, origins = None, None
+    for file, number, row in rows_of(path):
+        if file != current:
+            current, origins = file, origins_of(file)
+        yield *(origins.of(number) if origins else (str(file), number)), row
 
 
 def _shared(one: Looked, other: Looked) -> int:

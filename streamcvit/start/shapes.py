@@ -60,9 +60,9 @@ class Columns:
         return f"picture from column {self.picture!r}, question from {asked}, answer from column {self.answer!r}"
 
 
-def peek(rows: Iterable[Any]) -> list[Any]:
+def peek(rows: Iterable[tuple[str, int, Any]]) -> list[Any]:
     """The first rows."""
-    return list(islice(rows, PEEK))
+    return [row for _, _, row in islice(rows, PEEK)]
 
 
 def format_of(rows: Sequence[Any]) -> tuple[str, list[Record], str]:
@@ -130,22 +130,24 @@ def renamed(rows: Sequence[Any], format: str, records: Sequence[Record]) -> Colu
     return columns if lost and not named else None
 
 
-def rows_in(source: Source, root: Path, told: Callable[[str], None] = lambda _: None) -> Iterator[Any]:
-    """The rows of a source; of tars with their pictures in them.
+def rows_in(source: Source, root: Path, told: Callable[[str], None] = lambda _: None) -> Iterator[tuple[str, int, Any]]:
+    """(file, number in it, row) of a source; rows of tars with their pictures in them.
 
     Args:
         told: what is wrong with a tar.
     """
     if not source.tar:
-        for _, _, row in rows_of(root / source.path):
-            yield row
+        for path, number, row in rows_of(root / source.path):
+            yield str(path), number, row
         return
     record = _record(source)
     for file in source.files:
         with contextlib.closing(open_binary(str(file))) as stream:
+            number = 0
             for found in scan_groups(HashingStream(stream), file.name, record):
                 if isinstance(found, Group):
-                    yield _tar_row(found, record)
+                    yield str(file), number, _tar_row(found, record)
+                    number += 1
                 else:
                     told(str(found))
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from streamcvit.data import strictjson
 from streamcvit.data.files import tables
+from streamcvit.data.files.origins import REFUSED
 from streamcvit.data.locations import open_regular
 from streamcvit.errors import UserError
 
@@ -28,6 +29,7 @@ MAX_FILE = 2 << 30
 MAX_LINE = 4 * strictjson.MAX_TEXT
 """Bytes of a line of JSON lines."""
 
+_REFUSED = REFUSED.encode()
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _PACKED = {b"\x1f\x8b": "packed with gzip", b"PK\x03\x04": "a ZIP archive or an Excel workbook", b"BZh": "packed"}
@@ -143,6 +145,8 @@ def _line_rows(stream: BinaryIO) -> Iterator[Any]:
             yield ValueError(f"a line of more than {MAX_LINE} bytes")
         elif line.strip():
             try:
+                if line.startswith(_REFUSED):
+                    raise ValueError(strictjson.loads(line.removeprefix(_REFUSED)))
                 yield strictjson.loads(line)
             except ValueError as fault:
                 yield fault

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcvit.data.files.origins import origins_of
 from streamcvit.data.files.report import FileReport, ImportReport, TaskReport
 from streamcvit.data.files.rows import rows_of
 from streamcvit.data.files.spool import Spool
@@ -138,7 +139,11 @@ class Reading:
         self.report.file = os.fspath(path)
         seen = Taken()
         ids = Ids() if ids is None else ids
+        current, origins = None, None
         for file, number, raw in rows_of(Path(path)):
+            if file != current:
+                current, origins = file, origins_of(file)
+                self.report.file = origins.files[0] if origins and origins.files else self.report.file
             self.report.rows += 1
             name = f"{self.task}/{file.stem}/{number:06d}"
             try:
@@ -153,7 +158,8 @@ class Reading:
                 reason = fault.reason if isinstance(fault, BadRow) else "json"
                 if reason == "shape" and self.odd is None:
                     self.odd = raw
-                bad = Quarantined(-1, name, reason, f"{file}: row {number}: {fault}")
+                where, row_number = origins.of(number) if origins else (file, number)
+                bad = Quarantined(-1, name, reason, f"{where}: row {row_number}: {fault}")
                 self.report.add_bad(bad)
                 yield bad
                 continue
