@@ -103,9 +103,12 @@ class _Lines:
     """Says now and then how many rows were read; how far the writing is, the writer says itself."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._last = say, time.monotonic()
+        self._say, self._last = say, 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "reading" and (now := time.monotonic()) - self._last >= _SAY_EVERY:
-            self._last = now
+        now = time.monotonic()
+        if stage == "reading" and now - (self._last or now) >= _SAY_EVERY:
             self._say(f"reading: {done} rows")
+        elif self._last:
+            return
+        self._last = now

@@ -30,7 +30,7 @@ USUAL = (640, 480)
 """Of a picture where nothing is known of a stream's own: COCO's most frequent size."""
 LOOKED_AT = 32
 """Pictures of a stream whose sizes are looked at."""
-_QUICK = 16 << 20  # bytes of a JSON list, which is read as a whole, in well under a second
+_QUICK = 16 << 20  # bytes of a JSON list whose pictures are looked at
 _ROOM = 128  # tokens for question and answer
 
 Size = tuple[int, int]

@@ -7,17 +7,21 @@ range) is refused where it comes in.
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_DEPTH = 64
 """Lists and objects within one another."""
 MAX_TEXT = 16 << 20
 """Characters of a record or row (four bytes each at most: it fits into a shard's member)."""
+PART = 1 << 20
+"""Characters of a list of rows that are read at once."""
 _DIGITS = 20
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NUMBER = re.compile(r"[-+.eE0-9]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -78,33 +82,83 @@ def rows(text: str) -> Iterator[Any]:
     Raises:
         ValueError: the text is no JSON list (rows before the fault have been given by then).
     """
+    return read_rows(io.StringIO(text, newline="").read)
 
-    def skip(place: int) -> int:
-        return _SPACE.match(text, place).end()  # type: ignore[union-attr]
 
-    place = skip(0)
-    if text[place : place + 1] != "[":
+def read_rows(read: Callable[[int], str]) -> Iterator[Any]:
+    """As `rows`, of a text that comes in parts; no more of it is held than a part and a row.
+
+    Args:
+        read: so many characters of what follows; fewer only at the end.
+    """
+    window = _Window(read)
+    if window.skip() != "[":
         raise ValueError("it is no list")
-    place = skip(place + 1)
-    while text[place : place + 1] != "]":
-        try:
-            row, place = _decode(text, place)
-        except _Refused as refused:
-            row = refused
+    window.place += 1
+    while window.skip() != "]":
+        yield window.row()
+        if window.skip() == ",":
+            window.place += 1
+            if window.skip() == "]":
+                raise ValueError(f"expected a row at character {window.at}")
+        elif window.skip() != "]":
+            raise ValueError(f"expected a comma at character {window.at}")
+    window.place += 1
+    if window.skip():
+        raise ValueError(f"something follows the list at character {window.at}")
+
+
+class _Window:
+    """A part of a text that moves on."""
+
+    def __init__(self, read: Callable[[int], str]) -> None:
+        self._read, self._before, self._ended = read, 0, False
+        self.text, self.place = "", 0
+
+    @property
+    def at(self) -> int:
+        """The place in the whole text."""
+        return self._before + self.place
+
+    def _more(self) -> bool:
+        """Let go of what lies behind, and read on by as much as is held; false at the end."""
+        if self._ended:
+            return False
+        part = self._read(max(PART, len(self.text) - self.place))
+        self._before += self.place
+        self.text, self.place, self._ended = self.text[self.place :] + part, 0, not part
+        return bool(part)
+
+    def skip(self) -> str:
+        """Go past blanks; the character behind them, empty at the end."""
+        while True:
+            self.place = _SPACE.match(self.text, self.place).end()  # type: ignore[union-attr]
+            if self.place < len(self.text) or not self._more():
+                return self.text[self.place : self.place + 1]
+
+    def row(self) -> Any:
+        """The value that begins here."""
+        while True:
             try:
-                place = _LENIENT.raw_decode(text, place)[1]
+                value, end = self._value()
+            except json.JSONDecodeError as fault:
+                # Perhaps only its end is not here yet; of one that is longer than a row may be, it never will be.
+                if len(self.text) - self.place > 4 * MAX_TEXT or not self._more():
+                    raise ValueError(f"{fault.msg} at character {self._before + fault.pos}") from None
+                continue
+            # A number may go on behind what is here.
+            if _NUMBER.match(self.text, end).end() < len(self.text) or not self._more():  # type: ignore[union-attr]
+                self.place = end
+                return value
+
+    def _value(self) -> tuple[Any, int]:
+        try:
+            return _decode(self.text, self.place)
+        except _Refused as refused:
+            try:
+                return refused, _LENIENT.raw_decode(self.text, self.place)[1]
             except (RecursionError, StopIteration):
                 raise ValueError(str(refused)) from None
-        yield row
-        place = skip(place)
-        if text[place : place + 1] == ",":
-            place = skip(place + 1)
-            if text[place : place + 1] == "]":
-                raise ValueError(f"expected a row at character {place}")
-        elif text[place : place + 1] != "]":
-            raise ValueError(f"expected a comma at character {place}")
-    if skip(place + 1) < len(text):
-        raise ValueError(f"something follows the list at character {place + 1}")
 
 
 def _decode(text: str, start: int, most: int | None = None) -> tuple[Any, int]:

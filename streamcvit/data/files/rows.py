@@ -1,8 +1,7 @@
 """Rows of task files, one at a time, whatever kind of file they lie in; the kind is told by the file.
 
 JSON (a list of rows), JSON lines, CSV, Parquet, Arrow; a folder of Parquet or Arrow files (as Hugging Face `datasets`
-saves one), or a pattern (`train-*.parquet`). All but a JSON list are read row by row, so memory does not grow with the
-file.
+saves one), or a pattern (`train-*.parquet`). All are read row by row, so memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from streamcvit.data.locations import open_regular
 from streamcvit.errors import UserError
 
 MAX_FILE = 2 << 30
-"""Bytes of a JSON list, which is read as a whole (LLaVA's mix of 665,000 rows has half of it)."""
+"""Bytes of a JSON list (LLaVA's mix of 665,000 rows has half of it), or of a file of annotations."""
 MAX_LINE = 4 * strictjson.MAX_TEXT
 """Bytes of a line of JSON lines."""
 
@@ -129,9 +128,11 @@ def _list_rows(stream: BinaryIO, path: Path) -> Iterator[Any]:
     if (size := os.fstat(stream.fileno()).st_size) > MAX_FILE:
         fix = "Split the file, or write JSON lines, which may have any length"
         raise UserError(f"{size} bytes; at most {MAX_FILE} are read", where=str(path), fix=fix)
-    text = io.TextIOWrapper(stream, encoding="utf-8", newline="").read()
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
     try:
-        yield from strictjson.rows(text)
+        yield from strictjson.read_rows(text.read)
+    except UnicodeDecodeError:
+        raise
     except ValueError as fault:
         fix = f"Fetch the file again, or name it after its kind (*.jsonl, *.csv); {_READ}"
         raise UserError(f"is no JSON list of rows: {fault}", where=str(path), fix=fix) from None
