@@ -127,9 +127,9 @@ def _of_files(
 def _wanted(kind: str, source: Path, found: Survey) -> Iterator[Source]:
     for one in found.sources:
         if source.is_file():
-            if source.absolute() in one.files:
-                yield replace(one, path=source.name, files=(source.absolute(),)) if len(one.files) > 1 else one
-            continue
+            if source.absolute() not in one.files:
+                continue
+            one = replace(one, path=source.name, files=(source.absolute(),)) if len(one.files) > 1 else one
         table = any(file.is_dir() or file.suffix in (".parquet", ".arrow") for file in one.files)
         csv = all(file.suffix.lower() in (".csv", ".tsv") for file in one.files)
         if kind == "files" or (kind == "csv" and csv) or (kind == "hf" and table):
