@@ -17,6 +17,7 @@ err = Screen(stderr=True)
 
 _SAY_EVERY = 10.0  # seconds, where there is no bar
 _DRAW_EVERY = 0.1
+_WORDS = {"reading": "rows read", "writing": "samples written"}
 
 
 def import_(
@@ -78,7 +79,6 @@ def _watching(say: Callable[[str], None]) -> Iterator[Callable[[str, int, int], 
         return
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    words = {"reading": "rows read", "writing": "samples written"}
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -90,7 +90,7 @@ def _watching(say: Callable[[str], None]) -> Iterator[Callable[[str, int, int], 
         def watch(stage: str, done: int, total: int) -> None:
             nonlocal last
             if stage not in tasks:
-                tasks[stage] = bar.add_task(words[stage], total=total or None, told="")
+                tasks[stage] = bar.add_task(_WORDS[stage], total=total or None, told="")
             elif done != total and time.monotonic() - last < _DRAW_EVERY:
                 return
             last = time.monotonic()
@@ -100,15 +100,16 @@ def _watching(say: Callable[[str], None]) -> Iterator[Callable[[str, int, int], 
 
 
 class _Lines:
-    """Says now and then how many rows were read; how far the writing is, the writer says itself."""
+    """Says now and then how many rows were read, and how many samples written."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._last = say, 0.0
+        self._say, self._stage, self._began, self._last = say, "", 0.0, 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage == "reading" and now - (self._last or now) >= _SAY_EVERY:
-            self._say(f"reading: {done} rows")
-        elif self._last:
-            return
-        self._last = now
+        if stage != self._stage:
+            self._stage, self._began, self._last = stage, now, now
+        elif now - self._last >= _SAY_EVERY:
+            self._last = now
+            left = f" of {total}, about {(now - self._began) / done * (total - done):.0f} s left" if total else ""
+            self._say(f"{_WORDS[stage]}: {done}{left}")

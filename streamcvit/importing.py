@@ -77,9 +77,11 @@ def import_stream(
         config = load_config(None, [*(f"stream.{key}={json.dumps(value)}" for key, value in own.items()), *given])
     else:
         config = _of_files(kind, source, made, given, seed, test_share, say)
-    index = prepare_stream(config, to, say, watch, resume=True)
-    shutil.rmtree(made, ignore_errors=True)
-    return index
+    try:
+        return prepare_stream(config, to, watch=watch, resume=True)
+    finally:
+        if not begun(to):
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def begun(to: Path) -> bool:
