@@ -40,6 +40,9 @@ SCORES = pa.schema(
 FAMILIES = ("strcvit", "strict")
 """Families of scorers, in the order of the rows."""
 
+KINDS = ("zero", "boundary", "unseen")
+"""What a row is of: before any learning, a task seen by then, a task that is not."""
+
 DIGEST = 64  # characters of a SHA-256
 
 _NUMBERS = ("version", "score", "following", "n", "low", "high", "seconds", "disagreements")
@@ -54,11 +57,13 @@ class Scores:
 
     Args:
         index: the stream.
-        n_chunks: of the stream as the method reads it; 0 where it learns nothing.
+        counts: [T, tasks] samples of each task in each chunk, as the method reads the stream; T is 0 where it learns
+            nothing.
     """
 
-    def __init__(self, index: StreamIndex, n_chunks: int) -> None:
-        self.tasks, self.n_chunks = list(index.tasks), n_chunks
+    def __init__(self, index: StreamIndex, counts: np.ndarray) -> None:
+        self.tasks, self.counts, self.n_chunks = list(index.tasks), counts, (n_chunks := len(counts))
+        self._seen = np.cumsum(counts, axis=0) > 0
         self.in_average = [task for task, spec in index.tasks.items() if spec.in_average]
         self.columns: dict[str, dict[str, int]] = defaultdict(dict)  # task -> sample id -> its place
         test = index.eval_index()
@@ -124,33 +129,34 @@ class Scores:
                 row[name] = value
 
     def means(self, chunk: int) -> dict[str, float]:
-        """Task to its score at a boundary, in points, of the tasks scored there."""
-        scored = zip(self.tasks, self._rows["there"][1 + chunk].any(axis=-1), strict=True)
+        """Task to its score at a boundary, in points, of the tasks scored there that are seen by then (`ZERO`: all)."""
+        here = self._scored()[1 + chunk]
+        scored = zip(self.tasks, here if chunk == ZERO else here & self._seen[chunk], strict=True)
         return {task: float(np.nanmean(self._points[task][1 + chunk])) for task, there in scored if there}
 
     def table(self) -> pa.Table:
         """The rows of `scores.parquet`, by chunk, task and family."""
         chunk, task, family = np.nonzero(self._rows["there"])
         rows = self._rows[chunk, task, family]
+        seen = np.concatenate([np.zeros((1, len(self.tasks)), bool), self._seen])[chunk, task]
         columns = {
             **{name: np.ascontiguousarray(rows[name]) for name in _NUMBERS},
             "digest": pa.array(self._digests[chunk, task], pa.binary()),
             "chunk": chunk - 1,
             "task": _names(task, self.tasks),
-            "kind": _names(chunk > 0, ["zero", "boundary"]),
+            "kind": _names(np.where(chunk == 0, 0, 2 - seen), KINDS),
             "metric": _names(rows["metric"], self._metrics),
             "family": _names(family, FAMILIES),
         }
         return pa.table({name: columns[name] for name in SCORES.names}).cast(SCORES)
 
-    def summary(self, counts: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+    def summary(self, draws: int, seed: int) -> dict[str, Any]:
         """The content of `summary.json`, up to the last chunk that has scores, the first one at least.
 
         Args:
-            counts: [T, tasks] samples of each task in each chunk.
             draws, seed: of the bootstrap.
         """
-        there = self._scored()
+        there, counts = self._scored(), self.counts
         if only_zero := self.n_chunks == 0:
             rows, counts = slice(0, 1), np.ones((1, len(self.tasks)), int)
         else:
