@@ -289,6 +289,7 @@ class EvaluationConfig(Section):
         "(all that forward transfer needs) or, where it never comes, after the last; null: `ends` for tasks that are "
         "only tested (the built-in ones excepted), `never` for others",
     )
+    mif_tasks: list[str] = Field(default_factory=list, description="the tasks that MIF holds; empty: all")
 
 
 class ClusterConfig(Section):

@@ -4,8 +4,8 @@ All are 95 % percentile intervals of the paired bootstrap (Efron and Tibshirani,
 systems): a draw resamples the samples of a task with replacement, and the same samples at every chunk and in both
 runs. Tasks are resampled apart. The bootstrap of a small test set is too narrow: its variance is (n - 1) / n of the
 unbiased one, and its quantiles are the normal's, not Student's. Draws are stretched by both (`stretch`), and held
-within the points that there are. Nothing here speaks of another seed of training. CIDEr keeps each row's points as they are:
-its document frequencies are not estimated anew in a draw.
+within the points that there are. Nothing here speaks of another seed of training. CIDEr keeps each row's points as they
+are: its document frequencies are not estimated anew in a draw.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import numpy as np
 DRAWS, LEVEL = 1000, 0.95
 Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
+OFTEN = 4
+"""How much oftener a sample is drawn than one that stands for what a test set that is all right or all wrong hides."""
 BLOCK = 30_000
 """Numbers held at once. Draws come in blocks, so that neither a large test set nor a long stream needs them all; so
 few also stay in the cache."""
@@ -51,7 +53,7 @@ def student(freedom: int) -> float:
 
 
 def stretch(n: np.ndarray | int, whole: int) -> np.ndarray:
-    """How much wider draws of means of n samples of a test set of `whole` must spread; 1 where one sample tells none."""
+    """How much wider draws of means of n samples of a test set of `whole` must spread; 1 where there is one sample."""
     many = np.asarray(n) > 1
     unbiased = np.sqrt(np.where(many, n, 2) / np.where(many, np.asarray(n) - 1, 1))
     return np.where(many, unbiased * (student(whole - 1) / Z if whole > 1 else 1.0), 1.0)
@@ -64,37 +66,59 @@ class Resampler:
         points: float [rows, n]; nan where a sample has none in that row. A draw takes the same samples in every row.
         rng: source of the draws; how many are asked for at once does not change them.
         parts: bool [parts, n]; the means are also wanted of these samples alone.
+        edges: the two points that an answer can get, where it can get no others. A small test set that is all right or
+            all wrong would not vary: two more samples are then drawn from, one of either kind in every row, a
+            quarter as often as the others, and the draws are centred on the means as they are (Agresti and Coull, 1998).
 
     Attributes:
         plain: float64 [1 + parts, rows], the means as they are, of all samples and of each part; nan where a row has
             no points.
     """
 
-    def __init__(self, points: np.ndarray, rng: np.random.Generator, parts: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        points: np.ndarray,
+        rng: np.random.Generator,
+        parts: np.ndarray | None = None,
+        edges: tuple[float, float] | None = None,
+    ) -> None:
         self.rng, self.n = rng, points.shape[1]
+        parts = np.zeros((0, self.n), bool) if parts is None else parts
         present = np.isfinite(points)
+        low = np.where(present, points, np.inf).min(axis=1, initial=np.inf)
+        high = np.where(present, points, -np.inf).max(axis=1, initial=-np.inf)
+        more = 0
+        if edges is not None and self.n > 1 and np.isin(points[present], edges).all():
+            low, high, more = np.full_like(low, edges[0]), np.full_like(high, edges[1]), len(edges)
+            there = np.repeat(present.any(axis=1, keepdims=True), more, axis=1)
+            points = np.concatenate([points, np.where(there, edges, np.nan)], axis=1)
+            present, parts = np.isfinite(points), np.concatenate([parts, np.ones((len(parts), more), bool)], axis=1)
+        self._low, self._high, real = low, high, np.arange(self.n + more) < self.n
         self._filled = np.where(present, points, 0.0).T.astype(np.float64)
         whole = present.all(axis=1)
         # Whole rows are present or absent as a rule; then the number of points in a draw is known without counting.
         self._holes = None if np.array_equal(present.any(axis=1), whole) else present.T.astype(np.float64)
         self._whole = whole.astype(np.float64)
-        everyone = np.ones((1, self.n), bool)
-        self._parts = everyone if parts is None else np.concatenate([everyone, parts])
-        self.plain = self._means(np.ones((1, self.n)))[0]
-        counts = self._parts.sum(axis=1) if self._holes is None else self._parts @ self._holes
-        self._stretch = stretch(counts if counts.ndim == 2 else counts[:, None], self.n)
-        self._low = np.where(present, points, np.inf).min(axis=1, initial=np.inf)
-        self._high = np.where(present, points, -np.inf).max(axis=1, initial=-np.inf)
+        self._parts = np.concatenate([np.ones((1, len(real)), bool), parts])
+        self.plain, self._middle = (
+            self._means(real[None].astype(float))[0],
+            self._means(np.where(real, OFTEN, 1.0)[None])[0],
+        )
+        here = self._parts & real
+        counts = here.sum(axis=1)[:, None] if self._holes is None else here @ self._holes
+        self._stretch = stretch(counts, self.n) * np.sqrt(1 + more / OFTEN / max(1, self.n))  # of what does not vary
 
     def draw(self, size: int) -> np.ndarray:
         """The next draws' means, stretched, float64 [size, 1 + parts, rows]; nan where a draw met no point of a row."""
         n = self.n
         if n == 0:
             return np.full((size, *self.plain.shape), np.nan)
-        picked = self.rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        weights = np.bincount(picked.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        pool = self._parts.shape[1]
+        picked = self.rng.integers(0, n if pool == n else OFTEN * n + pool - n, (size, n))
+        picked = np.where(picked < OFTEN * n, picked % n, picked - (OFTEN - 1) * n) + pool * np.arange(size)[:, None]
+        weights = np.bincount(picked.ravel(), minlength=size * pool).reshape(size, pool).astype(np.float64)
         with np.errstate(invalid="ignore"):  # a row without points has no ends
-            wide = self.plain + self._stretch * (self._means(weights) - self.plain)
+            wide = self.plain + self._stretch * (self._means(weights) - self._middle)
             return np.clip(wide, self._low, self._high)
 
     def _means(self, weights: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def halves(n: int, rng: np.random.Generator) -> np.ndarray:
     for split in masks:
         split[0, rng.permutation(n)[: n // 2]] = True
         split[1] = ~split[0]
-    return masks.reshape(-1, n)
+    return masks.reshape(2 * SPLITS, n)
 
 
 def best_earlier(scores: np.ndarray, plan: Plan) -> np.ndarray:
@@ -103,8 +103,11 @@ def steadied(points: np.ndarray, plan: Plan) -> np.ndarray:
     there = plan.seen[:, 0] & ~np.isnan(points).all(axis=-1)  # [..., T]
     known = np.where(np.isnan(points), 0.0, points) * there[..., None]
     n, chunks = points.shape[-1], there.sum(axis=-1, keepdims=True)
-    score = known.mean(axis=-1)
+    if n < 2:  # a single sample says nothing of its noise
+        return np.where(there, known.sum(axis=-1), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
+        score = known.sum(axis=-1) / (~np.isnan(points)).sum(axis=-1)
+        score = np.where(there, score, 0.0)
         middle = score.sum(axis=-1, keepdims=True) / chunks
         seen = ((score - middle) ** 2 * there).sum(axis=-1, keepdims=True) / (chunks - 1)
         own = (known - (known.sum(axis=-2, keepdims=True) / chunks[..., None])) * there[..., None]

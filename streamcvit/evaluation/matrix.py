@@ -171,19 +171,27 @@ def metrics(
 class _Draws:
     """Resampled means of every task, float64 [size, ..., T, tasks] a time; task k draws from its own stream of `seed`.
 
-    Two of the same seed, tasks and sizes draw the same samples. With `cut`, means of halves of the samples come too.
+    Two of the same seed, tasks and sizes draw the same samples. With `cut`, means of halves of the samples come too;
+    `edges` by task, as in `Resampler`.
     """
 
-    def __init__(self, by_task: Mapping[str, Any], seed: int, cut: bool = False) -> None:
+    def __init__(
+        self,
+        by_task: Mapping[str, Any],
+        seed: int,
+        cut: bool = False,
+        edges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
         arrays = [np.atleast_2d(np.asarray(points, dtype=np.float64)) for points in by_task.values()]
         self.shape = arrays[0].shape[:-1]
         self.tasks = [
             Resampler(
-                points.reshape(-1, points.shape[-1]),
+                points.reshape(int(np.prod(self.shape)), points.shape[-1]),
                 np.random.default_rng((seed, number)),
                 halves(points.shape[-1], np.random.default_rng((seed, number, 1))) if cut else None,
+                (edges or {}).get(task),
             )
-            for number, points in enumerate(arrays)
+            for number, (task, points) in enumerate(zip(by_task, arrays, strict=True))
         ]
         whole = self._shaped(np.stack([task.plain for task in self.tasks], axis=-1)[None])
         self.plain, self.parts = whole[0, 0], whole[1:, 0]
@@ -240,14 +248,17 @@ def intervals(
         float [..., T, tasks]; name of `METRICS`, or `mif/NAME`, to value, low and high, [...] each.
     """
     tasks = list(scores)
-    drawn = _Draws(scores, seed, cut=len(plan.seen) > 1)
+    tested = {task: (0.0, 100.0) for task, seen in zip(tasks, plan.seen[-1], strict=True) if not seen}
+    drawn = _Draws(scores, seed, len(plan.seen) > 1, tested)
     rates, before = None, None
     if following is not None:
         absent = np.full((*drawn.shape, 1), np.nan)
-        rates = _Draws({task: following.get(task, absent) for task in tasks}, seed)
+        rates = _Draws(
+            {task: following.get(task, absent) for task in tasks}, seed, edges=dict.fromkeys(tasks, (0.0, 1.0))
+        )
     if zero_shot is not None:
         missing = np.full((*drawn.shape[:-1], 1), np.nan)
-        before = _Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed)
+        before = _Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
     steady = np.stack([steadied(points, _alone(plan, number)) for number, points in enumerate(scores.values())], -1)
     found: dict[str, list[np.ndarray]] = {}
     for size in (0, *blocks(draws, drawn.numbers)):

@@ -133,7 +133,7 @@ class RunFolder:
         self.tasks = list(index.tasks)
         self.counts = counts
         self.scored_at = scored_at(config, counts)  # [1 + T, tasks]
-        self.scores = Scores(index, counts)
+        self.scores = Scores(index, counts, config.evaluation.mif_tasks)
         self.quarantined: dict[int, list[int]] = {}  # by chunk
         self.forgetting: dict[str, float] = {}  # task -> points, as the summary on disk has it
         self._wrote, self._took = 0.0, 0.0  # when the summary was written, and in how many seconds
@@ -284,13 +284,16 @@ class RunFolder:
             "metric": spec.scorer,
             "published": spec.strcvit,
         }
+        nothing = [None] * len(found.points)
         columns = {
             "sample_id": found.sample_ids,
             "prediction": found.predictions,
             "reference": found.references,
             "score": found.points,
-            "score_strcvit": found.published if found.published is not None else [None] * len(found.points),
+            "score_strcvit": found.published if found.published is not None else nothing,
             "follows": found.follows,
+            "follows_strcvit": found.follows_published if found.follows_published is not None else nothing,
+            "instruction": found.instructions or nothing,
         }
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
         if self.scores.digest(job.chunk, job.task) == job.digest:
