@@ -319,7 +319,15 @@ class EvaluationConfig(Section):
     thoughts: Literal["drop", "keep"] = Field(
         "drop", description="whether answers, and references, are what follows their thoughts (`<think>...</think>`)"
     )
-    zero_shot: bool = Field(False, description="also score the untrained base on every task (for forward transfer)")
+    zero_shot: bool = Field(False, description="also score the untrained base on every task")
+    unseen: Literal["every", "ends", "never"] | None = Field(
+        None,
+        description="when tasks are scored that the stream has not brought yet, or never brings. `every`: before the "
+        "first chunk and after every one; `ends`: before the first chunk, and after the last one before the task comes "
+        "(all that forward transfer needs) or, where it never comes, after the last; null: `ends` for tasks that are "
+        "only tested (the built-in ones excepted), `never` for others",
+    )
+    mif_tasks: list[str] = Field(default_factory=list, description="the tasks that MIF holds; empty: all")
 
 
 class ClusterConfig(Section):

@@ -55,9 +55,12 @@ so the others are ours: the first 15 or 20 of the 25 chunks, and the whole strea
 
 
 def task_incremental(available: Mapping[str, int], samples_per_task: int | None = None) -> Plan:
-    """One task a chunk, in the order given, as in CoIN and CVIT; each task with all its samples or the first few."""
-    sizes = [min(n, samples_per_task) if samples_per_task else n for n in available.values()]
-    return Plan(tuple(available), np.diag(np.array(sizes, dtype=np.int64)))
+    """One task a chunk, in the order given, as in CoIN and CVIT; each task with all its samples or the first few.
+
+    A task without samples, one that is only tested, has no chunk.
+    """
+    sizes = np.array([min(n, samples_per_task) if samples_per_task else n for n in available.values()], dtype=np.int64)
+    return Plan(tuple(available), np.diag(sizes)[sizes > 0])
 
 
 def generate(

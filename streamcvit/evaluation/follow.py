@@ -142,6 +142,15 @@ def _matches(pattern: str, text: str, sample: Sample) -> bool:
         ) from None
 
 
+PUBLISHED_FORMS = {"single_word": "strcvit_short", "sentence": "strcvit_caption", "letter": "strcvit_letter"}
+"""Strict rule: the published one for the same form; other forms have none."""
+
+
+def published_form(rule: str) -> str | None:
+    """The published rule for the form that a rule judges; None where the field has none."""
+    return rule if rule in PUBLISHED_FORMS.values() else PUBLISHED_FORMS.get(rule)
+
+
 FOLLOW_RULES: dict[str, FollowRule] = {
     "single_word": _by_row(_single_word),
     "sentence": _by_row(_sentence),

@@ -16,37 +16,38 @@ from typing import Any
 import numpy as np
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, Resampler, blocks, bootstrap_mean, estimate
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, Resampler, blocks, bootstrap_mean, ends, estimate
+from streamcvit.evaluation.forgetting import (
+    best_earlier,
+    best_so_far,
+    cross_fitted,
+    cross_interval,
+    forgetting_by_chunk,
+    halves,
+    mean_forgetting,
+    steadied,
+    taken,
+)
+from streamcvit.evaluation.plan import Plan, at, mean_of
 
-__all__ = ["METRICS", "Estimate", "Plan", "Summary", "bootstrap_mean", "compare", "metrics", "summarise"]
+__all__ = [
+    "METRICS",
+    "WHERE_DEFINED",
+    "Estimate",
+    "Plan",
+    "Summary",
+    "bootstrap_mean",
+    "compare",
+    "metrics",
+    "summarise",
+]
 
-METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "maf_first", "maf_previous", "mfn", "mft", "mif", "fwt")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """When each task was learned.
-
-    Args:
-        trained: int [T, tasks], samples learned of a task in a chunk.
-
-    Attributes:
-        seen: bool [T, tasks].
-        first: int [tasks], T where the task never came.
-        last: int [tasks], -1 where the task never came.
-    """
-
-    trained: np.ndarray
-    seen: np.ndarray = field(init=False)
-    first: np.ndarray = field(init=False)
-    last: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        came = np.asarray(self.trained) > 0
-        chunks = len(came)
-        object.__setattr__(self, "seen", np.cumsum(came, axis=0) > 0)
-        object.__setattr__(self, "first", np.where(came.any(axis=0), came.argmax(axis=0), chunks))
-        object.__setattr__(self, "last", np.where(came.any(axis=0), chunks - 1 - came[::-1].argmax(axis=0), -1))
+METRICS = (
+    *("ap", "map", "bwt_first", "bwt_last", "bwt_max", "maf_cross", "maf_best", "maf_first", "maf_previous"),
+    *("mfn", "mft", "mif", "fwt", "ap_unseen", "mif_unseen", "fwt_unseen"),
+)
+WHERE_DEFINED = ("fwt", "ap_unseen", "mif_unseen", "fwt_unseen")
+"""Metrics that a summary holds only where they are defined: where tasks are scored before they are seen, or unseen."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class Summary:
         matrix: float [T, tasks], nan where a task was not evaluated.
         ap_by_chunk: AP after every chunk, float [T]; the last one's interval is that of the metric `ap`.
         seen: names of the seen tasks after every chunk.
-        metrics: name (of `METRICS`) to value and interval; `fwt` only where it is defined.
+        metrics: name (of `METRICS`) to value and interval; those of `WHERE_DEFINED` only where they are.
         forgetting: per seen task its best earlier score minus its score now; 0 for a task that has no earlier score.
         family: the scorers the points come from, `strict` or `strcvit`.
+        forms: instruction form to the MIF of its tasks.
     """
 
     tasks: list[str]
@@ -70,6 +72,7 @@ class Summary:
     metrics: dict[str, Estimate]
     forgetting: dict[str, float]
     family: str = "strict"
+    forms: dict[str, Estimate] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of summary.json; null where a number is not defined."""
@@ -92,13 +95,6 @@ def _nulls(values: np.ndarray) -> list[Any]:
     return numbers.tolist()
 
 
-def _mean(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the entries marked in `among`; nan where none is, or where a marked one is nan."""
-    count = among.sum(axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(among, values, 0.0).sum(axis=-1) / np.where(count, count, np.nan)
-
-
 def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is nan, as it should be
@@ -107,54 +103,13 @@ def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
 
 def average_by_chunk(scores: np.ndarray, plan: Plan, counted: np.ndarray) -> np.ndarray:
     """AP_t = mean over seen tasks of A[t, i]; [..., T, tasks] to [..., T]."""
-    return _mean(scores, plan.seen & counted)
+    return mean_of(scores, plan.seen & counted)
 
 
-def best_earlier(scores: np.ndarray, plan: Plan) -> np.ndarray:
-    """The chunk of each task's best score at first(i) <= t' < t, int [T, tasks]; -1 where it has none.
-
-    Draws of the bootstrap keep this choice of the matrix as measured: the best of several noisy scores is too high on
-    average, and more so in every draw, whose interval would then lie above the value.
-    """
-    learned = np.where(plan.seen & ~np.isnan(scores), scores, -np.inf)
-    peak = np.maximum.accumulate(learned, axis=0)
-    rises = learned > np.concatenate([np.full_like(peak[:1], -np.inf), peak[:-1]])
-    at = np.maximum.accumulate(np.where(rises, np.arange(len(scores))[:, None], -1), axis=0)
-    return np.concatenate([np.full_like(at[:1], -1), at[:-1]])
-
-
-def forgetting_by_chunk(scores: np.ndarray, plan: Plan, best_at: np.ndarray) -> dict[str, np.ndarray]:
-    """How far each task stands at t below an earlier score of it, [..., T, tasks]; nan before it is seen.
-
-    `best`: the score at `best_at` (`best_earlier`). `first`: at first(i), 0 there. `previous`: at t - 1.
-    """
-    learned = np.where(plan.seen, scores, np.nan)
-    index = np.broadcast_to(np.maximum(best_at, 0), scores.shape)
-    best = np.where(best_at >= 0, np.take_along_axis(learned, index, axis=-2), np.nan)
-    first = _at(scores, plan.first)[..., None, :]
-    previous = np.full_like(learned, np.nan)
-    previous[..., 1:, :] = learned[..., :-1, :]
-    return {"best": best - learned, "first": first - learned, "previous": previous - learned}
-
-
-def _at(scores: np.ndarray, chunk: np.ndarray) -> np.ndarray:
-    """A[chunk(i), i], [..., tasks]; nan where a task has no such chunk."""
-    chunks = scores.shape[-2]
-    inside = (chunk >= 0) & (chunk < chunks)
-    taken = scores[..., np.where(inside, chunk, 0), np.arange(scores.shape[-1])]
-    return np.where(inside, taken, np.nan)
-
-
-def _mean_forgetting(forgotten: np.ndarray, plan: Plan, counted: np.ndarray) -> np.ndarray:
-    """Mean over tasks seen before chunk t, then over the chunks after the first that have such tasks."""
-    before = np.zeros_like(plan.seen)
-    before[1:] = plan.seen[:-1]
-    return _mean_of_rows(_mean(forgotten, before & counted), (before & counted).any(axis=-1))
-
-
-def _mean_of_rows(by_chunk: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """Mean over the defined chunks; nan where one of them is missing, so that no gap goes unnoticed."""
-    return _mean(by_chunk, defined)
+def mean_following(following: np.ndarray, plan: Plan, judged: np.ndarray) -> np.ndarray:
+    """MIF: mean over the seen tasks of `judged` (bool [tasks]) that have rates, then over chunks; [...]."""
+    rated = plan.seen & judged & ~np.isnan(following).reshape(-1, len(judged)).all(axis=0)
+    return mean_of(mean_of(following, rated), rated.any(axis=-1))
 
 
 def metrics(
@@ -163,6 +118,8 @@ def metrics(
     counted: np.ndarray,
     following: np.ndarray | None = None,
     zero_shot: np.ndarray | None = None,
+    parts: np.ndarray | None = None,
+    judged: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Every metric of `METRICS` (StrCVIT, SMoLoRA, GEM; design of the names in docs/scoring.md), in points.
 
@@ -172,63 +129,89 @@ def metrics(
         counted: bool [tasks], whether the average holds a task.
         following: float [..., T, tasks], rates of instruction following in points.
         zero_shot: float [..., tasks], scores before the first chunk.
+        parts: float [2 * SPLITS, ..., T, tasks], scores on halves of the samples (`cross_fitted`).
+        judged: bool [tasks], whether MIF holds a task; None: all.
 
     Returns:
         name to [...], nan where a metric is not defined (one chunk, an evaluation missing, no such rows given).
     """
-    final, learned = scores[..., -1, :], plan.seen[-1] & counted
+    final, learned, tested = scores[..., -1, :], plan.seen[-1] & counted, ~plan.seen[-1]
     end = len(plan.seen) - 1
     by_chunk = average_by_chunk(scores, plan, counted)
-    at_first, at_last = _at(scores, plan.first), _at(scores, plan.last)
-    measured = scores.reshape(-1, *scores.shape[-2:])[0]
+    at_first, at_last = at(scores, plan.first), at(scores, plan.last)
+    measured = scores if scores.ndim == 2 else scores[0]
+    at_best = taken(scores, best_so_far(measured, plan))[..., -1, :]
     forgotten = forgetting_by_chunk(scores, plan, best_earlier(measured, plan))
     nothing = np.full(scores.shape[:-2], np.nan)
-    values = {
+    values = dict.fromkeys(METRICS, nothing) | {
         "ap": by_chunk[..., -1],
-        "map": _mean_of_rows(by_chunk, (plan.seen & counted).any(axis=-1)),
-        "bwt_first": _mean(final - at_first, learned & (plan.first < end)),
-        "bwt_last": _mean(final - at_last, learned & (plan.last < end)),
-        "mfn": _mean(final, learned),
-        "mft": _mean(at_first, learned),
-        "mif": nothing,
-        "fwt": nothing,
+        "map": mean_of(by_chunk, (plan.seen & counted).any(axis=-1)),
+        "bwt_first": mean_of(final - at_first, learned & (plan.first < end)),
+        "bwt_last": mean_of(final - at_last, learned & (plan.last < end)),
+        "bwt_max": mean_of(final - at_best, learned),
+        "mfn": mean_of(final, learned),
+        "mft": mean_of(at_first, learned),
+        "ap_unseen": mean_of(final, tested & counted),
     }
-    values |= {f"maf_{name}": _mean_forgetting(by, plan, counted) for name, by in forgotten.items()}
+    values |= {f"maf_{name}": mean_forgetting(by, plan, counted) for name, by in forgotten.items()}
+    if parts is not None:
+        values["maf_cross"] = cross_fitted(parts, plan, counted)
     if following is not None:
-        judged = plan.seen & ~np.isnan(following).reshape(-1, len(counted)).all(axis=0)
-        values["mif"] = _mean_of_rows(_mean(following, judged), judged.any(axis=-1))
+        judged = np.ones(len(counted), bool) if judged is None else judged
+        values["mif"] = mean_following(following, plan, judged)
+        values["mif_unseen"] = mean_of(following[..., -1, :], tested & judged)
     if zero_shot is not None:
-        gained = np.where(learned & (plan.first > 0), _at(scores, plan.first - 1) - zero_shot, np.nan)
+        values["fwt_unseen"] = mean_of(final - zero_shot, tested & counted)
+        gained = np.where(learned & (plan.first > 0), at(scores, plan.first - 1) - zero_shot, np.nan)
         # Runs that evaluate seen tasks only have no such score; the mean is over the tasks that have one.
         values["fwt"] = _nanmean(gained, axis=-1)
     return {name: values[name] for name in METRICS}
 
 
 class _Draws:
-    """Resampled means of every task, float64 [size, T, tasks] a time; task k draws from its own stream of `seed`.
+    """Resampled means of every task, float64 [size, ..., T, tasks] a time; task k draws from its own stream of `seed`.
 
-    Two of the same seed, tasks and sizes draw the same samples.
+    Two of the same seed, tasks and sizes draw the same samples. With `cut`, means of halves of the samples come too;
+    `edges` by task, as in `Resampler`.
     """
 
-    def __init__(self, by_task: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        by_task: Mapping[str, Any],
+        seed: int,
+        cut: bool = False,
+        edges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        arrays = [np.atleast_2d(np.asarray(points, dtype=np.float64)) for points in by_task.values()]
+        self.shape = arrays[0].shape[:-1]
         self.tasks = [
-            Resampler(np.atleast_2d(np.asarray(points)), np.random.default_rng((seed, number)))
-            for number, points in enumerate(by_task.values())
+            Resampler(
+                points.reshape(int(np.prod(self.shape)), points.shape[-1]),
+                np.random.default_rng((seed, number)),
+                halves(points.shape[-1], np.random.default_rng((seed, number, 1))) if cut else None,
+                (edges or {}).get(task),
+            )
+            for number, (task, points) in enumerate(zip(by_task, arrays, strict=True))
         ]
-        self.plain = np.stack([task.plain for task in self.tasks], axis=-1)
-        self.numbers = max(self.plain.size, *(task.n for task in self.tasks))
+        whole = self._shaped(np.stack([task.plain for task in self.tasks], axis=-1)[None])
+        self.plain, self.parts = whole[0, 0], whole[1:, 0]
+        self.numbers = max(whole.size, *(task.n for task in self.tasks))
 
-    def draw(self, size: int) -> np.ndarray:
-        """The means as measured, then the next `size` draws, [1 + size, T, tasks]."""
-        drawn = np.stack([task.draw(size) for task in self.tasks], axis=-1)
-        return np.concatenate([self.plain[None], drawn])
+    def _shaped(self, means: np.ndarray) -> np.ndarray:
+        """[size, parts, rows, tasks] to [parts, size, ..., T, tasks]."""
+        return np.moveaxis(means.reshape(*means.shape[:2], *self.shape, means.shape[-1]), 1, 0)
+
+    def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The means as measured, then the next `size` draws, [1 + size, ..., T, tasks]; the same of each half."""
+        drawn = self._shaped(np.stack([task.draw(size) for task in self.tasks], axis=-1))
+        return np.concatenate([self.plain[None], drawn[0]]), np.concatenate([self.parts[:, None], drawn[1:]], axis=1)
 
 
 def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Collection[str]) -> None:
     if not scores:
         raise UserError("there are no scores to summarise", fix="Evaluate at least one task")
     shapes = {task: np.shape(points) for task, points in scores.items()}
-    odd = {task: shape for task, shape in shapes.items() if len(shape) != 2 or shape[0] != len(trained)}
+    odd = {task: shape for task, shape in shapes.items() if len(shape) < 2 or shape[-2] != len(trained)}
     if odd:
         raise ValueError(f"expected per-sample points [{len(trained)} chunks, n], got {odd}")
     if np.shape(trained) != (len(trained), len(scores)) or len(trained) == 0:
@@ -236,6 +219,69 @@ def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Co
     unknown = set(in_average) - set(scores)
     if unknown:
         raise ValueError(f"tasks in the average without scores: {sorted(unknown)}")
+
+
+def intervals(
+    scores: Mapping[str, np.ndarray],
+    following: Mapping[str, np.ndarray] | None,
+    plan: Plan,
+    counted: np.ndarray,
+    draws: int = DRAWS,
+    seed: int = 0,
+    zero_shot: Mapping[str, np.ndarray] | None = None,
+    judged: np.ndarray | None = None,
+    forms: Mapping[str, np.ndarray] | None = None,
+) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """The matrix, and every metric with both ends of its interval; also of many runs at once (leading axes).
+
+    Args:
+        scores: task to points [..., T, n_i].
+        following: task to whether the answers keep to the demanded form, same shapes.
+        plan: when each task was learned.
+        counted: bool [tasks], whether the average holds a task.
+        draws, seed: of the bootstrap.
+        zero_shot: task to points [..., n_i] before the first chunk.
+        judged: bool [tasks], whether MIF holds a task; None: all.
+        forms: name to bool [tasks]; MIF over these tasks stands under `mif/NAME`.
+
+    Returns:
+        float [..., T, tasks]; name of `METRICS`, or `mif/NAME`, to value, low and high, [...] each.
+    """
+    tasks = list(scores)
+    tested = {task: (0.0, 100.0) for task, seen in zip(tasks, plan.seen[-1], strict=True) if not seen}
+    drawn = _Draws(scores, seed, len(plan.seen) > 1, tested)
+    rates, before = None, None
+    if following is not None:
+        absent = np.full((*drawn.shape, 1), np.nan)
+        rates = _Draws(
+            {task: following.get(task, absent) for task in tasks}, seed, edges=dict.fromkeys(tasks, (0.0, 1.0))
+        )
+    if zero_shot is not None:
+        missing = np.full((*drawn.shape[:-1], 1), np.nan)
+        before = _Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
+    steady = np.stack([steadied(points, _alone(plan, number)) for number, points in enumerate(scores.values())], -1)
+    found: dict[str, list[np.ndarray]] = {}
+    for size in (0, *blocks(draws, drawn.numbers)):
+        block, parts = drawn.draw(size)
+        parts[:, 1:] += steady - drawn.parts[:, None]  # draws of the choice come from a world that is known
+        rate = None if rates is None else 100.0 * rates.draw(size)[0]
+        zero = None if before is None else before.draw(size)[0][..., 0, :]
+        values = metrics(block, plan, counted, rate, zero, parts if len(parts) else None, judged)
+        if rate is not None:
+            values |= {f"mif/{name}": mean_following(rate, plan, among) for name, among in (forms or {}).items()}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value[1:] if size else value)
+    whole = {name: np.concatenate(parts) for name, parts in found.items()}
+    told = {name: (value[0], *ends(value[1:])) for name, value in whole.items()}
+    if len(drawn.parts):
+        truth = mean_forgetting(forgetting_by_chunk(steady, plan, best_earlier(steady, plan))["best"], plan, counted)
+        cross = whole["maf_cross"]
+        told["maf_cross"] = (cross[0], *cross_interval(cross[0], truth, cross[1:]))
+    return drawn.plain, told
+
+
+def _alone(plan: Plan, task: int) -> Plan:
+    return Plan(np.asarray(plan.trained)[:, [task]])
 
 
 def summarise(
@@ -247,6 +293,8 @@ def summarise(
     seed: int = 0,
     zero_shot: Mapping[str, np.ndarray] | None = None,
     family: str = "strict",
+    in_mif: Collection[str] | None = None,
+    forms: Mapping[str, Collection[str]] | None = None,
 ) -> Summary:
     """All summaries of a run with 95 % intervals from a paired bootstrap over samples.
 
@@ -260,6 +308,8 @@ def summarise(
         seed: of the resampling; the same seed resamples the same samples in every run with the same tasks and sizes.
         zero_shot: task to points [n_i] before the first chunk.
         family: the scorers the points come from.
+        in_mif: the tasks that MIF holds; None: all.
+        forms: instruction form to its tasks, each of which gets a MIF of its own.
 
     Raises:
         UserError: there are no scores.
@@ -268,43 +318,33 @@ def summarise(
     trained = np.asarray(trained)
     _check(scores, trained, in_average)
     tasks, plan = list(scores), Plan(trained)
-    counted = np.array([task in in_average for task in tasks])
-    drawn = _Draws(scores, seed)
-    rates, before = None, None
-    if following is not None:
-        absent = np.full((len(trained), 1), np.nan)
-        rates = _Draws({task: following.get(task, absent) for task in tasks}, seed)
-    if zero_shot is not None:
-        before = _Draws({task: zero_shot.get(task, np.full(1, np.nan)) for task in tasks}, seed)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
-    for size in (0, *blocks(draws, drawn.numbers)):
-        block = drawn.draw(size)
-        values = metrics(
-            block,
-            plan,
-            counted,
-            None if rates is None else 100.0 * rates.draw(size),
-            None if before is None else before.draw(size)[:, 0],
-        )
-        for name, value in values.items():
-            parts[name].append(value[1:] if size else value)
-    values = {name: np.concatenate(part) for name, part in parts.items()}
-    matrix = drawn.plain
+
+    def among(names: Collection[str]) -> np.ndarray:
+        return np.array([task in names for task in tasks])
+
+    counted, judged = among(in_average), among(tasks if in_mif is None else in_mif)
+    groups = {name: among(members) & judged for name, members in (forms or {}).items()}
+    matrix, told = intervals(scores, following, plan, counted, draws, seed, zero_shot, judged, groups)
     lost = forgetting_by_chunk(matrix, plan, best_earlier(matrix, plan))["best"][-1]
-    found = {name: estimate(value) for name, value in values.items()}
+    found = {name: _estimate(*map(float, value)) for name, value in told.items()}
     return Summary(
         tasks=tasks,
         matrix=matrix,
         ap_by_chunk=average_by_chunk(matrix, plan, counted),
         seen=[[task for task, here in zip(tasks, row, strict=True) if here] for row in plan.seen],
-        metrics={name: value for name, value in found.items() if name != "fwt" or not np.isnan(value.value)},
+        metrics={name: found[name] for name in METRICS if name not in WHERE_DEFINED or not np.isnan(found[name].value)},
         forgetting={
             task: 0.0 if plan.first[number] == len(trained) - 1 else float(lost[number])
             for number, task in enumerate(tasks)
             if plan.seen[-1][number]
         },
         family=family,
+        forms={name: found[f"mif/{name}"] for name in groups if f"mif/{name}" in found},
     )
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value, low, high) if not np.isnan(value) else Estimate(value, value, value)
 
 
 def compare(
@@ -333,5 +373,5 @@ def compare(
         )
     gaps = {task: np.asarray(one[task], dtype=np.float64) - np.asarray(other[task], dtype=np.float64) for task in tasks}
     drawn = _Draws(gaps, seed)
-    parts = [drawn.draw(size)[1 if size else 0 :, 0] for size in (0, *blocks(draws, drawn.numbers))]
+    parts = [drawn.draw(size)[0][1 if size else 0 :, 0] for size in (0, *blocks(draws, drawn.numbers))]
     return estimate(np.concatenate(parts).mean(axis=-1))

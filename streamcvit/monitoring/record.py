@@ -193,8 +193,10 @@ class RunRecord:
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
-    def matrix(self, family: str = "strict", column: str = "score") -> np.ndarray:
+    def matrix(self, family: str = "strict", column: str = "score", unseen: bool = False) -> np.ndarray:
         """A[t, i]: score of task i after chunk t, in points, float64 [T, N]; NaN where it was not evaluated.
+
+        Scores of tasks before they are seen stand in it only where they are asked for (`unseen`).
 
         `column` may also be `low`, `high` (ends of the interval), `following` (0..1), `n` or `disagreements`.
         """
@@ -207,11 +209,11 @@ class RunRecord:
                     if value is not None and task in place and 0 <= chunk < self.n_chunks:
                         table[chunk, place[task]] = value
         for row in self.scores:
-            if row["kind"] == "boundary" and row["family"] == family and row["task"] in place:
+            if row["kind"] in ("boundary", "unseen") and row["family"] == family and row["task"] in place:
                 value = row.get(column)
                 if value is not None and 0 <= row["chunk"] < self.n_chunks:
                     table[row["chunk"], place[row["task"]]] = value
-        return table
+        return table if unseen else np.where(self.seen(), table, np.nan)
 
     def seen(self) -> np.ndarray:
         """Whether a task had at least one sample in chunks 0..t, bool [T, N]."""

@@ -129,7 +129,7 @@ class Driver:
                 self.view.progress(name, int(folder.counts.sum()))
                 continue
             folder.event("started")
-            zero = folder.n_chunks == 0 or self.config.evaluation.zero_shot
+            zero = bool(folder.to_score(ZERO))
             self.left[name] = set(range(ZERO if zero else 0, folder.n_chunks))
             newest = commits.newest_resumable(folder.path / "commits")
             for what in newest[2] if newest else ():

@@ -34,6 +34,7 @@ from streamcvit.run.messages import ChunkReport, Job, TaskScores
 from streamcvit.run.origin import START, keep
 from streamcvit.run.predictions import read_predictions, write_predictions, write_table
 from streamcvit.run.scores import ZERO, Scores
+from streamcvit.run.unseen import scored_at
 
 MISSING = "not installed"
 ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream")
@@ -131,7 +132,8 @@ class RunFolder:
         self.path = config.folder(method)
         self.tasks = list(index.tasks)
         self.counts = counts
-        self.scores = Scores(index, len(counts))
+        self.scored_at = scored_at(config, counts)  # [1 + T, tasks]
+        self.scores = Scores(index, counts, config.evaluation.mif_tasks)
         self.quarantined: dict[int, list[int]] = {}  # by chunk
         self.forgetting: dict[str, float] = {}  # task -> points, as the summary on disk has it
         self._wrote, self._took = 0.0, 0.0  # when the summary was written, and in how many seconds
@@ -167,11 +169,9 @@ class RunFolder:
     def n_chunks(self) -> int:
         return len(self.counts)
 
-    def seen(self, chunk: int) -> list[str]:
-        """Tasks with at least one sample in chunks 0..chunk; before any learning, all."""
-        if chunk == ZERO:
-            return self.tasks
-        return [task for task, count in zip(self.tasks, self.counts[: chunk + 1].sum(0), strict=True) if count]
+    def to_score(self, chunk: int) -> list[str]:
+        """Tasks to score after a chunk, or before any learning (`ZERO`)."""
+        return [task for task, here in zip(self.tasks, self.scored_at[1 + chunk], strict=True) if here]
 
     def finished(self) -> bool:
         """Whether the run is complete."""
@@ -229,11 +229,11 @@ class RunFolder:
             digest, start = self.base_digest, ""
             if self.start:  # a method that goes on from an adapter is scored with it before it learns
                 digest, start = self.start["digest"], str(self.path / START)
-            open_ = [task for task in self.tasks if self.scores.digest(ZERO, task) != digest]
+            open_ = [task for task in self.to_score(ZERO) if self.scores.digest(ZERO, task) != digest]
             return [Job(self.method, ZERO, task, 0, digest, start) for task in open_]
         return [
             Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
-            for task in self.seen(report.chunk)
+            for task in self.to_score(report.chunk)
             if self.scores.digest(report.chunk, task) != report.digest
         ]
 
@@ -284,13 +284,16 @@ class RunFolder:
             "metric": spec.scorer,
             "published": spec.strcvit,
         }
+        nothing = [None] * len(found.points)
         columns = {
             "sample_id": found.sample_ids,
             "prediction": found.predictions,
             "reference": found.references,
             "score": found.points,
-            "score_strcvit": found.published if found.published is not None else [None] * len(found.points),
+            "score_strcvit": found.published if found.published is not None else nothing,
             "follows": found.follows,
+            "follows_strcvit": found.follows_published if found.follows_published is not None else nothing,
+            "instruction": found.instructions or nothing,
         }
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
         if self.scores.digest(job.chunk, job.task) == job.digest:
@@ -309,7 +312,7 @@ class RunFolder:
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
             return
         write_table(self.path / "scores.parquet", self.scores.table())
-        summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
+        summary = self.scores.summary(self.config.evaluation.draws, self.config.seed)
         write_json(self.path / "summary.json", summary, indent=None)
         self.forgetting = summary["forgetting"]
         pa.default_memory_pool().release_unused()  # arrays that grow with the stream leave holes that nothing fits in

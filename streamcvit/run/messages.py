@@ -75,6 +75,8 @@ class TaskScores:
         follows: [n] bool, instruction following.
         seconds: generation and scoring.
         left_out: test samples that cannot be used, sample id -> why.
+        instructions: [n] strings, how each sample words its instruction; None where it is not told.
+        follows_published: [n] bool of the published rule for the task's form; None where there is none.
     """
 
     job: Job
@@ -87,6 +89,8 @@ class TaskScores:
     follows: np.ndarray
     seconds: float
     left_out: Mapping[str, str] = field(default_factory=dict)
+    instructions: list[str] | None = None
+    follows_published: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

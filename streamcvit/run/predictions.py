@@ -19,8 +19,13 @@ SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("score_strcvit", pa.float64()),
         ("follows", pa.bool_()),
+        ("follows_strcvit", pa.bool_()),
+        ("instruction", pa.string()),
     ]
 )
+
+LATER = ("follows_strcvit", "instruction")
+"""Columns that a file has only where they hold something; older files have none."""
 
 
 def write_predictions(path: Path, columns: dict[str, Any], meta: dict[str, Any]) -> pa.Table:
@@ -34,7 +39,8 @@ def write_predictions(path: Path, columns: dict[str, Any], meta: dict[str, Any])
     Returns:
         The table as `read_predictions` gives it.
     """
-    table = pa.table(columns, schema=SCHEMA)
+    names = [name for name in SCHEMA.names if name not in LATER or columns[name][0] is not None]
+    table = pa.table({name: columns[name] for name in names}, schema=pa.schema([SCHEMA.field(name) for name in names]))
     # Parquet's own checksums cover its pages only, not what says how to read them.
     sealed = {**meta, "sha256": checksum([meta, table.to_pydict()])}
     table = table.replace_schema_metadata({"streamcvit": json.dumps(sealed)})

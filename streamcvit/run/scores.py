@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from streamcvit.data.shards.index import StreamIndex
-from streamcvit.evaluation.bootstrap import bootstrap_mean
+from streamcvit.errors import UserError
+from streamcvit.evaluation.follow import published_form
+from streamcvit.evaluation.interval import score_interval
 from streamcvit.evaluation.matrix import summarise
+from streamcvit.evaluation.wordings import by_wording
 
 ZERO = -1
 """The chunk number of an evaluation before any learning."""
@@ -40,6 +43,9 @@ SCORES = pa.schema(
 FAMILIES = ("strcvit", "strict")
 """Families of scorers, in the order of the rows."""
 
+KINDS = ("zero", "boundary", "unseen")
+"""What a row is of: before any learning, a task seen by then, a task that is not."""
+
 DIGEST = 64  # characters of a SHA-256
 
 _NUMBERS = ("version", "score", "following", "n", "low", "high", "seconds", "disagreements")
@@ -49,16 +55,27 @@ _ROW = np.dtype([(n, SCORES.field(n).type.to_pandas_dtype()) for n in _NUMBERS] 
 class Scores:
     """Points of every test sample at every chunk boundary, and the rows of `scores.parquet` that follow from them.
 
-    What a chunk takes (10 bytes a test sample, 200 a task) is set aside for the whole stream, at the start or when a
-    task is first scored, so that nothing which lasts comes to lie between what comes and goes.
+    What a chunk takes (10 bytes a test sample, 20 with a published rule; 200 a task) is set aside for the whole stream,
+    at the start or when a task is first scored, so that nothing which lasts comes to lie between what comes and goes.
 
     Args:
         index: the stream.
-        n_chunks: of the stream as the method reads it; 0 where it learns nothing.
+        counts: [T, tasks] samples of each task in each chunk, as the method reads the stream; T is 0 where it learns
+            nothing.
+        mif_tasks: the tasks that MIF holds; none: all.
+
+    Raises:
+        UserError: one of `mif_tasks` is no task of the stream.
     """
 
-    def __init__(self, index: StreamIndex, n_chunks: int) -> None:
-        self.tasks, self.n_chunks = list(index.tasks), n_chunks
+    def __init__(self, index: StreamIndex, counts: np.ndarray, mif_tasks: Collection[str] = ()) -> None:
+        if unknown := [task for task in mif_tasks if task not in index.tasks]:
+            fix = f"Name tasks of the stream: {', '.join(index.tasks)}"
+            raise UserError(f"there is no task {unknown[0]!r:.80}", where="evaluation.mif_tasks", fix=fix)
+        self.mif_tasks = list(mif_tasks) or list(index.tasks)
+        self.form = {task: spec.follow for task, spec in index.tasks.items()}
+        self.tasks, self.counts, self.n_chunks = list(index.tasks), counts, (n_chunks := len(counts))
+        self._seen = np.cumsum(counts, axis=0) > 0
         self.in_average = [task for task, spec in index.tasks.items() if spec.in_average]
         self.columns: dict[str, dict[str, int]] = defaultdict(dict)  # task -> sample id -> its place
         test = index.eval_index()
@@ -66,7 +83,11 @@ class Scores:
             self.columns[task].setdefault(name, len(self.columns[task]))
         # Row 0 of all is `ZERO`. Points are [1 + T, n], nan what was not scored.
         self._points: dict[str, np.ndarray] = {}
+        self._published: dict[str, np.ndarray] = {}
         self._follows: dict[str, np.ndarray] = {}
+        self._follows_published: dict[str, np.ndarray] = {}
+        self._wording: dict[str, np.ndarray] = {}  # task -> number of each sample's wording; -1: not known
+        self._wordings: dict[str, int] = {}
         self._rows = np.zeros((1 + n_chunks, len(self.tasks), len(FAMILIES)), _ROW)
         self._digests = np.zeros((1 + n_chunks, len(self.tasks)), f"S{DIGEST}")
         self._metrics: list[str] = []
@@ -93,21 +114,32 @@ class Scores:
         if not ZERO <= chunk < self.n_chunks or len(digest) > DIGEST:
             raise ValueError(f"chunk {chunk} of {self.n_chunks}, or a digest of {len(digest)} characters")
         families = {"strict": (meta["metric"], points)}
+        kept = [(self._points, np.float64, points), (self._follows, np.float16, follows)]
         differ = 0
         if meta["published"]:
             published = table["score_strcvit"].to_numpy()
             families["strcvit"] = (meta["published"], published)
             differ = int(np.sum(np.abs(points - published) > 1e-9))
-        for held, dtype, values in ((self._points, np.float64, points), (self._follows, np.float16, follows)):
+            kept.append((self._published, np.float64, published))
+            if "follows_strcvit" in table.column_names and not table["follows_strcvit"].null_count:
+                form = table["follows_strcvit"].to_numpy(zero_copy_only=False).astype(np.float16)
+                kept.append((self._follows_published, np.float16, form))
+        for held, dtype, values in kept:
             if task not in held:
                 held[task] = np.full((1 + self.n_chunks, len(self.columns[task])), np.nan, dtype)
             held[task][1 + chunk] = np.nan
             held[task][1 + chunk, places] = values
+        if "instruction" in table.column_names and not table["instruction"].null_count:
+            numbers = [
+                self._wordings.setdefault(text, len(self._wordings)) for text in table["instruction"].to_pylist()
+            ]
+            codes = self._wording.setdefault(task, np.full(len(self.columns[task]), -1, np.int32))
+            codes[places] = numbers
         at = 1 + chunk, self.tasks.index(task)
         self._digests[at] = digest
         self._rows[at] = np.zeros((), _ROW)
         for family, (metric, values) in families.items():
-            low, high = bootstrap_mean(values)
+            _, low, high = score_interval(values)[0]
             row = self._rows[at][FAMILIES.index(family)]
             for name, value in (
                 ("version", meta["version"]),
@@ -124,33 +156,34 @@ class Scores:
                 row[name] = value
 
     def means(self, chunk: int) -> dict[str, float]:
-        """Task to its score at a boundary, in points, of the tasks scored there."""
-        scored = zip(self.tasks, self._rows["there"][1 + chunk].any(axis=-1), strict=True)
+        """Task to its score at a boundary, in points, of the tasks scored there that are seen by then (`ZERO`: all)."""
+        here = self._scored()[1 + chunk]
+        scored = zip(self.tasks, here if chunk == ZERO else here & self._seen[chunk], strict=True)
         return {task: float(np.nanmean(self._points[task][1 + chunk])) for task, there in scored if there}
 
     def table(self) -> pa.Table:
         """The rows of `scores.parquet`, by chunk, task and family."""
         chunk, task, family = np.nonzero(self._rows["there"])
         rows = self._rows[chunk, task, family]
+        seen = np.concatenate([np.zeros((1, len(self.tasks)), bool), self._seen])[chunk, task]
         columns = {
             **{name: np.ascontiguousarray(rows[name]) for name in _NUMBERS},
             "digest": pa.array(self._digests[chunk, task], pa.binary()),
             "chunk": chunk - 1,
             "task": _names(task, self.tasks),
-            "kind": _names(chunk > 0, ["zero", "boundary"]),
+            "kind": _names(np.where(chunk == 0, 0, 2 - seen), KINDS),
             "metric": _names(rows["metric"], self._metrics),
             "family": _names(family, FAMILIES),
         }
         return pa.table({name: columns[name] for name in SCORES.names}).cast(SCORES)
 
-    def summary(self, counts: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+    def summary(self, draws: int, seed: int) -> dict[str, Any]:
         """The content of `summary.json`, up to the last chunk that has scores, the first one at least.
 
         Args:
-            counts: [T, tasks] samples of each task in each chunk.
             draws, seed: of the bootstrap.
         """
-        there = self._scored()
+        there, counts = self._scored(), self.counts
         if only_zero := self.n_chunks == 0:
             rows, counts = slice(0, 1), np.ones((1, len(self.tasks)), int)
         else:
@@ -164,16 +197,43 @@ class Scores:
             known = ~np.isnan(here).all(axis=0)  # a sample that never can be read is none
             return here if known.all() else here[:, known]
 
-        zero = {task: self._points[task][0] for task, here in zip(self.tasks, there[0], strict=True) if here}
-        return summarise(
-            {task: scored(self._points, task) for task in self.tasks},
-            {task: scored(self._follows, task) for task in self.tasks},
-            counts,
-            in_average=self.in_average,
-            draws=draws,
-            seed=seed,
-            zero_shot=None if only_zero or not zero else {t: p[~np.isnan(p)] for t, p in zero.items()},
-        ).to_json()
+        def family(
+            name: str, held: dict[str, np.ndarray], follows: dict[str, np.ndarray], forms: dict[str, str]
+        ) -> Any:
+            column = [self.tasks.index(task) for task in forms]
+            zero = {task: held[task][0] for task in forms if task in held and there[0, self.tasks.index(task)]}
+            found = summarise(
+                {task: scored(held, task) for task in forms},
+                {task: scored(follows, task) for task in forms},
+                counts[:, column],
+                in_average=[task for task in self.in_average if task in forms],
+                draws=draws,
+                seed=seed,
+                zero_shot=None if only_zero or not zero else {t: p[~np.isnan(p)] for t, p in zero.items()},
+                family=name,
+                in_mif=[task for task in self.mif_tasks if task in forms],
+                forms={form: [t for t in forms if forms[t] == form] for form in dict.fromkeys(forms.values()) if form},
+            )
+            following = {
+                "tasks": [task for task in self.mif_tasks if forms.get(task)],
+                "forms": {form: value.to_json() for form, value in found.forms.items()},
+            }
+            if name == "strict":
+                told = [task for task in self.mif_tasks if task in self._follows and task in self._wording]
+                following |= by_wording(
+                    {task: self._follows[task][rows].astype(np.float64) for task in told},
+                    {task: self._points[task][rows] for task in told},
+                    self._wording,
+                    list(self._wordings),
+                    self.form,
+                    np.cumsum(counts[:, [self.tasks.index(task) for task in told]], axis=0) > 0,
+                )
+            return found.to_json() | {"following": following}
+
+        whole = family("strict", self._points, self._follows, self.form)
+        if forms := {task: published_form(self.form[task]) or "" for task in self.tasks if task in self._published}:
+            whole["published"] = family("strcvit", self._published, self._follows_published, forms)
+        return whole
 
     def _scored(self) -> np.ndarray:
         """bool [1 + T, tasks]."""

@@ -22,6 +22,7 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped, UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
+from streamcvit.evaluation.follow import published_form
 from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
@@ -353,6 +354,7 @@ class EvaluatorWorker:
         digest = self._hold(job, snapshot)
         found = self.evaluator.evaluate(self.model if self.model is not None else self.base.model, job.task)
         samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
+        published = published_form(spec.follow) if spec.strcvit else None
         return TaskScores(
             job,
             digest,
@@ -364,6 +366,8 @@ class EvaluatorWorker:
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,
             self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
+            [sample.instruction for sample in samples],
+            FOLLOW_RULES[published](found.texts, samples) if published else None,
         )
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.matrix import METRICS, Plan, metrics, summarise
+from streamcvit.evaluation.matrix import METRICS, WHERE_DEFINED, Plan, metrics, summarise
 
 NAN = float("nan")
 
@@ -41,6 +41,8 @@ def by_hand() -> dict[str, list[float]]:
         ("mft", (80 + 50 + 90) / 3),
         ("bwt_first", ((75 - 80) + (40 - 50) + (60 - 90)) / 3),
         ("bwt_last", ((40 - 50) + (60 - 90)) / 2),
+        ("bwt_max", ((75 - 90) + (40 - 50) + (60 - 90)) / 3),
+        ("maf_cross", (-10 + (20 + 20) / 2 + (15 + 10 + 30) / 3) / 3),
         ("maf_best", (-10 + (20 + 20) / 2 + (15 + 10 + 30) / 3) / 3),
         ("maf_first", (-10 + (10 + 20) / 2 + (5 + 10 + 30) / 3) / 3),
         ("maf_previous", (-10 + (20 + 20) / 2 + (-5 - 10 + 30) / 3) / 3),
@@ -106,7 +108,7 @@ def test_one_chunk_has_an_average_and_nothing_to_forget():
     summary = summarise(constant_rows({"a": [40], "b": [60]}), None, np.ones((1, 2)), {"a", "b"}).to_json()
     assert summary["metrics"]["ap"]["value"] == summary["metrics"]["map"]["value"] == 50
     undefined = {name for name, metric in summary["metrics"].items() if metric["value"] is None}
-    assert undefined == {"bwt_first", "bwt_last", "maf_best", "maf_first", "maf_previous", "mif"}
+    assert undefined == {"bwt_first", "bwt_last", "maf_cross", "maf_best", "maf_first", "maf_previous", "mif"}
     assert summary["forgetting"] == {"a": 0.0, "b": 0.0}
 
 
@@ -132,7 +134,7 @@ def test_json_is_the_contract_of_summary_json(plan, by_hand):
     ]
     assert content["family"] == "strict" and content["tasks"] == ["a", "b", "c"] and content["chunks"] == [0, 1, 2, 3]
     assert content["matrix"][0] == [80, None, None]
-    assert set(content["metrics"]) == set(METRICS) - {"fwt"}
+    assert set(content["metrics"]) == set(METRICS) - set(WHERE_DEFINED)
     assert all(set(metric) == {"value", "low", "high"} for metric in content["metrics"].values())
 
 
@@ -257,7 +259,7 @@ def test_every_metric_agrees_with_its_definition_written_as_loops(case):
         "maf_best": maf(lambda t, i: scores[came[i][0] : t, i].max()),
         "maf_first": maf(lambda t, i: scores[came[i][0], i]),
         "maf_previous": maf(lambda t, i: scores[t - 1, i]),
-        "mif": NAN,
-        "fwt": NAN,
+        "bwt_max": mean(min(scores[end, i] - scores[t, i] for t in range(came[i][0], chunks)) for i in range(tasks)),
     }
+    expected |= dict.fromkeys(set(METRICS) - set(expected), NAN)
     assert all_metrics(scores, trained) == pytest.approx(expected, nan_ok=True, abs=1e-9)

@@ -69,6 +69,8 @@ def test_values_are_those_of_the_matrix_as_measured():
     matrix = np.column_stack([points.mean(axis=1) for points in rows.values()])
     measured = metrics(matrix, Plan(trained), np.ones(3, dtype=bool))
     for name, found in summarise(rows, None, trained, set(rows)).metrics.items():
+        if name == "maf_cross":  # of samples, not of the matrix
+            continue
         assert found.value == pytest.approx(float(measured[name]), nan_ok=True), name
 
 

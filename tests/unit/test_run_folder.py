@@ -34,9 +34,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> StreamIndex:
     return write_stream(tmp_path_factory.mktemp("stream") / "stream", stream_samples(), TASKS, test_sets(), 0)
 
 
-def opened(root: Path, index: StreamIndex) -> RunFolder:
+def opened(root: Path, index: StreamIndex, counts: np.ndarray = COUNTS, **evaluation: Any) -> RunFolder:
     """The folder as a start, or a restart, of the run opens it."""
-    return RunFolder(RunConfig(name="r", out=str(root)), "lora", index, COUNTS, "base")
+    config = RunConfig.model_validate({"name": "r", "out": str(root), "evaluation": evaluation})
+    return RunFolder(config, "lora", index, counts, "base")
 
 
 def report(chunk: int, digest: str = "") -> ChunkReport:
@@ -205,7 +206,7 @@ def test_what_is_left_out_of_a_task_is_noted_once_and_again_where_it_is_more(
 def test_scores_before_any_learning_have_a_summary_before_the_first_chunk_is_scored(
     tmp_path: Path, index: StreamIndex
 ) -> None:
-    folder = opened(tmp_path, index)
+    folder = opened(tmp_path, index, zero_shot=True)
     for job in folder.missing(None):
         folder.add(answer(job))
     assert written(folder)["matrix"] == [[None, None]]
@@ -245,11 +246,11 @@ def test_a_changed_stream_has_its_plan_written_anew(tmp_path: Path, index: Strea
 
 
 def test_scores_before_any_learning_belong_to_the_base_that_gave_them(tmp_path: Path, index: StreamIndex) -> None:
-    folder = opened(tmp_path, index)
+    folder = opened(tmp_path, index, zero_shot=True)
     for job in folder.missing(None):
         folder.add(answer(job))
-    assert not opened(tmp_path, index).missing(None)
-    other = RunFolder(RunConfig(name="r", out=str(tmp_path)), "lora", index, COUNTS, "another base")
+    assert not opened(tmp_path, index, zero_shot=True).missing(None)
+    other = RunFolder(folder.config, "lora", index, COUNTS, "another base")
     assert [job.task for job in other.missing(None)] == list(TASKS)
 
 

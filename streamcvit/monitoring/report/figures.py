@@ -61,9 +61,9 @@ def stream_of(runs: Records) -> RunRecord:
 
 
 def score_heat(record: RunRecord) -> Heat:
-    """A[t, i] with chunks as columns; cells of chunks that train the task are marked."""
-    table, low, high = (record.matrix(column=name) for name in ("score", "low", "high"))
-    lost = record.forgetting()
+    """A[t, i] with chunks as columns; chunks that train the task are marked, scores of unseen tasks bracketed."""
+    table, low, high = (record.matrix(column=name, unseen=True) for name in ("score", "low", "high"))
+    lost, seen = record.forgetting(), record.seen()
     rows, tails = [], []
     for i, task in enumerate(record.tasks):
         cells = []
@@ -77,9 +77,12 @@ def score_heat(record: RunRecord) -> Heat:
             if not (np.isnan(low[k, i]) or np.isnan(high[k, i])):
                 facts.insert(1, ("", "95 % interval", f"{number(low[k, i])} to {number(high[k, i])}"))
             text = number(table[k, i], 0)
+            if not seen[k, i]:
+                text = f"({text})"
+                facts.append(("", "not learned", "yet" if seen[:, i].any() else "tested only"))
             cells.append(Cell(text, float(table[k, i]), tip(f"{task} after chunk {k + 1}", *facts), trained))
         rows.append((task, cells))
-        known = table[~np.isnan(table[:, i]), i]
+        known = table[seen[:, i] & ~np.isnan(table[:, i]), i]
         best = known.max() if len(known) else None
         tails.append([number(best, 0), number(-lost[task] if task in lost else None, 0, signed=True)])
     return Heat("task", [str(k + 1) for k in range(record.n_chunks)], rows, ["best", "change"], tails)

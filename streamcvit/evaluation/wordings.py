@@ -1,0 +1,71 @@
+"""Instruction following by the wording of the instruction, and how far wordings of one task lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+MOST = 50
+"""Wordings that are listed, those of most samples first: a set may have an instruction for each sample."""
+
+
+def by_wording(
+    follows: Mapping[str, np.ndarray],
+    points: Mapping[str, np.ndarray],
+    wording: Mapping[str, np.ndarray],
+    names: list[str],
+    form: Mapping[str, str],
+    seen: np.ndarray,
+) -> dict[str, Any]:
+    """Rates and scores of each wording of each task, and their spread.
+
+    Args:
+        follows: task to whether the answers keep to the demanded form, [T, n]; nan what was not asked.
+        points: task to points, same shapes.
+        wording: task to the number of each sample's wording, int [n], -1 where it is not known.
+        names: the wordings.
+        form: task to its instruction form.
+        seen: bool [T, tasks], the tasks in the order of `follows`.
+
+    Returns:
+        `wordings`: rows of task, form, wording, n, following and score after the last chunk (points), mif (mean of
+        following over the chunks that have seen the task); `spread`: by form, over its tasks of two wordings or more,
+        the mean of largest less smallest (`range`) and of the standard deviation over wordings (`sd`) of each; `more`:
+        rows that are left out.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, task in enumerate(follows):
+        here = np.flatnonzero(seen[:, number] & ~np.isnan(follows[task]).all(axis=1))
+        known = wording.get(task)
+        if known is None or not len(here):
+            continue
+        for code in np.unique(known[known >= 0]).tolist():
+            part = known == code
+            rates = 100.0 * np.nanmean(follows[task][np.ix_(here, part)], axis=1)
+            rows.append(
+                {
+                    "task": task,
+                    "form": form[task],
+                    "wording": names[code],
+                    "n": int(part.sum()),
+                    "following": float(rates[-1]),
+                    "score": float(np.nanmean(points[task][here[-1], part])),
+                    "mif": float(rates.mean()),
+                }
+            )
+    spread: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row["form"] for row in rows):
+        apart = [[row for row in rows if row["form"] == name and row["task"] == task] for task in follows]
+        apart = [group for group in apart if len(group) > 1]
+        if apart:
+            spread[name] = {"tasks": len(apart)} | {
+                key: {
+                    "range": float(np.mean([np.ptp([row[key] for row in group]) for group in apart])),
+                    "sd": float(np.mean([np.std([row[key] for row in group], ddof=1) for group in apart])),
+                }
+                for key in ("following", "score", "mif")
+            }
+    listed = sorted(rows, key=lambda row: -row["n"])[:MOST]
+    return {"wordings": listed, "spread": spread, "more": len(rows) - len(listed)}
