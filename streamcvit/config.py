@@ -282,6 +282,20 @@ class EvaluationConfig(Section):
         "drop", description="whether answers, and references, are what follows their thoughts (`<think>...</think>`)"
     )
     zero_shot: bool = Field(False, description="also score the untrained base on every task (for forward transfer)")
+    audit: int = Field(
+        16,
+        ge=0,
+        description="answers of the last boundary that are given again one by one and compared; 0: none",
+    )
+    cache_bytes: int = Field(
+        4 << 30, ge=0, description="picture features that each evaluator keeps in memory (on a GPU: its own), in bytes"
+    )
+    disk_bytes: int = Field(
+        32 << 30,
+        ge=0,
+        description="what does not fit there goes to a file in the run's folder, up to so many bytes and half of the "
+        "free disk; it is gone with the run",
+    )
 
 
 class ClusterConfig(Section):

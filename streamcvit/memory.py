@@ -29,8 +29,6 @@ from streamcvit.run.loading import adapter_options, collation
 
 CONTEXT = {"cuda": 600 << 20, "cpu": 450 << 20}
 """Bytes of a process before its model: CUDA's context and libraries on a GPU, Python's packages on a CPU."""
-KEPT = 4 << 30
-"""Bytes of picture features that an evaluator keeps at most (`streamcvit.evaluation.generate`)."""
 TESTS = 5000
 """Test samples of a task where the config does not say how many there are."""
 ENCODED = 100 << 10
@@ -284,7 +282,7 @@ def _evaluator(config: RunConfig, model: Any, row: Row, dtype: torch.dtype) -> t
     tests = (config.stream.test_samples or TESTS) * tasks
     if config.stream.source == "embedded":
         tests = (config.stream.test_samples or 100) * 11
-    pictures = min(KEPT, tests * row.image * vision_dim(base) * dtype.itemsize)
+    pictures = min(config.evaluation.cache_bytes, tests * row.image * vision_dim(base) * dtype.itemsize)
     return {
         "key-value cache": cache + cache // layers,  # a layer's is copied where it grows
         "activations": activations + _unpacked(config, base, dtype),

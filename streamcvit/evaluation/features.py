@@ -7,6 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class FeatureStore:
         self.full, self.fault = memory + disk <= 0, ""
         self._held: dict[str, Pieces] = {}
         self._places: dict[str, tuple[_Place, ...]] = {}
-        self._file: tempfile._TemporaryFileWrapper | None = None
+        self._file: IO[bytes] | None = None
         self._map: mmap.mmap | None = None
 
     def __contains__(self, key: str) -> bool:
@@ -76,16 +77,16 @@ class FeatureStore:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-            there = os.fstatvfs(self._file.fileno())
+            file = self._file.fileno()
+            there = os.fstatvfs(file)
             if there.f_bavail * there.f_frsize - size < self.disk_bytes + size:
                 self._close("half of the free disk is taken")
                 return False
             start, places = self.disk_bytes, []
             for piece in pieces:
-                raw = piece.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                data, done = memoryview(raw), 0
+                data, done = piece.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, 0
                 while done < len(data):
-                    done += os.pwrite(self._file.fileno(), data[done:], start + done)
+                    done += os.pwrite(file, data[done:], start + done)
                 places.append(_Place(start, len(data), tuple(piece.shape), piece.dtype))
                 start += len(data)
         except OSError as error:  # the disk is full, or no file can be made there

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from streamcvit.evaluation import Disagreement
 from streamcvit.monitoring.metrics import BucketCounts
 
 
@@ -52,6 +53,7 @@ class Job:
         task: what to score.
         version, digest: of the snapshot; before any learning that of the base, or of the adapter started from.
         commit: the folder it can always be read from; empty for the bare base.
+        audit: so many of the answers are given again one by one.
     """
 
     method: str
@@ -60,6 +62,7 @@ class Job:
     version: int
     digest: str
     commit: str
+    audit: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class TaskScores:
         follows: [n] bool, instruction following.
         seconds: generation and scoring.
         left_out: test samples that cannot be used, sample id -> why.
+        audited: answers that were given again one by one; None where none were asked for.
+        differ: those of them that are other answers then.
+        notes: what else people are told, once.
     """
 
     job: Job
@@ -87,6 +93,9 @@ class TaskScores:
     follows: np.ndarray
     seconds: float
     left_out: Mapping[str, str] = field(default_factory=dict)
+    audited: int | None = None
+    differ: Sequence[Disagreement] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,10 @@ class EvaluatorWorker:
             self.samples,
             how.batch_size,
             instruction_encoder=self.encoder,
+            cache_bytes=how.cache_bytes,
             thoughts=how.thoughts,
+            disk_bytes=how.disk_bytes,
+            scratch=self.config.folder(),
         )
         self.loaded(self.base.model)
 
@@ -351,7 +354,10 @@ class EvaluatorWorker:
         """
         began = time.perf_counter()
         digest = self._hold(job, snapshot)
-        found = self.evaluator.evaluate(self.model if self.model is not None else self.base.model, job.task)
+        model = self.model if self.model is not None else self.base.model
+        found = self.evaluator.evaluate(model, job.task)
+        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found) if job.audit else []
+        fault = self.evaluator.generator.store.fault
         samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
         return TaskScores(
             job,
@@ -364,6 +370,9 @@ class EvaluatorWorker:
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,
             self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
+            min(job.audit, len(samples)) if job.audit else None,
+            differ,
+            [fault] if fault else [],
         )
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:
