@@ -55,6 +55,14 @@ def test_every_position_is_learned_once(ray_run: Run, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ALL)
+def test_some_answers_of_the_last_boundary_are_given_again_one_by_one(ray_run: Run, method: str) -> None:
+    audit = json.loads((ray_run.folder / method / "summary.json").read_text())["audit"]
+    assert audit == {"asked": 16, "differ": []}
+    assert f"{method}: audit: 16 answers given again one by one, 0 of them differ" in ray_run.printed
+    assert re.search(rf"<tr><td>{method}</td><td class=\"n\">16</td>", (ray_run.folder / "report.html").read_text())
+
+
+@pytest.mark.parametrize("method", ALL)
 def test_every_chunk_boundary_is_scored_on_every_seen_task(ray_run: Run, method: str) -> None:
     folder = ray_run.folder / method
     plan = json.loads((folder / "plan.json").read_text())
