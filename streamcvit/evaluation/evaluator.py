@@ -152,7 +152,8 @@ class Evaluator:
         try:
             return generator.answer(model, requests, self.tasks[task].max_new_tokens, batch_size)
         finally:
-            model.train(training)
+            if training:
+                model.train()
 
     def audit(
         self, model: Any, task: str, n: int = 8, seed: int = 0, batched: Predictions | None = None
