@@ -1,4 +1,4 @@
-"""Answers per second at a chunk boundary, beside the published way: a batch of one, the model loaded again for each task.
+"""Answers per second at a chunk boundary, beside the published way: a batch of one, the model loaded for each task.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py [--samples 100] [--rounds 3] [--steps 150] [--json FILE]
 

@@ -18,7 +18,7 @@ from streamcvit.adapters.targets import linear_layers, touched_before_language
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.footprint import USUAL, typical_size
-from streamcvit.learning.strategies import STRATEGIES, Replay
+from streamcvit.learning.strategies import Replay
 from streamcvit.models.base import device_of, dtype_of, fetch, skeleton, weight_files
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -26,6 +26,7 @@ from streamcvit.models.dryrun import Shape, answering_bytes, learning_bytes
 from streamcvit.models.quantize import NONE, held_bytes
 from streamcvit.models.vision import unwrap, vision_dim
 from streamcvit.run.loading import adapter_options, collation
+from streamcvit.run.ownkinds import strategy_of
 
 CONTEXT = {"cuda": 600 << 20, "cpu": 450 << 20}
 """Bytes of a process before its model: CUDA's context and libraries on a GPU, Python's packages on a CPU."""
@@ -247,7 +248,7 @@ def _learner(config: RunConfig, method: str, adapted: Any, owned: set[int], row:
         "gradients": sum(p.nbytes for p in trained) + 4 * halves,
         "moments": sum(2 * 4 * p.numel() for p in trained),
     }
-    if (held := STRATEGIES[config.methods[method].strategy].held) and trained:
+    if (held := strategy_of(config, method).held) and trained:
         parts["strategy"] = 4 * held * sum(p.numel() for p in trained)
     if learner.gradient_checkpointing:
         checkpoint_layers(adapted)

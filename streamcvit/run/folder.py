@@ -33,6 +33,7 @@ from streamcvit.run.boundaries import read_events
 from streamcvit.run.loading import schedule_of
 from streamcvit.run.messages import ChunkReport, Job, TaskScores
 from streamcvit.run.origin import START, keep
+from streamcvit.run.ownkinds import metrics_of
 from streamcvit.run.predictions import read_predictions, write_predictions, write_table
 from streamcvit.run.scores import ZERO, Scores
 
@@ -331,7 +332,8 @@ class RunFolder:
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
             return
         write_table(self.path / "scores.parquet", self.scores.table())
-        summary = self.scores.summary(self.counts, self.config.evaluation.draws, self.config.seed)
+        draws, own = self.config.evaluation.draws, metrics_of(self.config)
+        summary = self.scores.summary(self.counts, draws, self.config.seed, own)
         if self.audits:
             summary["audit"] = self.audit
         write_json(self.path / "summary.json", summary, indent=None)

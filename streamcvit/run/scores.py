@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.evaluation.bootstrap import bootstrap_mean
 from streamcvit.evaluation.matrix import summarise
+from streamcvit.evaluation.ownmetrics import Metric, own_metrics
 
 ZERO = -1
 """The chunk number of an evaluation before any learning."""
@@ -143,12 +144,15 @@ class Scores:
         }
         return pa.table({name: columns[name] for name in SCORES.names}).cast(SCORES)
 
-    def summary(self, counts: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+    def summary(
+        self, counts: np.ndarray, draws: int, seed: int, own: Mapping[str, Metric] | None = None
+    ) -> dict[str, Any]:
         """The content of `summary.json`, up to the last chunk that has scores, the first one at least.
 
         Args:
             counts: [T, tasks] samples of each task in each chunk.
             draws, seed: of the bootstrap.
+            own: metrics of one's own, by name.
         """
         there = self._scored()
         if only_zero := self.n_chunks == 0:
@@ -165,8 +169,9 @@ class Scores:
             return here if known.all() else here[:, known]
 
         zero = {task: self._points[task][0] for task, here in zip(self.tasks, there[0], strict=True) if here}
-        return summarise(
-            {task: scored(self._points, task) for task in self.tasks},
+        points = {task: scored(self._points, task) for task in self.tasks}
+        found = summarise(
+            points,
             {task: scored(self._follows, task) for task in self.tasks},
             counts,
             in_average=self.in_average,
@@ -174,6 +179,10 @@ class Scores:
             seed=seed,
             zero_shot=None if only_zero or not zero else {t: p[~np.isnan(p)] for t, p in zero.items()},
         ).to_json()
+        if own:
+            extra = own_metrics(own, points, counts, self.in_average, draws, seed)
+            found["metrics"] |= {name: value.to_json() for name, value in extra.items()}
+        return found
 
     def _scored(self) -> np.ndarray:
         """bool [1 + T, tasks]."""

@@ -24,6 +24,7 @@ from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
 from streamcvit.run.losses import check_losses, list_lost, save_report
+from streamcvit.run.ownkinds import formats_of, scorer_of
 from streamcvit.run.plans import embedded_plan, files_plan
 
 EMBEDDED_TESTS = 100
@@ -89,7 +90,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> StreamIndex:
         for name, rows in drawn.items():
             report.tasks[name].used = len(rows)
         test = dict(drawn)
-    test = {task: check_test_set(tasks[task], samples) for task, samples in test.items()}
+    test = {t: check_test_set(tasks[t], samples, scorer_of(config, tasks[t])) for t, samples in test.items()}
 
     def check(index: StreamIndex, tests: StreamIndex) -> None:
         check_losses(index, tests, stream.bad_share, report)
@@ -150,7 +151,7 @@ def _check_rules(index: StreamIndex) -> None:
 
 def _load(config: RunConfig, spool: Spool) -> dict[str, TaskData]:
     tasks = {name: task.model_dump() for name, task in config.stream.tasks.items()}
-    return load_tasks(config.stream.data, tasks, config.stream.bad_share, spool)
+    return load_tasks(config.stream.data, tasks, config.stream.bad_share, spool, formats_of(config))
 
 
 def _there(folder: Path) -> Path:

@@ -21,8 +21,8 @@ from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped, UserError
-from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
-from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner
+from streamcvit.evaluation import FOLLOW_RULES, STRCVIT_SCORERS, Evaluator, check_test_set
+from streamcvit.learning import Ledger, OnlineLearner
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
@@ -36,6 +36,8 @@ from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
 from streamcvit.run.origin import START, put_on
+from streamcvit.run.own import blamed
+from streamcvit.run.ownkinds import scorer_of, strategy_of
 from streamcvit.run.scores import ZERO
 
 
@@ -105,6 +107,8 @@ class LearnerWorker:
             self.method = ""  # whatever comes next begins from the newest commit
             if isinstance(error, Fenced):
                 self.fenced = error
+            if told := blamed(error, self.config):
+                raise told from None
             if isinstance(error, Diverged):
                 commits.withdraw(self.folder / "commits", self.epoch)
                 raise self._advice(method, error) from None
@@ -150,7 +154,7 @@ class LearnerWorker:
         self.schedule = schedule_of(config, self.index, settings.order)
         self.model = wrap(self.base, self.encoder, config, method)
         try:
-            strategy = STRATEGIES[settings.strategy](config.seed, **settings.strategy_options)
+            strategy = strategy_of(config, method)(config.seed, **settings.strategy_options)
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
@@ -305,13 +309,14 @@ class EvaluatorWorker:
         settle(config)
         self.config, self.loaded = config, loaded
         index = StreamIndex.open(stream).eval_index()
+        self.scorers = {name: scorer_of(config, spec) for name, spec in index.tasks.items()}
         samples: dict[str, list[Sample]] = {}
         self.unreadable: dict[str, dict[str, str]] = {}
         with ShardReader(index) as reader:
             for task in index.tasks:
                 rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
                 good = (row for row in rows if isinstance(row, Sample))
-                samples[task] = list(check_test_set(index.tasks[task], good))
+                samples[task] = list(check_test_set(index.tasks[task], good, self.scorers[task]))
                 bad = {row.sample_id: f"{row.reason}: {row.detail}" for row in rows if isinstance(row, Quarantined)}
                 if rows and not samples[task]:
                     raise UserError(
@@ -365,7 +370,7 @@ class EvaluatorWorker:
             list(found.sample_ids),
             list(found.texts),
             [sample.answer for sample in samples],
-            SCORERS[spec.scorer](found.texts, samples),
+            self.scorers[job.task](found.texts, samples),
             STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class Reading:
         spool: where pictures go that the rows themselves hold.
         report: counted as the rows are read.
         odd: the first row that had another shape than the format's.
+        formats: readers of rows by name.
     """
 
     task: str
@@ -106,10 +107,11 @@ class Reading:
     spool: Spool = field(default_factory=Spool)
     report: FileReport = field(default_factory=FileReport)
     odd: Any = None
+    formats: Mapping[str, Callable[[Any], Record]] = field(default_factory=lambda: FORMATS)
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            fix = f"Choose one of {', '.join(FORMATS)}"
+        if self.format not in self.formats:
+            fix = f"Choose one of {', '.join(self.formats)}"
             raise UserError(f"unknown format {self.format!r}", where=self.task, fix=fix)
 
     def rows(self, path: str | os.PathLike) -> Iterator[Row | Quarantined]:
@@ -131,7 +133,7 @@ class Reading:
             try:
                 if isinstance(raw, ValueError):
                     raise raw
-                record = FORMATS[self.format](raw)
+                record = self.formats[self.format](raw)
                 records = record.split() if self.split_turns else [record]
                 name = record.sample_id or name
                 names = [name] if len(records) == 1 else [f"{name}/{turn}" for turn in range(len(records))]
@@ -187,6 +189,7 @@ def load_tasks(
     tasks: Mapping[str, TaskFiles | Mapping[str, Any]],
     bad_share: float = BAD_SHARE,
     spool: Spool | None = None,
+    formats: Mapping[str, Callable[[Any], Record]] = FORMATS,
 ) -> dict[str, TaskData]:
     """Read every task's files.
 
@@ -197,6 +200,7 @@ def load_tasks(
         tasks: name -> where its files are (a mapping holds the fields of `TaskFiles`).
         bad_share: more bad rows than this share of a file stop the import.
         spool: where the rows go, and the pictures that they hold.
+        formats: readers of rows by name.
 
     Raises:
         UserError: a file is missing or no rows, too many bad rows, no test set, an unknown key or format.
@@ -221,8 +225,10 @@ def load_tasks(
     _check_root(root, known)
     loaded = {}
     for name, files in known.items():
-        train, trained, bad = _read(Path(root), files, files.train, files.format, name, bad_share, spool)
-        test, tested, bad_test = _read(Path(root), files, files.test, files.test_format, name, bad_share, spool)
+        train, trained, bad = _read(Path(root), files, files.train, files.format, name, bad_share, spool, formats)
+        test, tested, bad_test = _read(
+            Path(root), files, files.test, files.test_format, name, bad_share, spool, formats
+        )
         if not len(test):
             raise UserError(f"the test set of task {name!r} is empty", where=str(Path(root, files.test)))
         report = TaskReport(trained if files.train else None, tested, len(test))
@@ -326,10 +332,17 @@ def _apart(names: Sequence[str], fronts: Sequence[object]) -> list[str]:
 
 
 def _read(
-    root: Path, files: TaskFiles, file: str, format: str, task: str, bad_share: float, spool: Spool
+    root: Path,
+    files: TaskFiles,
+    file: str,
+    format: str,
+    task: str,
+    bad_share: float,
+    spool: Spool,
+    formats: Mapping[str, Callable[[Any], Record]],
 ) -> tuple[Rows, FileReport, list[Quarantined]]:
     rows, bad = Rows(spool), []
-    reading = Reading(task, format, root / files.images, files.naming(), files.split_turns, spool)
+    reading = Reading(task, format, root / files.images, files.naming(), files.split_turns, spool, formats=formats)
     if file:
         for row in reading.rows(root / file):
             if isinstance(row, Quarantined):
