@@ -182,6 +182,7 @@ class Scores:
         if own:
             extra = own_metrics(own, points, counts, self.in_average, draws, seed)
             found["metrics"] |= {name: value.to_json() for name, value in extra.items()}
+            found["own_metrics"] = list(extra)
         return found
 
     def _scored(self) -> np.ndarray:

@@ -15,6 +15,8 @@ from streams import picture
 from streamcvit.errors import UserError
 from streamcvit.launch import execute
 from streamcvit.learning import OnlineLearner
+from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.monitoring.record import RunRecord
 from streamcvit.pipeline import load_config
 from streamcvit.preflight import check_settings
 from streamcvit.run import own
@@ -69,7 +71,13 @@ def test_rows_scores_weights_and_summary_come_from_the_pages_files(whole: Path) 
     assert summary["metrics"]["worst_task"] == summary["metrics"]["ap"]  # of one task, with the same draws
     lost = (whole / "stream.quarantined.jsonl").read_text()
     assert "'say' is missing or empty" in lost and lost.count("\n") == 1
-    assert "worst_task" in (whole / "report.html").read_text()
+    page = (whole / "report.html").read_text()
+    assert re.search(r"<th class=\"n\">worst_task</th></tr></thead><tbody>\s<tr><td>slow</td><td class=\"n\">\d", page)
+    numbers = MetricStore()
+    numbers.load(RunRecord.load(whole / "slow"), "slow")
+    value = summary["metrics"]["worst_task"]["value"]
+    (gauge,) = [family for family in numbers.collect() if family.name.endswith("own_metric_points")]
+    assert [(one.labels["metric"], one.value) for one in gauge.samples] == [("worst_task", value)]
 
 
 def test_a_run_keeps_the_files_and_their_digests(whole: Path) -> None:
@@ -119,4 +127,4 @@ def test_a_file_that_was_changed_is_named_on_resume(whole: Path, tmp_path: Path)
 def test_pre_flight_says_what_code_it_runs(tmp_path: Path) -> None:
     laid_out(tmp_path)
     told = check_settings(config(tmp_path, tmp_path), local=True)
-    assert re.fullmatch(r"own code: slow.py \(SHA-256 \w{12}\): methods.slow.strategy is slow.py:SlowWeights", told[3])
+    assert re.fullmatch(r"own code: slow.py \(SHA-256 \w{12}\): methods.slow.strategy is slow.py:SlowWeights", told[2])

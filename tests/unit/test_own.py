@@ -79,7 +79,7 @@ def test_a_file_that_is_not_there_or_no_text_or_too_long_is_named(tmp_path: Path
 def test_options_and_errors_of_a_strategys_making_are_named(tmp_path: Path) -> None:
     body = "    def __init__(self, seed=0, pull=1.0):\n        self.pull = {1.0: 1}[pull]\n"
     for value, told in (
-        ("{push: 1}", "no option 'push'.*It has pull"),
+        ({"push": 1}, "no option 'push'.*It has pull"),
         ({"pull": 2}, r"KeyError: 2.*\(my.py, line 4\)"),
     ):
         config = loaded(tmp_path, STRATEGY + body, STRATEGIES)

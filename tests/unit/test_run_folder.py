@@ -21,7 +21,7 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation import Disagreement
 from streamcvit.learning import commit
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report.audited import audited
+from streamcvit.monitoring.report.extras import audited
 from streamcvit.run import audits
 from streamcvit.run.boundaries import boundary_report, boundary_reports
 from streamcvit.run.folder import RunFolder
