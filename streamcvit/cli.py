@@ -205,9 +205,11 @@ def shard(
 ) -> None:
     """Write a pipeline's stream into WebDataset shards with an index."""
     from streamcvit.run.losses import stream_lines
+    from streamcvit.run.ownkinds import check_portable
     from streamcvit.run.stream import prepare_stream
 
-    index = prepare_stream(_config(pipeline, settings, data=data), folder, out.print)
+    check_portable(config := _config(pipeline, settings, data=data))
+    index = prepare_stream(config, folder, out.print)
     for line in stream_lines(folder, index):
         out.print(line, markup=False, soft_wrap=True)
     _say_stream(index, len(index.eval_index()), folder)

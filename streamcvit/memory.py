@@ -283,7 +283,9 @@ def _evaluator(config: RunConfig, model: Any, row: Row, dtype: torch.dtype) -> t
     tests = (config.stream.test_samples or TESTS) * tasks
     if config.stream.source == "embedded":
         tests = (config.stream.test_samples or 100) * 11
-    pictures = min(config.evaluation.cache_bytes, tests * row.image * vision_dim(base) * dtype.itemsize)
+    deep = getattr(getattr(base.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    kept = tests * row.image * vision_dim(base) * dtype.itemsize * (1 + len(deep))
+    pictures = min(config.evaluation.cache_bytes, kept)
     return {
         "key-value cache": cache + cache // layers,  # a layer's is copied where it grows
         "activations": activations + _unpacked(config, base, dtype),

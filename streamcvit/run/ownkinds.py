@@ -98,6 +98,18 @@ def check(config: RunConfig) -> list[str]:
     return list(own.lines(config))
 
 
+def check_portable(config: RunConfig) -> None:
+    """Whether a stream folder can be made of it that others may run.
+
+    Raises:
+        UserError: a task is scored by a file of one's own, which a stream folder does not bring.
+    """
+    for key, name in own.references(config).items():
+        if key.endswith(".scorer"):
+            fix = "Name a scorer of the package, or run this pipeline itself"
+            raise _unfit(name, key, "is a scorer that a stream folder cannot bring", fix)
+
+
 def _unfit(name: str, key: str, told: str, fix: str) -> UserError:
     return UserError(f"{name} {told}", where=key, fix=fix)
 

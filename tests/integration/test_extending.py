@@ -17,9 +17,11 @@ from streamcvit.launch import execute
 from streamcvit.learning import OnlineLearner
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report.page import write_report
 from streamcvit.pipeline import load_config
 from streamcvit.preflight import check_settings
 from streamcvit.run import own
+from streamcvit.trained import learners
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = {name: code for _, name, code in re.findall(r"```(python|yaml)\n# ([a-z]+\.(?:py|yaml))(.*?)```", PAGE, re.S)}
@@ -80,8 +82,13 @@ def test_rows_scores_weights_and_summary_come_from_the_pages_files(whole: Path) 
     assert [(one.labels["metric"], one.value) for one in gauge.samples] == [("worst_task", value)]
 
 
-def test_a_run_keeps_the_files_and_their_digests(whole: Path) -> None:
+def test_a_run_keeps_the_files_and_their_digests_and_reading_it_runs_none(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_modules", {})
     saved = load_config(whole / "config.yaml")
+    write_report([whole / "slow"], tmp_path / "page.html")
+    assert learners(whole) == ["slow"] and own._modules == {}
     assert set(saved.own_code) == {"rows.py", "near.py", "worst.py", "slow.py"}
     for name in saved.own_code:
         assert own.copy_of(saved, name).read_text() == f"# {name}{FILES[name]}"

@@ -121,6 +121,12 @@ def test_a_stream_that_names_a_file_has_it_run_only_where_the_config_does_too(tm
     assert ownkinds.scorer_of(config, TaskSpec("t", "exact", "single_word")) is SCORERS["exact"]
 
 
+def test_a_stream_folder_is_not_made_with_a_scorer_that_it_cannot_bring(tmp_path: Path) -> None:
+    ownkinds.check_portable(loaded(tmp_path, "def Mine(row): ...\n", FORMAT))
+    with pytest.raises(UserError, match="t.scorer: my.py:Mine is a scorer that a stream folder cannot bring"):
+        ownkinds.check_portable(loaded(tmp_path, "def Mine(p, s): ...\n", SCORER))
+
+
 def test_any_error_of_a_reader_makes_the_row_a_bad_one_and_no_record_does_too(tmp_path: Path) -> None:
     code = "def Mine(row):\n    return row['a']\n"
     read = ownkinds.formats_of(loaded(tmp_path, code, FORMAT))["my.py:Mine"]
