@@ -123,6 +123,7 @@ class StreamConfig(Section):
                     own = key in ("format", "test_format", "scorer") and OWN.fullmatch(getattr(task, key))
                     if (value := getattr(task, key)) not in allowed and not own:
                         names = ", ".join(sorted(filter(None, allowed)))
+                        names += ", or my.py:Mine" if key in ("format", "test_format", "scorer") else ""
                         raise ValueError(f"stream.tasks.{name}.{key}: unknown name {value!r}; allowed: {names}")
         return self
 
@@ -388,7 +389,7 @@ class RunConfig(Section):
             if method.strategy not in STRATEGIES and not OWN.fullmatch(method.strategy):
                 raise ValueError(
                     f"methods.{name}.strategy: unknown strategy {method.strategy!r}; "
-                    f"allowed: {', '.join(sorted(STRATEGIES))}"
+                    f"allowed: {', '.join(sorted(STRATEGIES))}, or my.py:Mine"
                 )
         return self
 

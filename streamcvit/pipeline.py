@@ -30,7 +30,8 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
 
     Raises:
         UserError: unreadable file, bad YAML, unknown key or value (the message names the key and what is allowed), or
-            no file where a setting names one of one's own; those are relative to the pipeline's folder.
+            no file where a setting names one of one's own; those are relative to the pipeline's folder (to the working
+            directory, where the pipeline is one that comes with the package).
     """
     tree: dict[str, Any] = {}
     run = None
@@ -52,7 +53,8 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
         raise UserError(explain(error), where=str(path or "settings"), fix=fix) from None
     if run:  # it holds the files of one's own that it was started with
         return noted(config, Path(), config.own_code)
-    return noted(config, path.parent if path else Path(), {})
+    beside = Path() if path is None or path.parent in _PIPELINES else path.parent
+    return noted(config, beside, {})
 
 
 def parse_setting(setting: str) -> tuple[list[str], Any]:

@@ -361,10 +361,8 @@ class EvaluatorWorker:
         digest = self._hold(job, snapshot)
         model = self.model if self.model is not None else self.base.model
         found = self.evaluator.evaluate(model, job.task)
-        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found) if job.audit else []
-        fault = self.evaluator.generator.store.fault
         samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
-        return TaskScores(
+        scores = TaskScores(
             job,
             digest,
             list(found.sample_ids),
@@ -375,10 +373,12 @@ class EvaluatorWorker:
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,
             self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
-            min(job.audit, len(samples)) if job.audit else None,
-            differ,
-            [fault] if fault else [],
+            notes=[fault] if (fault := self.evaluator.generator.store.fault) else [],
         )
+        if not job.audit:
+            return scores
+        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found)
+        return replace(scores, audited=min(job.audit, len(samples)), differ=differ)
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:
         """Have the job's weights on the base; returns the digest of what is held."""

@@ -15,6 +15,7 @@ from streams import picture
 from streamcvit.errors import UserError
 from streamcvit.launch import execute
 from streamcvit.learning import OnlineLearner
+from streamcvit.learning.durable import write_json
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import write_report
@@ -123,12 +124,21 @@ def test_a_killed_run_that_was_moved_goes_on_to_the_bit_with_its_own_copies(
     assert ours == theirs
 
 
-def test_a_file_that_was_changed_is_named_on_resume(whole: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_changed_is_named_on_resume_and_taken_where_that_is_allowed(
+    whole: Path, tmp_path: Path
+) -> None:
     laid_out(tmp_path / "place")
     shutil.copytree(whole, tmp_path / "runs" / "mine", symlinks=True)
     (tmp_path / "place" / "near.py").write_text("def near(predictions, samples):\n    return [0.0 for _ in samples]\n")
+    record = tmp_path / "runs" / "mine" / "slow" / "run.json"
+    write_json(record, json.loads(record.read_text()) | {"finished": None})
     with pytest.raises(UserError, match=r"own_code.near.py: [0-9a-f\"]{20}.* -> .*--allow-change own_code.near.py"):
         execute(config(tmp_path / "place", tmp_path / "runs"), local=True, resume=True)
+    changed = config(tmp_path / "place", tmp_path / "runs")
+    execute(changed, local=True, resume=True, allow=["own_code", "stream.data"])
+    assert load_config(tmp_path / "runs" / "mine" / "config.yaml").own_code == changed.own_code
+    assert own.copy_of(changed, "near.py").read_text().startswith("def near(predictions")
+    assert '"key": "own_code.near.py"' in (record.parent / "events.jsonl").read_text()
 
 
 def test_pre_flight_says_what_code_it_runs(tmp_path: Path) -> None:
