@@ -55,6 +55,9 @@ class FeatureStore:
     def __contains__(self, key: str) -> bool:
         return key in self._held or key in self._places
 
+    def __len__(self) -> int:
+        return len(self._held) + len(self._places)
+
     def put(self, key: str, pieces: Pieces) -> None:
         """Keep a picture's pieces; nothing where there is no room, or where they are kept already."""
         if key in self:
