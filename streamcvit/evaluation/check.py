@@ -17,15 +17,13 @@ def check_test_set(spec: TaskSpec, samples: Iterable[Sample], scorer: Scorer | N
     Args:
         spec: of the task.
         samples: its test set.
-        scorer: one that is not of the package; it is tried on the first sample.
+        scorer: the task's; one that is not of the package is tried on the first sample.
 
     Raises:
         UserError: one lacks in `meta` what a rule of the task reads; the message names sample and key, and says what
             is expected.
     """
-    strict = SCORERS.get(spec.scorer) or scorer
-    if strict is None:
-        raise KeyError(spec.scorer)
+    strict = scorer or SCORERS[spec.scorer]
     tried = spec.scorer in SCORERS
     rules = [strict, FOLLOW_RULES[spec.follow]]
     if spec.strcvit:
