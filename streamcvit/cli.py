@@ -223,10 +223,12 @@ def shard(
 ) -> None:
     """Write a pipeline's stream into WebDataset shards with an index."""
     from streamcvit.run.losses import stream_lines
+    from streamcvit.run.ownkinds import check_portable
     from streamcvit.run.stream import prepare_stream
 
     config = _config(pipeline, settings, data=data)
     _check_paths(config, pipeline, model=False)
+    check_portable(config)
     index = prepare_stream(config, folder, out.print)
     for line in stream_lines(folder, index):
         out.print(line, markup=False, soft_wrap=True)

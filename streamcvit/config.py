@@ -15,7 +15,11 @@ from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 from streamcvit.published import PublishedTable, check_published
 
-_TAKEN = ("stream", "config.yaml", "lock.json", "report.html")  # what else a run's folder holds
+OWN = re.compile(r"(?P<path>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
+"""How a setting names what a file of one's own defines: `my.py:Mine`."""
+OWN_CODE = "own_code"
+"""The setting that notes such files, and the folder of a run that holds their copies."""
+_TAKEN = ("stream", "config.yaml", "lock.json", "report.html", OWN_CODE)  # what else a run's folder holds
 
 
 class Section(BaseModel):
@@ -32,11 +36,13 @@ class TaskFiles(Section):
         description="training file, folder or pattern (`train-*.parquet`), relative to stream.data; empty: tested only",
     )
     test: str = Field(description="the same for the test set")
-    format: str = Field("llava", description="format of the training file, a name in streamcvit.data.formats.FORMATS")
+    format: str = Field(
+        "llava", description="format of the training file, a name in streamcvit.data.formats.FORMATS, or `my.py:Mine`"
+    )
     test_format: str = Field("qa", description="format of the test file")
     images: str = Field("", description="image root, relative to stream.data")
     test_images: str = Field("", description="image root of the test file; empty: `images`")
-    scorer: str = Field("exact", description="strict scorer, a name in streamcvit.evaluation.SCORERS")
+    scorer: str = Field("exact", description="strict scorer, a name in streamcvit.evaluation.SCORERS, or `my.py:Mine`")
     strcvit: str = Field("", description="published scorer beside it, a name in STRCVIT_SCORERS; empty: none")
     follow: str = Field("single_word", description="instruction-following rule, a name in FOLLOW_RULES")
     max_new_tokens: int = Field(16, ge=1, le=4096, description="tokens at which an answer ends at the latest")
@@ -149,8 +155,10 @@ class StreamConfig(Section):
                 except ValueError as error:
                     raise ValueError(f"stream.tasks: {error}") from None
                 for key, allowed in kinds.items():
-                    if (value := getattr(task, key)) not in allowed:
+                    own = key in ("format", "test_format", "scorer") and OWN.fullmatch(getattr(task, key))
+                    if (value := getattr(task, key)) not in allowed and not own:
                         names = ", ".join(sorted(filter(None, allowed)))
+                        names += ", or my.py:Mine" if key in ("format", "test_format", "scorer") else ""
                         raise ValueError(f"stream.tasks.{name}.{key}: unknown name {value!r}; allowed: {names}")
         return self
 
@@ -296,7 +304,7 @@ class MethodConfig(Section):
         description="folder of an adapter to start from (docs/predict.md); `options` that are not set are its own",
     )
     train: TrainConfig | None = Field(None, description="what learns here, all of it; null: the run's own `train`")
-    strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES")
+    strategy: str = Field("sequential", description="a name in streamcvit.learning.STRATEGIES, or `my.py:Mine`")
     strategy_options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own settings")
     order: Literal["stream", "joint"] = Field("stream", description="joint: the whole stream shuffled (upper bound)")
     lr: float | None = Field(None, gt=0, allow_inf_nan=False, description="this method's rate; null: learner.lr")
@@ -316,6 +324,11 @@ class EvaluationConfig(Section):
 
     batch_size: int = Field(64, ge=1, description="prompts decoded together; halved where memory runs out")
     draws: int = Field(1000, ge=10, description="bootstrap draws of the intervals")
+    metrics: list[str] = Field(
+        default_factory=list,
+        max_length=16,
+        description="metrics of your own beside those that a run always has, each `my.py:Mine` (docs/extending.md)",
+    )
     thoughts: Literal["drop", "keep"] = Field(
         "drop", description="whether answers, and references, are what follows their thoughts (`<think>...</think>`)"
     )
@@ -328,6 +341,28 @@ class EvaluationConfig(Section):
         "only tested (the built-in ones excepted), `never` for others",
     )
     mif_tasks: list[str] = Field(default_factory=list, description="the tasks that MIF holds; empty: all")
+    audit: int = Field(
+        16,
+        ge=0,
+        description="answers of the last boundary that are given again one by one and compared; 0: none",
+    )
+    cache_bytes: int = Field(
+        4 << 30, ge=0, description="picture features that each evaluator keeps in memory (on a GPU: its own), in bytes"
+    )
+    disk_bytes: int = Field(
+        32 << 30,
+        ge=0,
+        description="what does not fit there goes to a file in the run's folder, up to so many bytes and half of the "
+        "free disk; it is gone with the run",
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_ones_own(cls, metrics: list[str]) -> list[str]:
+        for name in metrics:
+            if not OWN.fullmatch(name):
+                raise ValueError(f"{name!r} is not of the form my.py:Mine, a file of your own and what it defines")
+        return metrics
 
 
 class ClusterConfig(Section):
@@ -376,6 +411,10 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the scoring")
     cluster: ClusterConfig = Field(ClusterConfig(), description="the actors")
     monitor: MonitorConfig = Field(MonitorConfig(), description="the endpoint")
+    own_code: dict[str, str] = Field(
+        default_factory=dict,
+        description="SHA-256 of each file of your own that a setting names (`my.py:Mine`); filled in by itself",
+    )
     published: list[PublishedTable] = Field(
         default_factory=list, description="tables of papers to compare with; nothing of a run depends on them"
     )
@@ -401,10 +440,10 @@ class RunConfig(Section):
                     f"methods.{name}.adapter: unknown adapter {method.adapter!r}; "
                     f"allowed: none, {', '.join(sorted(ADAPTERS))}"
                 )
-            if method.strategy not in STRATEGIES:
+            if method.strategy not in STRATEGIES and not OWN.fullmatch(method.strategy):
                 raise ValueError(
                     f"methods.{name}.strategy: unknown strategy {method.strategy!r}; "
-                    f"allowed: {', '.join(sorted(STRATEGIES))}"
+                    f"allowed: {', '.join(sorted(STRATEGIES))}, or my.py:Mine"
                 )
         return self
 

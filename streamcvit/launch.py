@@ -11,7 +11,7 @@ from pathlib import Path
 from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import RayPool
 from streamcvit.cluster.session import metrics_token, session
-from streamcvit.config import RunConfig
+from streamcvit.config import OWN_CODE, RunConfig
 from streamcvit.data.shards.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
@@ -20,6 +20,7 @@ from streamcvit.models.base import fetch, model_digest
 from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.preflight import check_settings
+from streamcvit.run import own
 from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.guard import Stop, alone
@@ -86,7 +87,7 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
-    with _unless_begun(folder), _starting(config, weights, local, stop, console) as start:
+    with _unless_begun(folder), _own_code(config), _starting(config, weights, local, stop, console) as start:
         if index is None:
             index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
@@ -142,6 +143,18 @@ def _unless_begun(folder: Path) -> Iterator[None]:
     finally:
         if not (folder / "config.yaml").exists():
             _remove_stream(folder / "stream")
+
+
+@contextlib.contextmanager
+def _own_code(config: RunConfig) -> Iterator[None]:
+    """Have the run's folder hold the files of one's own, for as long as it begins and from then on."""
+    folder = config.folder()
+    own.keep(config)
+    try:
+        yield
+    finally:
+        if config.own_code and not (folder / "config.yaml").exists():
+            shutil.rmtree(folder / OWN_CODE, ignore_errors=True)
 
 
 def _remove_stream(folder: Path) -> None:

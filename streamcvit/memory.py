@@ -18,7 +18,7 @@ from streamcvit.adapters.targets import linear_layers, touched_before_language
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.footprint import USUAL, typical_size
-from streamcvit.learning.strategies import STRATEGIES, Replay
+from streamcvit.learning.strategies import Replay
 from streamcvit.models.base import device_of, dtype_of, fetch, skeleton, weight_files
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -26,11 +26,10 @@ from streamcvit.models.dryrun import Shape, answering_bytes, learning_bytes
 from streamcvit.models.quantize import NONE, held_bytes
 from streamcvit.models.vision import unwrap, vision_dim
 from streamcvit.run.loading import adapter_options, collation
+from streamcvit.run.ownkinds import strategy_of
 
 CONTEXT = {"cuda": 600 << 20, "cpu": 450 << 20}
 """Bytes of a process before its model: CUDA's context and libraries on a GPU, Python's packages on a CPU."""
-KEPT = 4 << 30
-"""Bytes of picture features that an evaluator keeps at most (`streamcvit.evaluation.generate`)."""
 TESTS = 5000
 """Test samples of a task where the config does not say how many there are."""
 ENCODED = 100 << 10
@@ -249,7 +248,7 @@ def _learner(config: RunConfig, method: str, adapted: Any, owned: set[int], row:
         "gradients": sum(p.nbytes for p in trained) + 4 * halves,
         "moments": sum(2 * 4 * p.numel() for p in trained),
     }
-    if (held := STRATEGIES[config.methods[method].strategy].held) and trained:
+    if (held := strategy_of(config, method).held) and trained:
         parts["strategy"] = 4 * held * sum(p.numel() for p in trained)
     if learner.gradient_checkpointing:
         checkpoint_layers(adapted)
@@ -284,7 +283,9 @@ def _evaluator(config: RunConfig, model: Any, row: Row, dtype: torch.dtype) -> t
     tests = (config.stream.test_samples or TESTS) * tasks
     if config.stream.source == "embedded":
         tests = (config.stream.test_samples or 100) * 11
-    pictures = min(KEPT, tests * row.image * vision_dim(base) * dtype.itemsize)
+    deep = getattr(getattr(base.config, "vision_config", None), "deepstack_visual_indexes", None) or ()
+    kept = tests * row.image * vision_dim(base) * dtype.itemsize * (1 + len(deep))
+    pictures = min(config.evaluation.cache_bytes, kept)
     return {
         "key-value cache": cache + cache // layers,  # a layer's is copied where it grows
         "activations": activations + _unpacked(config, base, dtype),

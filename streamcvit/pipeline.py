@@ -13,6 +13,7 @@ from streamcvit import strictyaml
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.explain import allowed, explain
+from streamcvit.run.own import noted
 
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
@@ -28,7 +29,9 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
         top: top-level keys that win over the file (None values are left out).
 
     Raises:
-        UserError: unreadable file, bad YAML, unknown key or value (the message names the key and what is allowed).
+        UserError: unreadable file, bad YAML, unknown key or value (the message names the key and what is allowed), or
+            no file where a setting names one of one's own; those are relative to the pipeline's folder (to the working
+            directory, where the pipeline is one that comes with the package).
     """
     tree: dict[str, Any] = {}
     run = None
@@ -42,12 +45,16 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
         _apply(tree, setting)
     tree.update({key: value for key, value in top.items() if value is not None})
     try:
-        return RunConfig.model_validate(tree)
+        config = RunConfig.model_validate(tree)
     except ValidationError as error:
         fix = allowed(error, RunConfig)
         if run and error.errors()[0]["loc"] == ("name",) and tree["name"] == run.name:
             fix = "Rename the folder"
         raise UserError(explain(error), where=str(path or "settings"), fix=fix) from None
+    if run:  # it holds the files of one's own that it was started with
+        return noted(config, Path(), config.own_code)
+    beside = Path() if path is None or path.parent in _PIPELINES else path.parent
+    return noted(config, beside, {})
 
 
 def check_paths(config: RunConfig, pipeline: Path, *, model: bool = True) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import torch
 
@@ -14,7 +13,6 @@ from streamcvit.config import ModelConfig, RunConfig
 from streamcvit.errors import UserError
 from streamcvit.fitting import memory_lines
 from streamcvit.footprint import picture_lines
-from streamcvit.learning import STRATEGIES
 from streamcvit.learning.rates import grouped
 from streamcvit.models.attention import check_attention
 from streamcvit.models.base import device_of, dtype_of, skeleton
@@ -22,6 +20,7 @@ from streamcvit.models.collate import Collator
 from streamcvit.models.quantize import NONE, check_quantize, quantised_line
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
+from streamcvit.run import own, ownkinds
 from streamcvit.run.loading import adapter_options, collation, selection_of
 from streamcvit.run.origin import lines as origin_lines
 from streamcvit.run.origincheck import check as check_origin
@@ -37,14 +36,17 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         local: whether it runs in this process.
 
     Returns:
-        Lines for people: the weights of each part of the model, what every method that learns trains of them, what a
-        typical picture takes, and the memory that the largest method needs, by estimate.
+        Lines for people: files of one's own that are used, the weights of each part of the model, what every method
+        that learns trains of them, what a typical picture takes, and the memory that the largest method needs, by
+        estimate.
 
     Raises:
-        UserError: an adapter or strategy cannot be made as its options ask, there is no such device, attention,
-            revision or instruction encoder, the model's chat template cannot be served, pictures cannot be prepared as
-            asked or do not fit, or nobody can listen at the monitor's address.
+        UserError: what a file of one's own defines is not what a setting asks for, an adapter or strategy cannot be
+            made as its options ask, there is no such device, attention, revision or instruction encoder, the model's
+            chat template cannot be served, pictures cannot be prepared as asked or do not fit, or nobody can listen at
+            the monitor's address.
     """
+    written = ownkinds.check(config)
     check_options(config)
     collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
     pictures = picture_lines(config, collator)
@@ -53,7 +55,7 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
         check_machine(config.model)
     if not local:
         check_address(config.monitor.host, config.monitor.port)
-    return [*describe(config), *pictures, *memory_lines(config, local, collator)]
+    return [*written, *describe(config), *pictures, *memory_lines(config, local, collator)]
 
 
 def check_machine(model: ModelConfig) -> None:
@@ -98,7 +100,7 @@ def check_options(config: RunConfig) -> None:
             raise UserError(
                 f"the adapter {method.adapter!r} takes no options", where=f"methods.{name}.options", fix="Remove them"
             )
-        _check_strategy(name, method.strategy, method.strategy_options, config.seed)
+        _check_strategy(config, name)
 
 
 def reach_of(config: RunConfig) -> dict[str, str]:
@@ -154,14 +156,17 @@ def _key(config: RunConfig, name: str, where: str) -> str:
     return f"methods.{name}.options" + (f".{where}" if where in config.methods[name].options else "")
 
 
-def _check_strategy(method: str, strategy: str, options: dict[str, Any], seed: int) -> None:
-    cls = STRATEGIES[strategy]
+def _check_strategy(config: RunConfig, method: str) -> None:
+    cls, strategy = ownkinds.strategy_of(config, method), config.methods[method].strategy
+    options = config.methods[method].strategy_options
     known = list(inspect.signature(cls).parameters)[1:]  # the first is the seed
     where = f"methods.{method}.strategy_options"
     if unknown := sorted(set(options) - set(known)):
         has = f"It has {', '.join(known)}" if known else "It has none"
         raise UserError(f"{strategy} has no option {unknown[0]!r}", where=where, fix=has)
     try:
-        cls(seed, **options)
+        cls(config.seed, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"{strategy}: {error}", where=where, fix="See docs/settings.md for its options") from None
+    except Exception as error:
+        raise own.blamed(error, config) or error from None

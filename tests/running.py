@@ -21,6 +21,11 @@ SMALL = [
     "--set", "stream.test_samples=12",
     "--set", "evaluation.draws=100",
 ]  # fmt: skip
+OWN_FILE = ROOT / "tests" / "ownfile.py"
+OWN = [
+    "--set", f"methods.joint.strategy={OWN_FILE}:Noise",
+    "--set", f"evaluation.metrics=['{OWN_FILE}:lowest']",
+]  # fmt: skip
 METHODS = [
     "--method",
     "zero-shot",
@@ -32,6 +37,7 @@ METHODS = [
     "replay",
     "--method",
     "joint",
+    *OWN,
 ]
 
 

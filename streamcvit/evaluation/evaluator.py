@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ class Evaluator:
         eval_samples: task -> its evaluation set.
         batch_size: prompts decoded together.
         instruction_encoder: as the learner's; None makes one from the base model's embeddings.
-        cache_bytes: image features kept at most.
+        cache_bytes: image features kept in memory at most.
+        disk_bytes, scratch: those kept in a file at most, and its folder (`Generator`).
         thoughts: `drop`: answers and references are what follows their thoughts; `keep`: thoughts are part of them.
 
     Attributes:
@@ -80,6 +82,8 @@ class Evaluator:
         instruction_encoder: InstructionEncoder | None = None,
         cache_bytes: int = 4 << 30,
         thoughts: str = "drop",
+        disk_bytes: int = 0,
+        scratch: Path | None = None,
     ) -> None:
         if unknown := sorted(set(eval_samples) - set(tasks)):
             raise UserError(f"an evaluation set belongs to no task: {unknown[0]}", fix="Name it as its task is named")
@@ -87,7 +91,8 @@ class Evaluator:
         self._asked = {task: tuple(samples) for task, samples in eval_samples.items()}
         scored = _without_thoughts if thoughts == "drop" else (lambda sample: sample)
         self.samples = {task: tuple(map(scored, samples)) for task, samples in self._asked.items()}
-        self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes, thoughts)
+        self._encoder, self._thoughts = instruction_encoder, thoughts
+        self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes, thoughts, disk_bytes, scratch)
         self.left_out: dict[str, dict[str, str]] = {}
         self._requests: dict[str, list[Request]] = {}
 
@@ -133,32 +138,47 @@ class Evaluator:
             batch_size: another one than the evaluator's.
         """
         requests = self.requests(task)
-        chosen = self._probe(task, limit, seed)
+        chosen = [requests[i] for i in self._probe(task, limit, seed)]
+        start = time.perf_counter()
+        texts = self._answer(self.generator, model, task, chosen, batch_size)
+        seconds = time.perf_counter() - start
+        return Predictions(task, tuple(one.sample.sample_id for one in chosen), tuple(texts), seconds)
+
+    def _answer(
+        self, generator: Generator, model: Any, task: str, requests: Sequence[Request], batch_size: int | None = None
+    ) -> list[str]:
         training = bool(getattr(model, "training", False))
         model.eval()
         try:
-            start = time.perf_counter()
-            texts = self.generator.answer(
-                model, [requests[i] for i in chosen], self.tasks[task].max_new_tokens, batch_size
-            )
-            seconds = time.perf_counter() - start
+            return generator.answer(model, requests, self.tasks[task].max_new_tokens, batch_size)
         finally:
-            model.train(training)
-        ids = tuple(requests[i].sample.sample_id for i in chosen)
-        return Predictions(task, ids, tuple(texts), seconds)
+            if training:
+                model.train()
 
-    def audit(self, model: Any, task: str, n: int = 8, seed: int = 0) -> list[Disagreement]:
+    def audit(
+        self, model: Any, task: str, n: int = 8, seed: int = 0, batched: Predictions | None = None
+    ) -> list[Disagreement]:
         """Answers a seeded sample of requests in batches and one by one, and says where the two differ.
 
-        An empty list is what correct code gives, up to ties that rounding breaks.
+        One by one, nothing that was kept is used: text and pictures are prepared anew, each picture alone. An empty
+        list is what correct code gives, up to ties that rounding breaks.
+
+        Args:
+            model, task: as in `evaluate`.
+            n: so many requests, all there are at most.
+            seed: of the sample.
+            batched: what the same model answered to the whole evaluation set; None asks it.
         """
-        batched = self.evaluate(model, task)
-        alone = self.evaluate(model, task, limit=n, seed=seed, batch_size=1)
+        batched = batched or self.evaluate(model, task)
+        requests = self.requests(task)
+        chosen = [requests[i].sample for i in self._probe(task, n, seed)]
+        single = Generator(self.base, self._encoder, batch_size=1, cache_bytes=0, thoughts=self._thoughts)
+        alone = self._answer(single, model, task, single.prepare(chosen), 1)
         texts = dict(zip(batched.sample_ids, batched.texts, strict=True))
         return [
-            Disagreement(sample_id, texts[sample_id], text)
-            for sample_id, text in zip(alone.sample_ids, alone.texts, strict=True)
-            if texts[sample_id] != text
+            Disagreement(sample.sample_id, texts[sample.sample_id], text)
+            for sample, text in zip(chosen, alone, strict=True)
+            if texts[sample.sample_id] != text
         ]
 
     def _probe(self, task: str, limit: int | None, seed: int) -> list[int]:

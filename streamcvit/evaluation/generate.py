@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,20 +14,13 @@ from streamcvit.adapters import InstructionEncoder, touched_before_language, tun
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
+from streamcvit.evaluation.features import FeatureStore
 from streamcvit.models.base import Base
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import UnusableSamples
+from streamcvit.models.pieces import Layout, Pieces
 from streamcvit.models.thoughts import drop_thoughts
-from streamcvit.models.vision import (
-    Vision,
-    encode_images,
-    join_features,
-    joinable,
-    pool,
-    routing_inputs,
-    text_tensors,
-    tower_texts,
-)
+from streamcvit.models.vision import Vision, encode_images, pool, routing_inputs, text_tensors, tower_texts
 
 
 @dataclass(frozen=True)
@@ -64,12 +58,14 @@ class Generator:
         instruction_encoder: embeds instructions for routed adapters; None makes one from the model's own embeddings
             when a routed adapter first comes along.
         batch_size: prompts decoded together.
-        cache_bytes: image features are kept up to this many bytes; what does not fit is encoded again each time.
-            So is everything for models whose vision outputs cannot be kept apart (`joinable`).
+        cache_bytes: image features are kept in memory up to this many bytes.
         thoughts: `drop`: an answer is what follows the model's thoughts; `keep`: thoughts are part of it.
+        disk_bytes: what does not fit is kept in a file up to this many bytes, and behind that encoded again each time.
+            So is everything for models whose vision outputs cannot be kept apart (`Layout`).
+        scratch: folder for that file (`FeatureStore`).
 
     Attributes:
-        held_bytes: size of the image features kept.
+        store: the image features kept.
     """
 
     def __init__(
@@ -79,14 +75,14 @@ class Generator:
         batch_size: int = 64,
         cache_bytes: int = 4 << 30,
         thoughts: str = "drop",
+        disk_bytes: int = 0,
+        scratch: Path | None = None,
     ) -> None:
         self.base, self.thoughts = base, thoughts
         self.batch_size = batch_size
-        self.cache_bytes = cache_bytes
+        self.store = FeatureStore(cache_bytes, disk_bytes, scratch)
         self._encoder = instruction_encoder
-        self._features: dict[str, torch.Tensor] = {}
-        self.held_bytes = 0
-        self._layout: Any = None
+        self._layout: Layout | None = None
         self._keeps = True
 
     def prepare(self, samples: Sequence[Sample]) -> list[Request]:
@@ -106,8 +102,8 @@ class Generator:
                 continue
             fresh = _split(part, inputs)
             requests += fresh
-            unknown = any(key not in self._features for request in fresh for key in request.keys)
-            if self.keeps and unknown and self.held_bytes < self.cache_bytes:
+            unknown = any(key not in self.store for request in fresh for key in request.keys)
+            if self.keeps and unknown and not self.store.full:
                 self._encode(inputs.to(self.base.device), fresh)
         if reasons:
             raise UnusableSamples(reasons)
@@ -192,41 +188,39 @@ class Generator:
         """Features of the requests' pictures."""
         if not any(request.keys for request in requests) or not self.keeps:
             return encode_images(self.base.model, self._inputs(requests))
-        found = {key: self._features[key] for r in requests for key in r.keys if key in self._features}
-        missing = [request for request in requests if any(key not in found for key in request.keys)]
+        device = self.base.device
+        held = dict.fromkeys(key for r in requests for key in r.keys if key in self.store)
+        missing = [request for request in requests if any(key not in held for key in request.keys)]
+        found: dict[str, Pieces] = {}
         if missing:
-            found |= self._encode(self._inputs(missing), missing)
+            found = self._encode(self._inputs(missing), missing)
             if not self._keeps:
                 return self._vision(requests)
-        none = next(iter(found.values()))[:0]
-        features = tuple(_joined([found[key] for key in request.keys], none) for request in requests)
-        outputs = join_features([found[key] for request in requests for key in request.keys], self._layout)
+        found |= {key: self.store.get(key, device) for key in held if key not in found}
+        none = next(iter(found.values()))[0][:0]
+        features = tuple(_joined([found[key][0] for key in request.keys], none) for request in requests)
+        assert self._layout is not None
+        outputs = self._layout.join([found[key] for request in requests for key in request.keys])
         return Vision(outputs, features, pool(features))
 
     def _inputs(self, requests: list[Request]) -> ModelInputs:
         return self.base.collator.prompts([request.sample for request in requests]).to(self.base.device)
 
-    def _encode(self, inputs: ModelInputs, requests: list[Request]) -> dict[str, torch.Tensor]:
+    def _encode(self, inputs: ModelInputs, requests: list[Request]) -> dict[str, Pieces]:
         """Features of every picture of the requests, by key; kept as far as there is room."""
-        vision = encode_images(self.base.model, inputs)
-        if vision.outputs is None:
+        outputs = encode_images(self.base.model, inputs).outputs
+        if outputs is None:
             return {}
-        if not joinable(vision.outputs):
+        keys = [key for request in requests for key in request.keys]
+        counts = [count for request in requests for count in request.counts]
+        self._layout = self._layout or Layout.of(outputs, counts)
+        pieces = self._layout.cut(outputs, counts) if self._layout else None
+        if pieces is None:
             self._keeps = False
             return {}
-        found = {
-            key: own
-            for request, features in zip(requests, vision.features, strict=True)
-            for key, own in zip(request.keys, features.split(list(request.counts)), strict=True)
-        }
-        if self._layout is None:
-            self._layout = join_features([next(iter(found.values()))], vision.outputs)
-        for key, features in found.items():
-            size = features.numel() * features.element_size()
-            if key not in self._features and self.held_bytes + size <= self.cache_bytes:
-                # Clones: a view would keep the whole batch's features alive.
-                self._features[key] = features.clone()
-                self.held_bytes += size
+        found = dict(zip(keys, pieces, strict=True))
+        for key, own in found.items():
+            self.store.put(key, own)
         return found
 
 

@@ -221,6 +221,11 @@ def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Co
         raise ValueError(f"tasks in the average without scores: {sorted(unknown)}")
 
 
+def edges_of(tasks: Collection[str], plan: Plan) -> dict[str, tuple[float, float]]:
+    """The two points that an answer can get, of the tasks whose draws need them (`Resampler`): those never learned."""
+    return {task: (0.0, 100.0) for task, seen in zip(tasks, plan.seen[-1], strict=True) if not seen}
+
+
 def intervals(
     scores: Mapping[str, np.ndarray],
     following: Mapping[str, np.ndarray] | None,
@@ -248,7 +253,7 @@ def intervals(
         float [..., T, tasks]; name of `METRICS`, or `mif/NAME`, to value, low and high, [...] each.
     """
     tasks = list(scores)
-    tested = {task: (0.0, 100.0) for task, seen in zip(tasks, plan.seen[-1], strict=True) if not seen}
+    tested = edges_of(tasks, plan)
     drawn = _Draws(scores, seed, len(plan.seen) > 1, tested)
     rates, before = None, None
     if following is not None:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from streamcvit.models.base import Base, load_base
     from streamcvit.models.batch import Batch, ModelInputs
     from streamcvit.models.collate import Collator, UnusableSamples
+    from streamcvit.models.pieces import Layout
     from streamcvit.models.snapshot import Snapshot, adapter_state, load_adapter_state, state_digest, take_snapshot
-    from streamcvit.models.vision import Vision, encode_images, join_features, text_tensors, vision_dim
+    from streamcvit.models.vision import Vision, encode_images, text_tensors, vision_dim
 
 _HOME = {
     "Base": "base",
@@ -22,6 +23,7 @@ _HOME = {
     "ModelInputs": "batch",
     "Collator": "collate",
     "UnusableSamples": "collate",
+    "Layout": "pieces",
     "adapter_state": "snapshot",
     "Snapshot": "snapshot",
     "load_adapter_state": "snapshot",
@@ -29,7 +31,6 @@ _HOME = {
     "take_snapshot": "snapshot",
     "Vision": "vision",
     "encode_images": "vision",
-    "join_features": "vision",
     "text_tensors": "vision",
     "vision_dim": "vision",
 }
@@ -38,13 +39,13 @@ __all__ = [
     "Base",
     "Batch",
     "Collator",
+    "Layout",
     "ModelInputs",
     "Snapshot",
     "UnusableSamples",
     "Vision",
     "adapter_state",
     "encode_images",
-    "join_features",
     "load_base",
     "load_adapter_state",
     "state_digest",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import inspect
 from collections.abc import Sequence
@@ -103,33 +102,6 @@ def routing_inputs(encoder: InstructionEncoder, inputs: ModelInputs, vision: Vis
         image_mask=inputs.image_mask,
         prompt_mask=inputs.prompt_mask,
     )
-
-
-def join_features(features: Sequence[torch.Tensor], like: Any) -> Any:
-    """Encoder outputs of a new batch, from features that `encode_images` gave in other batches.
-
-    Args:
-        features: of each picture (or each sample), [image tokens, D].
-        like: the encoder outputs of any earlier batch of the same model; sets type and layout.
-
-    Raises:
-        ValueError: the outputs are not `joinable`.
-    """
-    if not joinable(like):
-        raise ValueError("these encoder outputs hold more than the projected features, which joining would lose")
-    held = like.pooler_output
-    if isinstance(held, torch.Tensor):
-        joined: Any = torch.cat(list(features))
-        if held.ndim == 3:
-            joined = joined.unflatten(0, (-1, held.shape[1]))
-    else:
-        joined = type(held)(features)
-    return type(like)(**{f.name: None for f in dataclasses.fields(like)} | {"pooler_output": joined})
-
-
-def joinable(outputs: Any) -> bool:
-    """Whether the projected features are all there is to encoder outputs (not so in Qwen3-VL, with deepstack)."""
-    return all(value is None for name, value in vars(outputs).items() if name != "pooler_output")
 
 
 def text_tensors(inputs: ModelInputs) -> dict[str, torch.Tensor]:

@@ -79,6 +79,7 @@ METRICS: dict[str, MetricDefinition] = {
         ),
         MetricDefinition("mean_average_forgetting_points", "gauge", "MAF: mean forgetting over chunks.", ("variant",)),
         MetricDefinition("mean_instruction_following_points", "gauge", "MIF: mean following rate over chunks, 0-100."),
+        MetricDefinition("own_metric_points", "gauge", "Newest value of a metric of one's own.", ("metric",)),
         MetricDefinition("prequential_loss", "gauge", "Loss in nats on the newest samples before learning from them."),
         MetricDefinition(
             "prequential_accuracy_ratio", "gauge", "Accuracy on a task's newest samples before learning.", ("task",)
@@ -232,7 +233,7 @@ class MetricStore(Collector):
             self._set("task_forgetting_low_points", run, value, task)
 
     def summary(self, run: str, summary: Mapping[str, Any]) -> None:
-        """`summary.json`: AP, MAP, BWT, MAF and MIF."""
+        """`summary.json`: AP, MAP, BWT, MAF, MIF, and metrics of one's own."""
         for name, entry in summary.get("metrics", {}).items():
             value = entry.get("value") if isinstance(entry, Mapping) else None
             if value is None:
@@ -248,6 +249,8 @@ class MetricStore(Collector):
                 self._set("backward_transfer_points", run, value, variant)
             elif kind == "maf":
                 self._set("mean_average_forgetting_points", run, value, variant)
+            elif name in summary.get("own_metrics", ()):
+                self._set("own_metric_points", run, value, name)
 
     def step_seconds(self, run: str, buckets: BucketCounts) -> None:
         """Times of all learning steps so far."""

@@ -16,6 +16,7 @@ from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import newest_epoch
 from streamcvit.monitoring.terminal import LiveView
+from streamcvit.run import audits
 from streamcvit.run.boundaries import boundary_reports
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.guard import Stop
@@ -66,6 +67,7 @@ class Driver:
         self.jobs: deque[Job] = deque()  # of the boundary being scored
         self.told_idle: set[str] = set()  # methods of which modules without a gradient were named
         self.told_left: set[str] = set()  # tasks with test samples that cannot be used
+        self.told_notes: set[str] = set()
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
 
     def run(self) -> None:
@@ -205,6 +207,10 @@ class Driver:
             self.told_left.add(job.task)
             name, reason = next(iter(found.left_out.items()))
             self.view.message(f"{job.task}: {len(found.left_out)} test samples left out, the first: {name}: {reason}")
+        for what in found.notes:
+            if what not in self.told_notes:
+                self.told_notes.add(what)
+                self.view.message(what)
         self.open[job.method, job.chunk].discard(job.task)
         if not self._close_if_scored(job.method, job.chunk):
             return
@@ -219,6 +225,8 @@ class Driver:
             folder.write_scores()
             folder.check_ledger()
             folder.finish()
+            if folder.audit:
+                self.view.message(f"{folder.method}: {audits.line(folder.audit)}")
 
     def _watch(self) -> None:
         """Pass the learner's newest word on to the person watching, and note restarts."""

@@ -28,16 +28,18 @@ from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import finite, write_json, write_text
 from streamcvit.learning.grouping import MEGABATCH, order_digest
 from streamcvit.learning.ledger import check_coverage
+from streamcvit.run import audits
 from streamcvit.run.boundaries import read_events
 from streamcvit.run.loading import schedule_of
 from streamcvit.run.messages import ChunkReport, Job, TaskScores
 from streamcvit.run.origin import START, keep
+from streamcvit.run.ownkinds import metrics_of
 from streamcvit.run.predictions import read_predictions, write_predictions, write_table
 from streamcvit.run.scores import ZERO, Scores
 from streamcvit.run.unseen import scored_at
 
 MISSING = "not installed"
-ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream")
+ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream", "audit", "note")
 """Events that a replayed step, or every boundary, repeats."""
 
 
@@ -162,7 +164,9 @@ class RunFolder:
                 record["start"] = start
             write_json(self.path / "run.json", record)
         self.start: dict[str, str] = read_run(self.path).get("start", {})
-        self.noted = {self._key(event) for event in self._read_events() if event.get("event") in ONCE}
+        events = self._read_events()
+        self.noted = {self._key(event) for event in events if event.get("event") in ONCE}
+        self.audits = {event["task"]: event for event in events if event.get("event") == "audit"}
         self._read_predictions()
 
     @property
@@ -229,13 +233,26 @@ class RunFolder:
             digest, start = self.base_digest, ""
             if self.start:  # a method that goes on from an adapter is scored with it before it learns
                 digest, start = self.start["digest"], str(self.path / START)
+            audit = self._audit(ZERO)
             open_ = [task for task in self.to_score(ZERO) if self.scores.digest(ZERO, task) != digest]
-            return [Job(self.method, ZERO, task, 0, digest, start) for task in open_]
+            return [Job(self.method, ZERO, task, 0, digest, start, audit.get(task, 0)) for task in open_]
+        audit = self._audit(report.chunk)
         return [
-            Job(self.method, report.chunk, task, report.version, report.digest, report.commit)
+            Job(self.method, report.chunk, task, report.version, report.digest, report.commit, audit.get(task, 0))
             for task in self.to_score(report.chunk)
             if self.scores.digest(report.chunk, task) != report.digest
         ]
+
+    def _audit(self, chunk: int) -> dict[str, int]:
+        """How many answers of each task are given again one by one at a boundary: at the last one some."""
+        if chunk != self.n_chunks - 1:  # `ZERO` where nothing is learned
+            return {}
+        return audits.shares(self.to_score(chunk), self.config.evaluation.audit, self.config.seed)
+
+    @property
+    def audit(self) -> dict[str, Any]:
+        """What came of the audit so far, as `summary.json` has it; empty before."""
+        return audits.summed(self.audits) if self.audits else {}
 
     def event(self, name: str, **values: Any) -> None:
         """Append to events.jsonl, those of `ONCE` once."""
@@ -298,6 +315,12 @@ class RunFolder:
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
         if self.scores.digest(job.chunk, job.task) == job.digest:
             return  # asked twice, answered twice: the first answer stands
+        if found.audited is not None:
+            at = {"chunk": job.chunk, "task": job.task, "digest": job.digest}
+            self.audits[job.task] = {**at, "asked": found.audited, "differ": audits.told(found.differ)}
+            self.event("audit", **self.audits[job.task])
+        for what in found.notes:
+            self.event("note", what=what)
         self.scores.take(write_predictions(folder / f"{job.task}.parquet", columns, meta))
         if found.left_out:
             self.event("test_unreadable", task=job.task, left_out=dict(found.left_out))
@@ -312,7 +335,10 @@ class RunFolder:
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
             return
         write_table(self.path / "scores.parquet", self.scores.table())
-        summary = self.scores.summary(self.config.evaluation.draws, self.config.seed)
+        draws, own = self.config.evaluation.draws, metrics_of(self.config)
+        summary = self.scores.summary(draws, self.config.seed, own)
+        if self.audits:
+            summary["audit"] = self.audit
         write_json(self.path / "summary.json", summary, indent=None)
         self.forgetting = summary["forgetting"]
         pa.default_memory_pool().release_unused()  # arrays that grow with the stream leave holes that nothing fits in

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from streamcvit.evaluation import Disagreement
 from streamcvit.monitoring.metrics import BucketCounts
 
 
@@ -52,6 +53,7 @@ class Job:
         task: what to score.
         version, digest: of the snapshot; before any learning that of the base, or of the adapter started from.
         commit: the folder it can always be read from; empty for the bare base.
+        audit: so many of the answers are given again one by one.
     """
 
     method: str
@@ -60,6 +62,7 @@ class Job:
     version: int
     digest: str
     commit: str
+    audit: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class TaskScores:
         left_out: test samples that cannot be used, sample id -> why.
         instructions: [n] strings, how each sample words its instruction; None where it is not told.
         follows_published: [n] bool of the published rule for the task's form; None where there is none.
+        audited: answers that were given again one by one; None where none were asked for.
+        differ: those of them that are other answers then.
+        notes: what else people are told, once.
     """
 
     job: Job
@@ -91,6 +97,9 @@ class TaskScores:
     left_out: Mapping[str, str] = field(default_factory=dict)
     instructions: list[str] | None = None
     follows_published: np.ndarray | None = None
+    audited: int | None = None
+    differ: Sequence[Disagreement] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

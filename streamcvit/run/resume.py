@@ -61,7 +61,7 @@ def _holds(tree: Any, parts: list[str]) -> bool:
     for part in parts:
         if not isinstance(tree, dict) or part not in tree:
             return False
-        if part in ("methods", "options", "processor_options", "template_options", "versions"):
+        if part in ("methods", "own_code", "options", "processor_options", "template_options", "versions"):
             return True
         tree = tree[part]
     return True

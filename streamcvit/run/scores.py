@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation.follow import published_form
 from streamcvit.evaluation.interval import score_interval
 from streamcvit.evaluation.matrix import summarise
+from streamcvit.evaluation.ownmetrics import Metric, own_metrics
 from streamcvit.evaluation.wordings import by_wording
 
 ZERO = -1
@@ -177,11 +178,12 @@ class Scores:
         }
         return pa.table({name: columns[name] for name in SCORES.names}).cast(SCORES)
 
-    def summary(self, draws: int, seed: int) -> dict[str, Any]:
+    def summary(self, draws: int, seed: int, own: Mapping[str, Metric] | None = None) -> dict[str, Any]:
         """The content of `summary.json`, up to the last chunk that has scores, the first one at least.
 
         Args:
             draws, seed: of the bootstrap.
+            own: metrics of one's own, by name.
         """
         there, counts = self._scored(), self.counts
         if only_zero := self.n_chunks == 0:
@@ -231,6 +233,11 @@ class Scores:
             return found.to_json() | {"following": following}
 
         whole = family("strict", self._points, self._follows, self.form)
+        if own:
+            points = {task: scored(self._points, task) for task in self.tasks}
+            extra = own_metrics(own, points, counts, self.in_average, draws, seed)
+            whole["metrics"] |= {name: value.to_json() for name, value in extra.items()}
+            whole["own_metrics"] = list(extra)
         if forms := {task: published_form(self.form[task]) or "" for task in self.tasks if task in self._published}:
             whole["published"] = family("strcvit", self._published, self._follows_published, forms)
         return whole

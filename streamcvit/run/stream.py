@@ -27,6 +27,7 @@ from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
 from streamcvit.run.losses import check_losses, list_lost, save_report
+from streamcvit.run.ownkinds import formats_of, scorer_of
 from streamcvit.run.plans import benchmark_plan, embedded_plan, files_plan
 
 EMBEDDED_TESTS = 100
@@ -87,7 +88,8 @@ def _prepare(config: RunConfig, folder: Path, say: Say, watch: Watch, resume: bo
         how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
         samples: Iterable[tuple[int, Writable]] = embedded.stream(plan.counts, config.seed, **how)
         test: dict[str, Iterable[Writable]] = {
-            task: check_test_set(tasks[task], embedded.test_samples(task, n, **how)) for task in tasks
+            task: check_test_set(spec, embedded.test_samples(task, n, **how), scorer_of(config, spec))
+            for task, spec in tasks.items()
         }
     else:
         found = _load(config, _Watched(_there(folder), watch))
@@ -98,7 +100,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say, watch: Watch, resume: bo
         drawn = {name: _draw(task.test, stream.test_samples, config.seed, name) for name, task in data.items()}
         for name, rows in drawn.items():
             report.tasks[name].used = len(rows)
-        test = {name: _checked(tasks[name], rows) for name, rows in drawn.items()}
+        test = {name: _checked(config, tasks[name], rows) for name, rows in drawn.items()}
 
     def check(index: StreamIndex, tests: StreamIndex) -> None:
         check_losses(index, tests, stream.bad_share, report)
@@ -177,7 +179,7 @@ def _load(config: RunConfig, spool: Spool) -> _Found:
         found = load_layout(LAYOUTS[stream.benchmark], stream.data, tasks, stream.bad_share, spool)
         data, mixed, notes = found.tasks, found.mixed, found.notes
     else:
-        data = load_tasks(stream.data, tasks, stream.bad_share, spool)
+        data = load_tasks(stream.data, tasks, stream.bad_share, spool, formats=formats_of(config))
     available = {name: len(task.train) for name, task in data.items()}
     if stream.source == "benchmark":
         plan, shuffled = benchmark_plan(stream.scenario, available, config.seed, mixed.plan if mixed else None)
@@ -207,9 +209,9 @@ def _samples(found: _Found, seed: int) -> Iterator[tuple[int, Writable]]:
         yield chunk, found.tasks[task].train.stored(number)
 
 
-def _checked(spec: TaskSpec, rows: Rows) -> Iterator[Writable]:
+def _checked(config: RunConfig, spec: TaskSpec, rows: Rows) -> Iterator[Writable]:
     """Test rows, after it is seen that they have what their task's rules read; their pictures are not read for that."""
-    for place, _ in enumerate(check_test_set(spec, (row.sample for row in rows.rows))):
+    for place, _ in enumerate(check_test_set(spec, (row.sample for row in rows.rows), scorer_of(config, spec))):
         yield rows.stored(place)
 
 

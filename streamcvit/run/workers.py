@@ -21,9 +21,9 @@ from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped, UserError
-from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, Evaluator, check_test_set
+from streamcvit.evaluation import FOLLOW_RULES, STRCVIT_SCORERS, Evaluator, check_test_set
 from streamcvit.evaluation.follow import published_form
-from streamcvit.learning import STRATEGIES, Ledger, OnlineLearner
+from streamcvit.learning import Ledger, OnlineLearner
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
@@ -37,6 +37,8 @@ from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
 from streamcvit.run.origin import START, put_on
+from streamcvit.run.own import blamed
+from streamcvit.run.ownkinds import scorer_of, strategy_of
 from streamcvit.run.scores import ZERO
 
 
@@ -106,6 +108,8 @@ class LearnerWorker:
             self.method = ""  # whatever comes next begins from the newest commit
             if isinstance(error, Fenced):
                 self.fenced = error
+            if told := blamed(error, self.config):
+                raise told from None
             if isinstance(error, Diverged):
                 commits.withdraw(self.folder / "commits", self.epoch)
                 raise self._advice(method, error) from None
@@ -151,7 +155,7 @@ class LearnerWorker:
         self.schedule = schedule_of(config, self.index, settings.order)
         self.model = wrap(self.base, self.encoder, config, method)
         try:
-            strategy = STRATEGIES[settings.strategy](config.seed, **settings.strategy_options)
+            strategy = strategy_of(config, method)(config.seed, **settings.strategy_options)
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
@@ -306,13 +310,14 @@ class EvaluatorWorker:
         settle(config)
         self.config, self.loaded = config, loaded
         index = StreamIndex.open(stream).eval_index()
+        self.scorers = {name: scorer_of(config, spec) for name, spec in index.tasks.items()}
         samples: dict[str, list[Sample]] = {}
         self.unreadable: dict[str, dict[str, str]] = {}
         with ShardReader(index) as reader:
             for task in index.tasks:
                 rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
                 good = (row for row in rows if isinstance(row, Sample))
-                samples[task] = list(check_test_set(index.tasks[task], good))
+                samples[task] = list(check_test_set(index.tasks[task], good, self.scorers[task]))
                 bad = {row.sample_id: f"{row.reason}: {row.detail}" for row in rows if isinstance(row, Quarantined)}
                 if rows and not samples[task]:
                     raise UserError(
@@ -336,7 +341,10 @@ class EvaluatorWorker:
             self.samples,
             how.batch_size,
             instruction_encoder=self.encoder,
+            cache_bytes=how.cache_bytes,
             thoughts=how.thoughts,
+            disk_bytes=how.disk_bytes,
+            scratch=self.config.folder(),
         )
         self.loaded(self.base.model)
 
@@ -352,23 +360,29 @@ class EvaluatorWorker:
         """
         began = time.perf_counter()
         digest = self._hold(job, snapshot)
-        found = self.evaluator.evaluate(self.model if self.model is not None else self.base.model, job.task)
+        model = self.model if self.model is not None else self.base.model
+        found = self.evaluator.evaluate(model, job.task)
         samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
         published = published_form(spec.follow) if spec.strcvit else None
-        return TaskScores(
+        scores = TaskScores(
             job,
             digest,
             list(found.sample_ids),
             list(found.texts),
             [sample.answer for sample in samples],
-            SCORERS[spec.scorer](found.texts, samples),
+            self.scorers[job.task](found.texts, samples),
             STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
             FOLLOW_RULES[spec.follow](found.texts, samples),
             time.perf_counter() - began,
             self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
             [sample.instruction for sample in samples],
             FOLLOW_RULES[published](found.texts, samples) if published else None,
+            notes=[fault] if (fault := self.evaluator.generator.store.fault) else [],
         )
+        if not job.audit:
+            return scores
+        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found)
+        return replace(scores, audited=min(job.audit, len(samples)), differ=differ)
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:
         """Have the job's weights on the base; returns the digest of what is held."""

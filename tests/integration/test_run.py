@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from running import Run, streamcvit
+from running import OWN_FILE, Run, streamcvit
+from safetensors import safe_open
 
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
@@ -52,6 +54,26 @@ def test_every_position_is_learned_once(ray_run: Run, method: str) -> None:
         assert positions == sorted(positions)
         index = StreamIndex.open(ray_run.folder / "stream")
         assert rows["sample_id"].to_pylist() == [index.sample_id_of[p] for p in positions]
+
+
+def test_a_file_of_ones_own_reaches_every_process_of_a_run_and_is_kept_with_it(ray_run: Run) -> None:
+    (path,) = commit.list_commits(ray_run.folder / "joint" / "commits")
+    with safe_open(path / "resume" / "state.safetensors", "pt") as state:
+        assert any(name.endswith("draws") for name in state.keys())  # noqa: SIM118  # what that file's strategy keeps
+    (kept,) = (ray_run.folder / "own_code").iterdir()
+    assert kept.read_bytes() == OWN_FILE.read_bytes()
+    saved = yaml.safe_load((ray_run.folder / "config.yaml").read_text())
+    assert saved["own_code"] == {str(OWN_FILE): hashlib.sha256(kept.read_bytes()).hexdigest()}
+    assert "lowest" in json.loads((ray_run.folder / "joint" / "summary.json").read_text())["metrics"]
+    assert re.search(r'own_metric_points\{metric="lowest",run="[^"]*lora"\} \d', "".join(ray_run.scrapes))
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_some_answers_of_the_last_boundary_are_given_again_one_by_one(ray_run: Run, method: str) -> None:
+    audit = json.loads((ray_run.folder / method / "summary.json").read_text())["audit"]
+    assert audit == {"asked": 16, "differ": []}
+    assert f"{method}: audit: 16 answers given again one by one, 0 of them differ" in ray_run.printed
+    assert re.search(rf"<tr><td>{method}</td><td class=\"n\">16</td>", (ray_run.folder / "report.html").read_text())
 
 
 @pytest.mark.parametrize("method", ALL)

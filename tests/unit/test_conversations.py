@@ -188,8 +188,8 @@ def test_a_pictures_features_are_kept_once_for_all_samples_that_show_it(llava):
     generator = Generator(llava)
     requests = generator.prepare([SHAPES["one"], SHAPES["two"], SHAPES["turns"]])
     assert [len(request.keys) for request in requests] == [1, 2, 2]
-    assert len(generator._features) == 3  # the first picture stands in all of them
-    assert generator.held_bytes == 3 * 16 * 32 * 4
+    assert len(generator.store) == 3  # the first picture stands in all of them
+    assert generator.store.held_bytes == 3 * 16 * 32 * 4
 
 
 def test_special_tokens_are_broken_up_in_every_turn_and_in_the_system_prompt(llava):

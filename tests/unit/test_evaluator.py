@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from streamcvit.adapters.targets import target_modules
 from streamcvit.data.sample import TaskSpec
 from streamcvit.errors import UserError
-from streamcvit.evaluation import Evaluator
+from streamcvit.evaluation import Evaluator, Generator
 from streamcvit.models.snapshot import adapter_state, load_adapter_state, state_digest, take_snapshot
 from tests.models import tiny_base, tiny_samples
 
@@ -62,14 +62,22 @@ def test_an_audit_finds_no_difference_between_batches_and_batch_size_one(evaluat
 
 
 def test_an_audit_reports_answers_that_depend_on_the_batch(evaluator, base, monkeypatch):
-    answer = evaluator.generator.answer
+    answer = Generator.answer
 
-    def leaky(model, requests, limit, batch_size=None):
-        return [f"{text}{batch_size}" for text in answer(model, requests, limit, batch_size)]
+    def leaky(self, model, requests, limit, batch_size=None):
+        return [f"{text}{batch_size}" for text in answer(self, model, requests, limit, batch_size)]
 
-    monkeypatch.setattr(evaluator.generator, "answer", leaky)
+    monkeypatch.setattr(Generator, "answer", leaky)
     found = evaluator.audit(base.model, "short", n=3)
     assert len(found) == 3 and found[0].alone.endswith("1") and found[0].batched.endswith("None")
+
+
+def test_an_audit_finds_features_that_were_kept_for_another_picture(evaluator, base):
+    evaluator.requests("long")
+    held = evaluator.generator.store._held
+    keys = list(held)
+    held |= {key: held[other] for key, other in zip(keys, keys[1:] + keys[:1], strict=True)}
+    assert evaluator.audit(base.model, "long", n=12)
 
 
 def test_unknown_tasks_are_refused(evaluator, base):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import types
 from dataclasses import replace
 
 import pytest
@@ -12,6 +15,7 @@ from streamcvit.adapters import SMoLoraConfig
 from streamcvit.adapters.targets import target_modules
 from streamcvit.evaluation import generate as generate_module
 from streamcvit.evaluation.decode import greedy
+from streamcvit.evaluation.features import FeatureStore
 from streamcvit.evaluation.generate import Generator
 from streamcvit.models.vision import encode_images, text_tensors
 from tests.models import TINY, tiny_base, tiny_samples
@@ -125,8 +129,57 @@ def test_features_beyond_the_memory_bound_are_encoded_again_with_the_same_answer
     samples = tiny_samples(6)
     kept, tight = Generator(base, batch_size=4), Generator(base, batch_size=4, cache_bytes=3000)
     assert kept.answer(base.model, kept.prepare(samples), NEW) == tight.answer(base.model, tight.prepare(samples), NEW)
-    assert tight.held_bytes <= 3000
-    assert (kept.held_bytes > 3000) == (base.model.config.model_type != "qwen3_vl")
+    assert tight.store.held_bytes <= 3000 < kept.store.held_bytes
+
+
+def test_features_beyond_the_memory_bound_go_to_a_file_bit_by_bit(base, tmp_path, monkeypatch):
+    if base.model.config.model_type == "llava":
+        base.model.to(torch.bfloat16)
+    samples = tiny_samples(6)
+    kept = Generator(base, batch_size=4)
+    spilled = Generator(base, batch_size=4, cache_bytes=3000, disk_bytes=1 << 20, scratch=tmp_path)
+    requests = [generator.prepare(samples) for generator in (kept, spilled)][1]
+    assert spilled.store.held_bytes <= 3000 and spilled.store.disk_bytes > 0 and not spilled.store.full
+    assert spilled.store.held_bytes + spilled.store.disk_bytes == kept.store.held_bytes
+    for key in (key for request in requests for key in request.keys):
+        for one, other in zip(kept.store.get(key, "cpu"), spilled.store.get(key, "cpu"), strict=True):
+            assert torch.equal(one, other) and one.dtype == other.dtype
+    monkeypatch.setattr(generate_module, "encode_images", None)  # nothing is encoded again
+    assert kept.answer(base.model, requests, NEW) == spilled.answer(base.model, requests, NEW)
+    assert not list(tmp_path.iterdir())  # the file has no name: nothing can be left behind
+
+
+def test_a_full_disk_ends_the_file_with_one_line_and_the_answers_stay_the_same(llava, tmp_path, monkeypatch):
+    samples, wrote = tiny_samples(6), os.pwrite
+    kept = Generator(llava)
+    expected = kept.answer(llava.model, kept.prepare(samples), NEW)
+    room = [2]
+
+    def pwrite(*args):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= 1
+        return wrote(*args)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    spilled = Generator(llava, cache_bytes=0, disk_bytes=1 << 20, scratch=tmp_path)
+    requests = spilled.prepare(samples)
+    assert spilled.store.full and sum(key in spilled.store for request in requests for key in request.keys) == 2
+    assert "No space left on device" in spilled.store.fault and "\n" not in spilled.store.fault
+    assert spilled.answer(llava.model, requests, NEW) == expected
+    nowhere = Generator(llava, cache_bytes=0, disk_bytes=1 << 20, scratch=tmp_path / "gone")
+    assert nowhere.answer(llava.model, nowhere.prepare(samples), NEW) == expected
+    assert "No such file" in nowhere.store.fault
+
+
+def test_the_file_takes_no_more_than_half_of_the_free_disk(tmp_path, monkeypatch):
+    store = FeatureStore(0, 1 << 30, tmp_path)
+    size = types.SimpleNamespace(f_bavail=350, f_frsize=1)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: size)
+    for key in "abc":
+        store.put(key, (torch.ones(100, dtype=torch.uint8),))
+        size.f_bavail -= 100
+    assert "a" in store and "b" not in store and "half of the free disk" in store.fault
 
 
 def test_the_answers_come_in_the_order_of_the_requests(llava):

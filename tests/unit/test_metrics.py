@@ -54,7 +54,10 @@ def filled_store() -> MetricStore:
     )
     store.summary(
         "lora",
-        {"metrics": {name: {"value": 1.5} for name in ("ap", "map", "mif", "bwt_first", "bwt_last", "maf_best")}},
+        {
+            "metrics": {n: {"value": 1.5} for n in ("ap", "map", "mif", "bwt_first", "bwt_last", "maf_best", "mine")},
+            "own_metrics": ["mine"],
+        },
     )
     store.step_seconds("lora", buckets)
     store.wait_seconds("lora", "ingest", 1.25)

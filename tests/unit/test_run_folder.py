@@ -18,7 +18,11 @@ from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.write import write_stream
 from streamcvit.errors import UserError
+from streamcvit.evaluation import Disagreement
 from streamcvit.learning import commit
+from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report.extras import audited
+from streamcvit.run import audits
 from streamcvit.run.boundaries import boundary_report, boundary_reports
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.messages import ChunkReport, Job, TaskScores
@@ -103,6 +107,44 @@ def test_a_boundary_learned_again_to_other_weights_is_scored_again_and_has_one_r
         rows = pq.read_table(one.path / "scores.parquet").to_pylist()
         assert [(row["chunk"], row["digest"]) for row in rows] == [(0, "other")]
         assert one.missing(report(0, "other")) == []
+
+
+def test_the_audit_is_of_the_last_boundary_alone_and_outlives_a_restart(tmp_path: Path, index: StreamIndex) -> None:
+    folder = opened(tmp_path, index)
+    assert {job.audit for job in folder.missing(report(2))} == {0}
+    jobs = folder.missing(report(3))
+    assert [job.audit for job in jobs] == [8, 8]
+    differ = [Disagreement(NAMES["colour"][1], "red", "x" * 999)]
+    folder.add(dataclasses.replace(answer(jobs[0]), audited=3, differ=differ))
+    again = opened(tmp_path, index)
+    again.add(dataclasses.replace(answer(jobs[0]), audited=3, differ=differ))
+    again.add(dataclasses.replace(answer(jobs[1]), audited=3))
+    again.write_scores()
+    audit = json.loads((again.path / "summary.json").read_text())["audit"]
+    assert audit["asked"] == 6
+    assert audit["differ"] == [
+        {"task": "colour", "sample_id": NAMES["colour"][1], "batched": "red", "alone": "x" * audits.SHOWN}
+    ]
+    told = audits.line(audit)
+    assert told.startswith(
+        f"audit: 6 answers given again one by one, 1 of them differ; the first: colour/{NAMES['colour'][1]}"
+    )
+    events = [json.loads(line) for line in (again.path / "events.jsonl").read_text().splitlines()]
+    assert [(event["task"], event["asked"]) for event in events if event["event"] == "audit"] == [
+        ("colour", 3),
+        ("shape", 3),
+    ]
+    (row,) = audited([("lora", RunRecord.load(again.path))])
+    assert (row["asked"], len(row["differ"])) == (6, 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 24])
+def test_an_audit_is_spread_evenly_over_the_tasks_and_what_is_over_is_drawn_by_the_seed(count: int) -> None:
+    tasks = [f"task-{number}" for number in range(11)]
+    found = audits.shares(tasks, count, 0)
+    assert sum(found.values()) == count and set(found.values()) <= {count // 11, count // 11 + 1}
+    assert found == audits.shares(tasks, count, 0)
+    assert count % 11 == 0 or any(found != audits.shares(tasks, count, seed) for seed in range(1, 9))
 
 
 def test_a_damaged_prediction_file_is_named_and_asked_for_again(tmp_path: Path, index: StreamIndex) -> None:

@@ -85,7 +85,7 @@ def test_a_projector_named_in_modules_to_save_is_trained_beside_any_adapter_and_
     samples = {"tiny": tiny_samples(6, seed=7)}
     evaluator = Evaluator(base, {"tiny": TaskSpec("tiny", "exact", "single_word", max_new_tokens=4)}, samples)
     evaluator.evaluate(learner.model, "tiny")
-    assert evaluator.generator.held_bytes == 0  # features of an adapter that changes them are nobody else's
+    assert evaluator.generator.store.held_bytes == 0  # features of an adapter that changes them are nobody else's
     report = learner.learn(first)
     assert report is not None and not report.skipped
     assert all(moved(learner, before, "multi_modal_projector"))
@@ -97,7 +97,7 @@ def test_a_projector_named_in_modules_to_save_is_trained_beside_any_adapter_and_
     learner.model.unload()
     assert base.restore()
     bare = evaluator.evaluate(base.model, "tiny").texts
-    assert evaluator.generator.held_bytes > 0
+    assert evaluator.generator.store.held_bytes > 0
     assert bare != found
     assert Evaluator(base, evaluator.tasks, samples).evaluate(base.model, "tiny").texts == bare
 

@@ -6,11 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from streamcvit.errors import UserError
 from streamcvit.models.base import Base
+from streamcvit.models.pieces import Layout
 from streamcvit.models.sight import check_sight
-from streamcvit.models.vision import encode_images, join_features, text_tensors, vision_dim
+from streamcvit.models.vision import Vision, encode_images, text_tensors, vision_dim
 from tests.models import TINY, tiny_aria, tiny_base, tiny_paligemma, tiny_samples
 
 
@@ -42,17 +44,52 @@ def test_a_mask_of_kept_positions_gives_those_logits_only(base):
 @torch.no_grad()
 def test_features_kept_from_other_batches_can_be_joined_in_any_order(base):
     samples = tiny_samples(6)
-    first, second = (encode_images(base.model, base.collator.prompts(part)) for part in (samples[:4], samples[4:]))
-    features = [*first.features, *second.features]
-    if base.model.config.model_type == "qwen3_vl":
-        with pytest.raises(ValueError, match="more than the projected features"):
-            join_features(features, first.outputs)
-        return
+    kept = []
+    for part in (samples[:3], samples[3:5], samples[5:]):
+        vision = encode_images(base.model, base.collator.prompts(part))
+        counts = [len(own) for own in vision.features]
+        layout = Layout.of(vision.outputs, counts)
+        kept += layout.cut(vision.outputs, counts)
     order = [5, 0, 3, 2]
     inputs = base.collator.prompts([samples[i] for i in order])
-    joined = join_features([features[i] for i in order], first.outputs)
+    joined = layout.join([kept[i] for i in order])
     logits = base.model(**text_tensors(inputs), mm_encoder_outputs={"image": joined}).logits
     assert torch.allclose(logits, base.model(**inputs.tensors).logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_outputs_put_together_again_are_the_same_to_the_bit_with_every_layer_of_deepstack(base):
+    inputs = base.collator.prompts(tiny_samples(4))
+    vision = encode_images(base.model, inputs)
+    counts = [len(own) for own in vision.features]
+    layout = Layout.of(vision.outputs, counts)
+    pieces = layout.cut(vision.outputs, counts)
+    assert {len(own) for own in pieces} == {3 if base.model.config.model_type == "qwen3_vl" else 1}
+    again = Vision(layout.join(pieces), vision.features, vision.pooled)
+    logits = [base.model(**text_tensors(inputs), **given.given).logits for given in (vision, again)]
+    assert torch.equal(*logits)
+    if len(pieces[0]) > 1:  # the layers matter
+        bare = layout.join([(own[0], *(torch.zeros_like(layer) for layer in own[1:])) for own in pieces])
+        assert not torch.allclose(
+            base.model(**text_tensors(inputs), mm_encoder_outputs={"image": bare}).logits, logits[0]
+        )
+
+
+def test_outputs_that_do_not_belong_to_pictures_one_by_one_have_no_layout():
+    whole = torch.arange(24.0).reshape(8, 3)
+    outputs = BaseModelOutputWithPooling(pooler_output=whole)
+    assert Layout.of(outputs, [5, 3]) is not None
+    assert Layout.of(outputs, [5, 4]) is None
+    assert Layout.of(BaseModelOutputWithPooling(pooler_output=whole, attentions=(whole[:7],)), [5, 3]) is None
+    layers = BaseModelOutputWithPooling(pooler_output=list(whole.split([5, 3])), attentions=(whole, whole + 1))
+    layout = Layout.of(layers, [5, 3])
+    first, second = layout.cut(layers, [5, 3])
+    assert torch.equal(first[1], whole[:5]) and torch.equal(second[2], whole[5:] + 1)
+    swapped = layout.join([second, first])
+    assert torch.equal(swapped.attentions[1], torch.cat([whole[5:], whole[:5]]) + 1)
+    assert [len(own) for own in swapped.pooler_output] == [3, 5]
+    one = BaseModelOutputWithPooling(pooler_output=(whole,), attentions=(whole,))  # one a picture, or one a layer?
+    assert Layout.of(one, [8]) is None
 
 
 def test_pooled_is_the_mean_over_a_samples_own_features(base):

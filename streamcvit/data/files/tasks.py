@@ -104,6 +104,7 @@ class Reading:
         task_of: the task of a row, where a file holds rows of several; empty: of none.
         report: counted as the rows are read.
         odd: the first row that had another shape than the format's.
+        formats: readers of rows by name.
     """
 
     task: str
@@ -116,10 +117,11 @@ class Reading:
     task_of: Callable[[Record], str] | None = None
     report: FileReport = field(default_factory=FileReport)
     odd: Any = None
+    formats: Mapping[str, Callable[[Any], Record]] = field(default_factory=lambda: FORMATS)
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            fix = f"Choose one of {', '.join(FORMATS)}"
+        if self.format not in self.formats:
+            fix = f"Choose one of {', '.join(self.formats)}"
             raise UserError(f"unknown format {self.format!r}", where=self.task, fix=fix)
 
     def rows(self, path: str | os.PathLike, ids: Ids | None = None) -> Iterator[Row | Quarantined]:
@@ -149,7 +151,8 @@ class Reading:
             try:
                 if isinstance(raw, ValueError):
                     raise raw
-                record = FORMATS[self.format](self.amend(raw) if self.amend and isinstance(raw, dict) else raw)
+                readable = self.amend(raw) if self.amend and isinstance(raw, dict) else raw
+                record = self.formats[self.format](readable)
                 records = record.split() if self.split_turns else [record]
                 name = record.sample_id or name
                 names = [name] if len(records) == 1 else [f"{name}/{turn}" for turn in range(len(records))]
@@ -210,6 +213,7 @@ def load_tasks(
     bad_share: float = BAD_SHARE,
     spool: Spool | None = None,
     amend: Callable[[str, str], Amend | None] = lambda task, part: None,
+    formats: Mapping[str, Callable[[Any], Record]] = FORMATS,
 ) -> dict[str, TaskData]:
     """Read every task's files.
 
@@ -221,6 +225,7 @@ def load_tasks(
         bad_share: more bad rows than this share of a file stop the import.
         spool: where the rows go, and the pictures that they hold.
         amend: what is done to the rows of a task's `train` or `test` file before their format reads them.
+        formats: readers of rows by name.
 
     Raises:
         UserError: a file is missing or no rows, too many bad rows, no test set, an unknown key or format.
@@ -245,7 +250,9 @@ def load_tasks(
     _check_root(root, known)
     loaded = {}
     for name, files in known.items():
-        reading = Reading(name, files.format, Path(root, files.images), files.naming(), files.split_turns, spool)
+        reading = Reading(
+            name, files.format, Path(root, files.images), files.naming(), files.split_turns, spool, formats=formats
+        )
         images = Path(root, files.test_images or files.images)
         tests = replace(
             reading, format=files.test_format, images=images, amend=amend(name, "test"), report=FileReport()

@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import figures, tables
+from streamcvit.monitoring.report.extras import audited, own_metrics
 from streamcvit.monitoring.report.plandrawing import plan_svg
 from streamcvit.monitoring.runs import METRICS, Records, compared, find_runs
 
@@ -153,6 +154,8 @@ def _view(runs: Records) -> dict[str, Any]:
         "timing_totals": timing_totals,
         "waits": figures.WAITS,
         "scorers": tables.scorer_table(runs),
+        "audits": audited(runs),
+        "own_metrics": own_metrics(runs),
         "answers": [(i, label, rows) for i, (label, r) in enumerate(runs) if (rows := tables.forgotten_answers(r))],
         "happenings": [(i, label, tables.happenings(r)) for i, (label, r) in enumerate(runs)],
         "settings": tables.differing_settings(runs),
