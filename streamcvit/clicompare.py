@@ -92,7 +92,7 @@ def compare(
     else:
         from streamcvit.comparison.writers import terminal
 
-        for sheet in whole.sheets:
+        for sheet in whole.printed:
             for part in terminal(sheet, out):
                 out.print(part)
         for line in whole.lines():

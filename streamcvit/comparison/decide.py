@@ -40,6 +40,8 @@ class Comparison:
         tasks: of all runs, in the order of the first.
         values: (number, side) -> value with its interval; a number is a metric's name or a `task_key`.
         gaps: (number, side, other side) -> the difference, once for each two sides (one < other).
+        curves: side -> AP after every chunk with the ends of a band, [3, T]: the 95 % interval, or of several seeds the
+            lowest and the highest.
         notes: what a reader must know.
     """
 
@@ -49,6 +51,7 @@ class Comparison:
     tasks: list[str]
     values: dict[tuple[str, int], Interval] = field(default_factory=dict)
     gaps: dict[tuple[str, int, int], Gap] = field(default_factory=dict)
+    curves: dict[int, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def value(self, number: str, side: int) -> Interval | None:
@@ -64,6 +67,12 @@ class Comparison:
     def metrics(self) -> list[str]:
         """The metrics that some method has, in the order of docs/scoring.md."""
         return [name for name in ALL if any((name, side) in self.values for side in range(len(self.sides)))]
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """The methods that could be paired, the one of the higher AP first."""
+        order = sorted(range(len(self.sides)), key=lambda side: -self.values.get(("ap", side), (0.0, None, None))[0])
+        held = {(one, other) for _, one, other in self.gaps}
+        return [pair for pair in combinations(order, 2) if pair in held or pair[::-1] in held]
 
     def rivals(self, number: str) -> list[int]:
         """The methods that compete in a number, the best value first."""
@@ -152,6 +161,8 @@ def compare_runs(
                 found.values[number, place] = (
                     known[0] if len(known) == 1 else _interval(over_seeds([v[0] for v in known]))
                 )
+        if set(side.runs) <= drawn.keys() and len({drawn[run].by_chunk.shape for run in side.runs}) == 1:
+            found.curves[place] = _band([drawn[run].by_chunk for run in side.runs])
     for one, other in combinations(range(len(found.sides)), 2):
         _hold_against(found, one, other, held, drawn, draws, seed)
     return found
@@ -214,6 +225,13 @@ def _values(record: RunRecord, drawn: Sampled | None, answers: Answers | None, f
             ends = [None if np.isnan(end[rows[-1], place]) else float(end[rows[-1], place]) for end in (low, high)]
             found[task_key(task)] = float(score[rows[-1], place]), ends[0], ends[1]
     return found
+
+
+def _band(drawn: list[np.ndarray]) -> np.ndarray:
+    if len(drawn) > 1:
+        lines = np.array([values[0] for values in drawn])
+        return np.array([lines.mean(axis=0), lines.min(axis=0), lines.max(axis=0)])
+    return np.array([estimate(column) for column in drawn[0].T]).T
 
 
 def _interval(found: Estimate) -> Interval:

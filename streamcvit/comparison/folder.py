@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamcvit.comparison import writers
+from streamcvit.comparison.sheets import heading
 from streamcvit.comparison.whole import Whole
 from streamcvit.errors import UserError
+from streamcvit.monitoring.runs import METRICS
+from streamcvit.monitoring.verdict import task_key
 
 OWN = "files.json"
 """The list of what a command wrote into a folder; it may write over that again."""
@@ -87,5 +90,23 @@ def write_comparison(whole: Whole, to: Path, force: bool = False) -> list[str]:
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        (folder / "figures").mkdir()
+        _plots(whole, folder / "figures")
 
     return write_folder(to, "compare", fill, force)
+
+
+def _plots(whole: Whole, folder: Path) -> None:
+    from streamcvit.comparison import plots
+
+    found = whole.found
+    if found.curves:
+        plots.save(lambda: plots.curve_figure(found), folder, "ap")
+    tasks = [(task, task_key(task)) for task in found.tasks if any(key[0] == task_key(task) for key in found.values)]
+    if tasks:
+        shown = [*tasks, ("AP", "ap")]
+        plots.save(lambda: plots.task_figure(found, shown, dict(whole.baselines)), folder, "tasks")
+    names = [(heading(name), name) for name in METRICS if any(key[0] == name for key in found.gaps)]
+    pairs = found.pairs()
+    if names and pairs:
+        plots.save(lambda: plots.gap_figure(found, names, pairs), folder, "differences")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 from streamcvit.comparison.baselines import Baseline
 from streamcvit.comparison.decide import LOWER, Comparison
@@ -79,17 +78,30 @@ def heading(name: str) -> str:
 
 
 def main_sheet(found: Comparison, baselines: Mapping[str, Baseline]) -> Sheet:
-    """The main table of a paper: methods by tasks, scores after the last chunk, then AP; baselines on top."""
+    """The main table of a paper: methods by tasks, scores after the last chunk, then metrics; baselines on top."""
     tasks = [task for task in found.tasks if any(found.value(task_key(task), k) for k in range(len(found.sides)))]
-    numbers = [*map(task_key, tasks), "ap"]
+    names = [name for name in METRICS if name in found.metrics()]
+    numbers = [*map(task_key, tasks), *names]
     blocks = []
     for place, name in enumerate(("chance", "majority answer")):
         values = [baselines.get(task, (None, None))[place] for task in tasks]
         if any(value is not None for value in values):
             cells = [Cell(None if value is None else (value, None, None)) for value in values]
-            blocks.append((name, "", [*cells, Cell()]))
+            blocks.append((name, "", [*cells, *(Cell(_mean(found, baselines, place, n)) for n in names)]))
     title = f"Score of each task after the last chunk, {FAMILY[found.family]}"
-    return Sheet("main", title, "method", [*tasks, "AP ↑"], [blocks, _rows(found, numbers)], _legend(found))
+    return Sheet(
+        "main", title, "method", [*tasks, *map(heading, names)], [blocks, _rows(found, numbers)], _legend(found)
+    )
+
+
+def _mean(found: Comparison, baselines: Mapping[str, Baseline], which: int, metric: str) -> Interval | None:
+    """AP of a baseline: it is the same after every chunk; None where a task has none."""
+    record = found.sides[0].record
+    learned = record.plan.sum(axis=0) > 0
+    among = [t for t, held, seen in zip(record.tasks, record.in_average, learned, strict=True) if held and seen]
+    values = [baselines.get(task, (None, None))[which] for task in among]
+    known = [value for value in values if value is not None]
+    return (sum(known) / len(known), None, None) if metric == "ap" and known and len(known) == len(values) else None
 
 
 def metric_sheet(found: Comparison) -> Sheet:
@@ -104,14 +116,12 @@ def gap_sheet(found: Comparison) -> Sheet:
     """What each method has more than each other that it can be paired with."""
     names = [name for name in METRICS if any(key[0] == name for key in found.gaps)]
     rows = []
-    order = sorted(range(len(found.sides)), key=lambda side: -(found.value("ap", side) or (0.0,))[0])
-    for one, other in combinations(order, 2):
+    for one, other in found.pairs():
         gaps = [found.gap(name, one, other) for name in names]
-        if any(gaps):
-            cells = [Cell((g.value, g.low, g.high), decided=g.decided) if g else Cell() for g in gaps]
-            pairs = max(gap.pairs for gap in gaps if gap)
-            note = f"over {pairs} seeds" if pairs > 1 else ""
-            rows.append((f"{found.sides[one].label} − {found.sides[other].label}", note, cells))
+        cells = [Cell((g.value, g.low, g.high), decided=g.decided) if g else Cell() for g in gaps]
+        pairs = max((gap.pairs for gap in gaps if gap), default=1)
+        note = f"over {pairs} seeds" if pairs > 1 else ""
+        rows.append((f"{found.sides[one].label} − {found.sides[other].label}", note, cells))
     notes = ["* the 95 % interval of the paired difference leaves zero out"] if rows else []
     return Sheet("differences", "Paired differences", "methods", [heading(name) for name in names], [rows], notes)
 

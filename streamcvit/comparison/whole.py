@@ -33,6 +33,11 @@ class Whole:
         """All tables."""
         return sheets_of(self.found, self.baselines, self.tables)
 
+    @property
+    def printed(self) -> list[Sheet]:
+        """Those that a terminal shows: the main table holds the headline metrics already."""
+        return [sheet for sheet in self.sheets if sheet.name != "metrics"]
+
     def lines(self) -> Iterator[str]:
         """What the headline metrics say, in sentences."""
         found = self.found
