@@ -178,6 +178,8 @@ def _hold_against(
         if all(side.record.finished for side in sides) and all(set(side.runs) <= held.keys() for side in sides):
             found.notes.append(f"{names} have no seed in common: nothing is decided between them")
         return
+    if len(pairs) < max(len(side.runs) for side in sides):
+        found.notes.append(f"{names} are paired on {len(pairs)} of their seeds: what is decided holds for those")
     by_pair: list[dict[str, Difference]] = []
     for first, second in pairs:
         why = apart(runs[first][1], runs[second][1])

@@ -52,6 +52,8 @@ _STYLE: Any = {
     "legend.fontsize": 7,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.05,
     "pdf.fonttype": 42,  # TrueType, embedded as text that can be searched
     "svg.fonttype": "path",  # outlines: no reader needs the font
     "svg.hashsalt": "streamcvit",
@@ -93,8 +95,9 @@ def _axes(width: float = WIDTH, height: float = 2.3) -> tuple[Figure, Axes]:
 
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(len(labels), int(66 / (max(map(len, labels), default=0) + 7))))
     if len(labels) > 1:
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))  # type: ignore[union-attr]
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns)  # type: ignore[union-attr]
 
 
 def _over_chunks(axes: Axes, chunks: int) -> None:
@@ -142,8 +145,8 @@ def _bells(given: dict[str, Any], hues: Sequence[str]) -> Figure:
             axes.plot([low, high], [place, place], color=hue, alpha=0.25, linewidth=4, solid_capstyle="butt")
         axes.plot([best, now], [place, place], color=hue, linewidth=1.2)
     ends = np.array([(best, now) for _, best, now, *_ in rows])
-    axes.plot(ends[:, 0], range(len(rows)), "o", markerfacecolor="white", color=hue, label="best")
-    axes.plot(ends[:, 1], range(len(rows)), "o", color=hue, label="after the last chunk")
+    axes.plot(ends[:, 0], range(len(rows)), "o", markerfacecolor="white", color=hue, label="best", clip_on=False)
+    axes.plot(ends[:, 1], range(len(rows)), "o", color=hue, label="after the last chunk", clip_on=False)
     _names(axes, [row[0] for row in rows])
     axes.set_xlim(0, given["x_max"])
     axes.set_title(f"{shorten(given['title'], 40)} (points)", loc="left")
@@ -252,7 +255,8 @@ def task_figure(found: Comparison, numbers: Sequence[tuple[str, str]], baselines
 
 def _marks(axes: Axes, entries: Sequence[Interval | None], y: Sequence[float], hue: str, mark: str, label: str) -> None:
     known = [(entry, place) for entry, place in zip(entries, y, strict=True) if entry is not None]
-    axes.plot([entry[0] for entry, _ in known], [place for _, place in known], mark, color=hue, label=label)
+    x, places = [entry[0] for entry, _ in known], [place for _, place in known]
+    axes.plot(x, places, mark, color=hue, label=label, clip_on=False, linestyle="")
     for (_, low, high), place in known:
         if low is not None and high is not None:
             axes.plot([low, high], [place, place], color=hue, linewidth=0.9)
@@ -266,7 +270,7 @@ def gap_figure(found: Comparison, names: Sequence[tuple[str, str]], pairs: Seque
         names: (heading, metric) of the panels.
         pairs: the methods of each row.
     """
-    figure = Figure(figsize=(max(WIDTH, 1.3 + 1.15 * len(names)), 0.75 + 0.19 * len(pairs)), layout="constrained")
+    figure = Figure(figsize=(max(WIDTH, 1.4 + 0.95 * len(names)), 0.75 + 0.19 * len(pairs)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
     for axes, (heading, name) in zip(panels, names, strict=True):
         axes.axvline(0, color="#6d7585", linewidth=0.8)
