@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from benchmarking import load_benchmark
 
 from streamcvit.errors import UserError
 from streamcvit.evaluation import compare, summarise
@@ -85,23 +86,10 @@ def test_other_samples_are_refused() -> None:
 
 def test_the_pairing_finds_what_overlapping_intervals_hide_and_cries_no_wolf() -> None:
     """Most of an interval is which samples are hard, and that is the same for both runs."""
-    rng = np.random.default_rng(7)
-    found = {gain: np.zeros(2, int) for gain in (0.0, 0.05)}
-    trials = 60
-    for gain, (paired, apart) in found.items():
-        for _ in range(trials):
-            chance = rng.beta(0.15, 0.15, (2, 100))  # of a right answer: most samples are easy or hard for everybody
-            # A learner draws its own luck, and the better one gets some samples right that it had wrong.
-            runs = [100.0 * (rng.random((2, 100)) < chance) for _ in range(2)]
-            runs[0] = np.where((runs[0] == 0) & (rng.random((2, 100)) < 2 * gain), 100.0, runs[0])
-            one, other = (points({"a": run[:1], "b": run[1:]}) for run in runs)
-            both = sample(one, 300), sample(other, 300)
-            paired += differences(one, other, both, 300)[0]["ap"].decided
-            ends = [np.quantile(s.metrics["ap"][1:], [0.025, 0.975]) for s in both]
-            apart += ends[0][0] > ends[1][1] or ends[1][0] > ends[0][1]
-        found[gain] = np.array([paired, apart])
-    assert found[0.0][0] <= 0.13 * trials  # 5 % are expected
-    assert found[0.05][0] >= 0.4 * trials and found[0.05][1] <= 0.1 * trials, found
+    rates = load_benchmark("pairing").rates
+    paired, apart = rates(3.0, trials=40)
+    assert paired >= 0.5 and apart <= 0.1
+    assert rates(0.0, trials=40)[0] <= 0.15  # 5 % are expected
 
 
 def test_the_quantiles_of_student_are_those_of_the_tables() -> None:
