@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import __version__, cliimport, cliscore, cliuse
+from streamcvit import __version__, clicompare, cliimport, cliscore, cliuse
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, plain_streams
 
@@ -310,39 +310,10 @@ def verify(folder: Annotated[str, typer.Argument(help="Stream folder, or its URL
     raise typer.Exit(0 if report.ok else 1)
 
 
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders.")],
-    to: Annotated[
-        Path | None, typer.Option("--to", help="The page to write [default: report.html in the first].")
-    ] = None,
-) -> None:
-    """Write the self-contained HTML report of one run or several."""
-    from streamcvit.monitoring import find_runs, write_report
-
-    found = [run_folder for folder in folders for run_folder in find_runs(folder)]
-    page = write_report(found, to or folders[0] / "report.html", title=folders[0].resolve().name)
-    out.print(f"report: {page}", markup=False)
-
-
-@app.command()
-def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a run in progress.")]) -> None:
-    """Show where a run is and what it scored so far."""
-    from streamcvit.monitoring import RunRecord, find_runs, results_table
-
-    records = [RunRecord.load(found) for found in find_runs(folder)]
-    for record in records:
-        total = int(sum(map(sum, record.plan))) if len(record.plan) else 0
-        state = "finished" if record.finished else "not finished"
-        skipped = sum(record.skipped.values())
-        out.print(
-            f"{record.method}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
-            f"{record.position} of {total} samples" + (f", {skipped} steps skipped" if skipped else ""),
-            markup=False,
-        )
-    out.print(results_table(records))
-
-
+app.command()(clicompare.report)
+app.command()(clicompare.status)
+app.command("compare")(clicompare.compare)
+app.command("export")(clicompare.export)
 app.command("import")(cliimport.import_)
 app.command()(cliuse.predict)
 app.command()(cliscore.score)
@@ -427,11 +398,11 @@ def _run(config: Any, **how: Any) -> None:
     from streamcvit.monitoring import RunRecord, results_table
 
     try:
-        page = execute(config, **how)
+        page, verdict = execute(config, **how)
     except Stopped as stopped:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None
-    out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods]))
+    out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods], verdict))
     out.print(f"report: {page}", markup=False)
 
 

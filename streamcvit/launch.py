@@ -11,14 +11,17 @@ from pathlib import Path
 from streamcvit.cluster.head import Head
 from streamcvit.cluster.pools import RayPool
 from streamcvit.cluster.session import metrics_token, session
+from streamcvit.comparison import verdict_of
 from streamcvit.config import OWN_CODE, RunConfig
 from streamcvit.data.shards.index import INDEX_NAME, StreamIndex
 from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest
+from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.terminal import LiveView
+from streamcvit.monitoring.verdict import Verdict
 from streamcvit.preflight import check_settings
 from streamcvit.run import own
 from streamcvit.run.drive import Driver, task_counts
@@ -34,7 +37,9 @@ from streamcvit.run.stream import prepare_stream
 from streamcvit.screen import Screen
 
 
-def execute(config: RunConfig, *, local: bool = False, resume: bool = False, allow: Sequence[str] = ()) -> Path:
+def execute(
+    config: RunConfig, *, local: bool = False, resume: bool = False, allow: Sequence[str] = ()
+) -> tuple[Path, Verdict]:
     """Run every method of a config on its stream.
 
     Args:
@@ -44,7 +49,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
         allow: keys that may differ from what the run was started with.
 
     Returns:
-        The report's path.
+        The report's path, and what was found when the methods were held against each other.
 
     Raises:
         UserError: a user's mistake, or a run that stopped and can be resumed (the message says which).
@@ -59,7 +64,7 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         refuse(setting_changes(config), allow, folder)
         print(f"this run is already finished: {folder}")
-        return page if page.exists() else _report(config)
+        return (page, verdict_of(_records(config))) if page.exists() else _report(config)
     stop = Stop()
     try:
         with stop, room(folder):
@@ -75,7 +80,9 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
         raise Stopped(signal.SIGTERM, _how_to_go_on(config, local)) from None
 
 
-def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
+def _execute(
+    config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]
+) -> tuple[Path, Verdict]:
     folder = config.folder()
     known = check_settings(config, local)
     console = Screen()
@@ -121,9 +128,13 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
     return _report(config)
 
 
-def _report(config: RunConfig) -> Path:
-    folders = [config.folder(name) for name in config.methods]
-    return write_report(folders, config.folder() / "report.html", title=config.name)
+def _records(config: RunConfig) -> list[RunRecord]:
+    return [RunRecord.load(config.folder(name)) for name in config.methods]
+
+
+def _report(config: RunConfig) -> tuple[Path, Verdict]:
+    verdict = verdict_of(records := _records(config))
+    return write_report(records, config.folder() / "report.html", config.name, verdict), verdict
 
 
 def _stream(config: RunConfig, folder: Path, resume: bool, console: Screen) -> StreamIndex:

@@ -36,7 +36,7 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
     tree: dict[str, Any] = {}
     run = None
     if path is not None:
-        path = _found(Path(path))
+        path = found_pipeline(Path(path))
         tree = read_tree(path)
         if run := run_of(path):
             # It was written here, or the whole folder was moved, copied or renamed: the run is where it lies.
@@ -132,7 +132,7 @@ def _builtins() -> list[Path]:
     return [path for folder in _PIPELINES for path in sorted(folder.glob("*.yaml"))]
 
 
-def _found(path: Path) -> Path:
+def found_pipeline(path: Path) -> Path:
     """The file a person means: the one there, else the pipeline of that name."""
     if not path.is_file() and path.name == str(path) and not path.suffix and builtin(path.name).is_file():
         return builtin(path.name)

@@ -9,6 +9,7 @@ from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import live_page, render_report, write_report
 from streamcvit.monitoring.runs import find_runs
 from streamcvit.monitoring.terminal import LiveView, results_table
+from streamcvit.monitoring.verdict import Verdict
 
 __all__ = [
     "BucketCounts",
@@ -16,6 +17,7 @@ __all__ = [
     "MetricStore",
     "RunRecord",
     "Server",
+    "Verdict",
     "find_runs",
     "live_page",
     "render_report",

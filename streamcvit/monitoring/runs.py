@@ -1,8 +1,9 @@
-"""Several runs side by side: finding them, naming them apart, putting them on one stream, telling which is best."""
+"""Several runs side by side: finding them, naming them apart, putting them on one stream."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,12 @@ Records = Sequence[tuple[str, RunRecord]]
 """Runs with their labels, in the order they are shown in."""
 
 
-def find_runs(folder: Path | str) -> list[Path]:
+def find_runs(folder: Path | str, deep: bool = False) -> list[Path]:
     """The run folders at a path: itself, or those directly below it, by name.
+
+    Args:
+        folder: of one method's run, or of a run.
+        deep: where there are none, those of the runs below it (the folder `runs`) too.
 
     Raises:
         UserError: there is none.
@@ -33,22 +38,24 @@ def find_runs(folder: Path | str) -> list[Path]:
         raise UserError("there is no such folder", where=str(folder), fix="Check the path")
     if (folder / "run.json").is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob("*/run.json"))
-    if not found:
-        raise UserError(
-            "no run in this folder", where=str(folder), fix="Give runs/NAME, once its run has begun to learn"
-        )
-    return found
+    for pattern in ("*/run.json", "*/*/run.json")[: 1 + deep]:
+        if found := sorted(path.parent for path in folder.glob(pattern)):
+            return found
+    raise UserError("no run in this folder", where=str(folder), fix="Give runs/NAME, once its run has begun to learn")
 
 
 def compared(records: Sequence[RunRecord]) -> list[tuple[str, RunRecord]]:
     """Records made ready to stand side by side, with distinct labels: untrained first, upper bounds last.
 
-    What is scored only once (before any learning, or after learning all tasks at once) gets the stream of the others:
-    its one score of a task stands at every chunk that has seen the task.
+    What is scored only once (before any learning, or after learning all tasks at once) gets the stream of those
+    that learned the same samples: its one score of a task stands at every chunk that has seen the task.
     """
-    stream = next((r for r in records if r.n_chunks > 1 and not (r.untrained or r.upper_bound)), None)
-    ready = [_on_stream(record, stream) if stream is not None else record for record in records]
+    streams = [r for r in records if r.n_chunks > 1 and not (r.untrained or r.upper_bound)]
+    ready = []
+    for record in records:
+        own = (r for r in streams if r.run.get("index_digest") == record.run.get("index_digest"))
+        stream = next(own, None)
+        ready.append(record if stream is None else _on_stream(record, stream))
     ready.sort(key=lambda record: record.upper_bound - record.untrained)
     return list(zip(labels_of(ready), ready, strict=True))
 
@@ -81,34 +88,25 @@ def _on_stream(record: RunRecord, stream: RunRecord) -> RunRecord:
 
 
 def labels_of(records: Sequence[RunRecord]) -> list[str]:
-    """A distinct label for each record: its method, with seed or folder name where methods repeat."""
-
-    def repeated(labels: list[str]) -> bool:
-        return len(set(labels)) < len(labels)
-
+    """A distinct label for each record: its method, with the seed, folder or run it belongs to where methods repeat."""
     labels = [record.method for record in records]
-    if repeated(labels):
-        labels = [f"{record.method} (seed {record.run.get('seed', '?')})" for record in records]
-    if repeated(labels):
-        labels = [f"{record.method} ({record.folder.name})" for record in records]
-    if repeated(labels):
-        labels = [f"{record.method} ({record.folder})" for record in records]
+    for method, count in Counter(labels).items():
+        if count > 1:
+            same = [place for place, record in enumerate(records) if record.method == method]
+            for place, apart in zip(same, _apart([records[k] for k in same]), strict=True):
+                labels[place] = f"{method} ({apart})"
     return labels
 
 
-def best_of(metric: str, records: Sequence[RunRecord]) -> set[int]:
-    """Which records hold the best value of a metric: upper bounds never do, untrained ones not where forgetting counts.
-
-    A comparison needs two: with fewer candidates nothing is best.
-    """
-    kind = metric.split("_")[0]
-    values = {}
-    for i, record in enumerate(records):
-        if record.upper_bound or (record.untrained and kind in ("bwt", "maf")):
-            continue
-        entry = record.metric(metric)
-        if entry is not None and record.finished:
-            values[i] = round(-entry[0] if metric in LOWER_IS_BETTER else entry[0], 2)
-    if len(values) < 2:
-        return set()
-    return {i for i, value in values.items() if value == max(values.values())}
+def _apart(records: Sequence[RunRecord]) -> list[str]:
+    """What tells records of one method apart."""
+    ways: tuple[Callable[[RunRecord], str], ...] = (
+        lambda record: f"seed {record.run.get('seed', '?')}",
+        lambda record: record.folder.name,
+        lambda record: record.folder.parent.name,
+        lambda record: f"{record.folder.parent.name}, seed {record.run.get('seed', '?')}",
+    )
+    for way in ways:
+        if len(set(names := [way(record) for record in records])) == len(records):
+            return names
+    return [str(record.folder) for record in records]

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.runs import METRICS, best_of, compared
+from streamcvit.monitoring.runs import METRICS, compared
+from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 from streamcvit.screen import Screen
 
 if TYPE_CHECKING:
@@ -300,9 +301,16 @@ def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
     return table
 
 
-def results_table(records: Sequence[RunRecord]) -> Table:
-    """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold."""
-    table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]; bold: best of those compared", caption_style="dim")
+def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED) -> Table:
+    """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold.
+
+    Args:
+        records: the runs.
+        verdict: what was found when they were held against each other.
+    """
+    table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]", caption_style="dim")
+    if verdict.best:
+        table.caption = f"{table.caption}; bold: best, its paired difference to every other leaves zero out"
     runs = compared(records)
     records = [record for _, record in runs]
     unfinished = any(not record.finished for record in records)
@@ -311,7 +319,6 @@ def results_table(records: Sequence[RunRecord]) -> Table:
         table.add_column("chunks", justify="right")
     for name in METRICS:
         table.add_column(HEADINGS[name], justify="right")
-    best = {name: best_of(name, records) for name in METRICS}
     for i, (label, record) in enumerate(runs):
         name_cell = Text(label)
         if record.upper_bound:
@@ -322,12 +329,12 @@ def results_table(records: Sequence[RunRecord]) -> Table:
         if unfinished:
             cells.append(Text(f"{record.chunks_done}/{record.n_chunks}"))
         for name in METRICS:
-            entry = record.metric(name)
+            entry = verdict.values.get((name, i)) or record.metric(name)
             if entry is None:
                 cells.append(Text("–", "dim"))
                 continue
             value, low, high = entry
-            cell = Text(f"{value:.1f}", "bold green" if i in best[name] else "")
+            cell = Text(f"{value:.1f}", "bold green" if verdict.is_best(name, i) else "")
             if low is not None and high is not None:
                 cell.append(f"\n[{low:.1f}, {high:.1f}]", "dim")
             cells.append(cell)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from synthetic_run import TASKS, write_run, write_runs
 
+from streamcvit.comparison import compare_runs
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.charts import nice_ticks, number, shorten
@@ -26,12 +27,14 @@ from streamcvit.monitoring.report.plandrawing import plan_svg
 from streamcvit.monitoring.report.tables import (
     csv_table,
     differing_settings,
+    final_scores,
     findings,
     forgotten_answers,
     headline,
     latex_table,
 )
 from streamcvit.monitoring.runs import compared
+from streamcvit.monitoring.verdict import Gap, Verdict
 
 HOSTILE = (
     """</title></style></script><script>document.title='pwned'</script><img src="http://evil.example/x" """
@@ -83,8 +86,13 @@ def records(runs: list[Path]) -> list[tuple[str, RunRecord]]:
 
 
 @pytest.fixture(scope="module")
-def page(records: list[tuple[str, RunRecord]]) -> str:
-    return render_report([record for _, record in records], "A title")
+def verdict(runs: list[Path]) -> Verdict:
+    return compare_runs([RunRecord.load(folder) for folder in runs]).verdict({"digit": (10.0, 12.5)})
+
+
+@pytest.fixture(scope="module")
+def page(records: list[tuple[str, RunRecord]], verdict: Verdict) -> str:
+    return render_report([record for _, record in records], "A title", verdict=verdict)
 
 
 @pytest.fixture(scope="module")
@@ -194,13 +202,13 @@ def test_the_page_renders_in_a_browser_without_complaint(page: str, tmp_path: Pa
     assert shot.stat().st_size > 100_000
 
 
-def test_the_page_is_light_and_the_same_for_the_same_runs(page: str, records: list) -> None:
+def test_the_page_is_light_and_the_same_for_the_same_runs(page: str, records: list, verdict: Verdict) -> None:
     assert len(page.encode()) < 600_000
-    assert render_report([record for _, record in records], "A title") == page
+    assert render_report([record for _, record in records], "A title", verdict=verdict) == page
 
 
-def test_headline_shows_the_summary_and_marks_the_best(records: list) -> None:
-    rows = {row["label"]: row for row in headline(records)}
+def test_headline_shows_the_summary_and_marks_the_best(records: list, verdict: Verdict) -> None:
+    rows = {row["label"]: row for row in headline(records, verdict)}
     assert list(rows) == ["zero-shot", "smolora", "lora", "joint"]
     for label, record in records:
         for cell, name in zip(
@@ -210,18 +218,32 @@ def test_headline_shows_the_summary_and_marks_the_best(records: list) -> None:
             assert cell.text == number(value)
             assert cell.interval == f"{number(low)} to {number(high)}"
             assert 0 <= cell.left <= cell.middle <= cell.right <= 100
-    assert all(cell.best for cell in rows["smolora"]["cells"])
+    # All answers of these runs keep to their form, so MIF is not to be told apart.
+    assert [cell.best for cell in rows["smolora"]["cells"]] == [True, True, True, True, True, False]
+    assert rows["lora"]["cells"][0].second
     assert not any(cell.best for label in ("zero-shot", "lora", "joint") for cell in rows[label]["cells"])
     assert "upper bound" in rows["joint"]["note"]
+    assert not any(cell.best or cell.second for row in headline(records) for cell in row["cells"])
 
 
-def test_findings_say_where_intervals_overlap(records: list) -> None:
-    assert "points above lora." in findings(records)[0]
+def test_the_final_scores_stand_beside_what_answers_without_a_look_would_get(records: list, verdict: Verdict) -> None:
+    rows = {row["task"]: row for row in final_scores(records, verdict)}
+    assert list(rows) == list(TASKS)
+    assert rows["digit"]["bases"] == ["10.0", "12.5"] and rows["shape"]["bases"] == ["–", "–"]
+    assert [cell.text for cell in rows["shape"]["cells"]] == [number(r.matrix()[-1, 0]) for _, r in records]
+    assert final_scores(records) == []
+
+
+def test_findings_say_what_the_paired_difference_says(records: list, verdict: Verdict) -> None:
+    assert "above lora (paired difference +" in findings(records, verdict)[0]
+    assert "above" not in findings(records)[0]
     close = [
         (name, RunRecord(Path(name), run={"method": name, "finished": "x"}, summary={"metrics": {"ap": ap}}))
         for name, ap in (("a", {"value": 50, "low": 45, "high": 55}), ("b", {"value": 49, "low": 44, "high": 54}))
     ]
-    assert findings(close)[0].endswith("1.0 points above b; their intervals overlap, so take the order with care.")
+    gaps = {("ap", 0, 1): Gap(1.0, -0.5, 2.5, decided=False)}
+    said = findings(close, Verdict(gaps=gaps))[0]
+    assert said.endswith("not to be told from b (paired difference +1.0, 95 % interval −0.5 to +2.5).")
 
 
 def test_runs_at_different_places_of_the_stream_are_not_ranked(tmp_path: Path) -> None:
@@ -288,14 +310,15 @@ def test_runs_scored_once_have_a_report_beside_the_others(tmp_path: Path) -> Non
 
 def test_latex_and_csv_hold_the_table_and_escape_names(records: list) -> None:
     record = records[1][1]
-    lines = latex_table([("a_b & 5%", record), *records]).splitlines()
-    assert lines[4].startswith(r"a\_b \& 5\% & ")
+    verdict = Verdict(best={"ap": frozenset({2})}, second={"ap": frozenset({0})})
+    lines = latex_table([("a_b & 5%", record), *records], verdict).splitlines()
+    assert lines[4].startswith(r"a\_b \& 5\% & \underline{")
     assert rf"\textbf{{{record.metric('ap')[0]:.1f}}}" in lines[6]
     assert csv_table([("=cmd()", record)]).splitlines()[1].startswith("'=cmd(),ap,")
 
 
 def test_write_report_writes_one_file(runs: list[Path], tmp_path: Path) -> None:
-    out = write_report(runs, tmp_path / "report.html", "T & U")
+    out = write_report([RunRecord.load(run) for run in runs], tmp_path / "report.html", "T & U")
     assert "<title>T &amp; U</title>" in out.read_text()
     assert list(tmp_path.iterdir()) == [out]
 
@@ -317,7 +340,7 @@ def test_a_live_page_reads_the_runs_no_more_often_than_told(tmp_path: Path) -> N
 
 def test_a_report_that_cannot_be_written_is_a_users_mistake(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
-        write_report(runs, tmp_path / "missing" / "report.html")
+        write_report([RunRecord.load(runs[0])], tmp_path / "missing" / "report.html")
     with pytest.raises(UserError, match="no run"):
         render_report([])
 

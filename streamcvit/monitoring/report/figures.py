@@ -5,21 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from streamcvit.monitoring.metrics import entropy_nats
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report.charts import (
-    Cell,
-    Heat,
-    Series,
-    dumbbells,
-    line_chart,
-    number,
-    shorten,
-    stacked_bars,
-    tip,
-)
+from streamcvit.monitoring.report.bars import dumbbells, stacked_bars
+from streamcvit.monitoring.report.charts import Cell, Chart, Heat, Series, line_chart, number, shorten, tip
 from streamcvit.monitoring.runs import Records
 
 WAITS = (
@@ -103,7 +93,7 @@ def forgetting_by_chunk(record: RunRecord) -> np.ndarray:
     return curve
 
 
-def stream_charts(runs: Records) -> list[Markup]:
+def stream_charts(runs: Records) -> list[Chart]:
     """AP and forgetting over chunks."""
     chunks = max(record.n_chunks for _, record in runs)
     learners = [(i, label, r) for i, (label, r) in enumerate(runs) if not (r.untrained or r.single)]
@@ -115,7 +105,7 @@ def stream_charts(runs: Records) -> list[Markup]:
     return charts
 
 
-def prequential_charts(runs: Records) -> list[Markup]:
+def prequential_charts(runs: Records) -> list[Chart]:
     """Loss and accuracy on samples before learning from them, a few points a chunk and never of few samples."""
     chunks = max(record.n_chunks for _, record in runs)
     loss, accuracy = [], []
@@ -137,7 +127,7 @@ def prequential_charts(runs: Records) -> list[Markup]:
     ]
 
 
-def task_charts(runs: Records) -> list[Markup]:
+def task_charts(runs: Records) -> list[Chart]:
     """Each task's score over chunks, all runs; live probes as dots, training as bars below the axis."""
     charts = []
     first = stream_of(runs)
@@ -178,7 +168,7 @@ def _live(record: RunRecord, task: str) -> tuple[np.ndarray, np.ndarray] | None:
     return x, np.array([row["score"] for row in rows], dtype=float)
 
 
-def forgetting_charts(runs: Records) -> list[Markup]:
+def forgetting_charts(runs: Records) -> list[Chart]:
     """Best and present score of each task, a panel a run."""
     charts = []
     for i, (label, record) in enumerate(runs):
@@ -195,7 +185,7 @@ def forgetting_charts(runs: Records) -> list[Markup]:
     return charts
 
 
-def following(runs: Records) -> tuple[Markup | None, Heat | None]:
+def following(runs: Records) -> tuple[Chart | None, Heat | None]:
     """Share of answers in the demanded form: over chunks, and by task at the end."""
     chunks = max(record.n_chunks for _, record in runs)
     tables = [100 * record.matrix(column="following") for _, record in runs]
@@ -250,7 +240,7 @@ def experts(record: RunRecord) -> list[tuple[str, Heat]]:
     return heats
 
 
-def timing(runs: Records) -> tuple[list[Markup], list[dict[str, Any]]]:
+def timing(runs: Records) -> tuple[list[Chart], list[dict[str, Any]]]:
     """Where the learner's time went: a bar a chunk, and the totals of each run."""
     charts, totals = [], []
     for i, (label, record) in enumerate(runs):

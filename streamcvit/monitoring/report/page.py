@@ -23,6 +23,7 @@ from streamcvit.monitoring.report import figures, tables
 from streamcvit.monitoring.report.extras import audited, own_metrics
 from streamcvit.monitoring.report.plandrawing import plan_svg
 from streamcvit.monitoring.runs import METRICS, Records, compared, find_runs
+from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 
 __all__ = ["live_page", "plan_svg", "render_report", "write_report"]
 
@@ -35,22 +36,25 @@ _POLICY = (
 )
 
 
-def write_report(folders: Sequence[Path | str], out: Path | str, title: str = "streamcvit report") -> Path:
+def write_report(
+    records: Sequence[RunRecord], out: Path | str, title: str = "streamcvit report", verdict: Verdict = UNDECIDED
+) -> Path:
     """Write a report that compares runs, finished or in progress.
 
     Args:
-        folders: run folders, one a run.
+        records: the runs.
         out: the HTML file to write; replaced in one step, so that a reader never sees half of it.
         title: heading of the page.
+        verdict: what was found when they were held against each other.
 
     Returns:
         the file written.
 
     Raises:
-        UserError: a folder is no run's, or the file cannot be written.
+        UserError: there is no run, or the file cannot be written.
     """
     out = Path(out)
-    page = render_report([RunRecord.load(folder) for folder in folders], title)
+    page = render_report(records, title, verdict=verdict)
     half = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         half.write_text(page, encoding="utf-8")
@@ -63,13 +67,19 @@ def write_report(folders: Sequence[Path | str], out: Path | str, title: str = "s
     return out
 
 
-def render_report(records: Sequence[RunRecord], title: str = "streamcvit report", refresh: int = 0) -> str:
+def render_report(
+    records: Sequence[RunRecord],
+    title: str = "streamcvit report",
+    refresh: int = 0,
+    verdict: Verdict = UNDECIDED,
+) -> str:
     """The report's HTML.
 
     Args:
         records: runs to show, one or more.
         title: heading of the page.
         refresh: seconds after which the page loads itself again (a live page); 0 for never.
+        verdict: what was found when they were held against each other; without it, no run is called best.
 
     Raises:
         UserError: there is no run.
@@ -89,7 +99,7 @@ def render_report(records: Sequence[RunRecord], title: str = "streamcvit report"
         policy=_POLICY.format(digest=digest),
         script=Markup(script),
         style=Markup(style),
-        **_view(runs),
+        **_view(runs, verdict),
     )
 
 
@@ -121,7 +131,7 @@ def live_page(folder: Path | str, title: str = "streamcvit", seconds: int = 10) 
     return page
 
 
-def _view(runs: Records) -> dict[str, Any]:
+def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
     first = figures.stream_of(runs)
     following_chart, following_heat = figures.following(runs)
     timing_charts, timing_totals = figures.timing(runs)
@@ -136,10 +146,14 @@ def _view(runs: Records) -> dict[str, Any]:
         "metrics": [(*tables.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
         "plan_of": next(label for label, record in runs if record is first),
         "same_plan": figures.same_plan(runs),
-        "headline": tables.headline(runs),
-        "findings": tables.findings(runs),
-        "latex": tables.latex_table(runs),
-        "csv": tables.csv_table(runs),
+        "headline": tables.headline(runs, verdict),
+        "findings": tables.findings(runs, verdict),
+        "final": tables.final_scores(runs, verdict),
+        "baselines": bool(verdict.baselines),
+        "decided": bool(verdict.best),
+        "verdict_notes": verdict.notes,
+        "latex": tables.latex_table(runs, verdict),
+        "csv": tables.csv_table(runs, verdict),
         "plan": figures.plan_heat(first) if first.plan.size else None,
         "stream_notes": [str(event.get("what", "")) for event in first.events_of("stream")],
         "stream_charts": figures.stream_charts(runs),

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.latex import escaped, points, tabular
+from streamcvit.monitoring.record import Interval, RunRecord
 from streamcvit.monitoring.report.charts import number
 from streamcvit.monitoring.report.figures import stream_of
-from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records, best_of
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records
+from streamcvit.monitoring.verdict import UNDECIDED, Gap, Verdict, task_key
 
 HEADINGS = {
     "ap": ("AP", "mean score at the end"),
@@ -36,24 +38,29 @@ class Value:
     text: str
     interval: str = ""
     best: bool = False
+    second: bool = False
     left: float = 0.0
     middle: float = 0.0
     right: float = 0.0
 
 
-def headline(runs: Records) -> list[dict[str, Any]]:
+def known(verdict: Verdict, name: str, place: int, record: RunRecord) -> Interval | None:
+    """A metric of a run: as the comparison found it, else as its summary has it."""
+    return verdict.values.get((name, place)) or record.metric(name)
+
+
+def headline(runs: Records, verdict: Verdict = UNDECIDED) -> list[dict[str, Any]]:
     """One row a run: its metrics with intervals, drawn on a scale shared within the column."""
-    records = [record for _, record in runs]
     scale = {}
     for name in METRICS:
-        ends = [end for r in records if (entry := r.metric(name)) for end in entry if end is not None]
+        entries = [known(verdict, name, i, record) for i, (_, record) in enumerate(runs)]
+        ends = [end for entry in entries if entry for end in entry if end is not None]
         scale[name] = (min([*ends, 0.0]), max([*ends, 1e-9]))
-    best = {name: best_of(name, records) for name in METRICS}
     rows = []
     for i, (label, record) in enumerate(runs):
         cells = []
         for name in METRICS:
-            entry = record.metric(name)
+            entry = known(verdict, name, i, record)
             if entry is None:
                 cells.append(Value("–"))
                 continue
@@ -62,7 +69,8 @@ def headline(runs: Records) -> list[dict[str, Any]]:
             ends = [value if end is None else end for end in (low, value, high)]
             place = [3 + 94 * (end - floor) / (roof - floor) for end in ends]
             span = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
-            cells.append(Value(number(value), span, i in best[name], *place))
+            ranks = verdict.is_best(name, i), verdict.is_second(name, i)
+            cells.append(Value(number(value), span, *ranks, *place))
         note = ""
         if record.upper_bound:
             note = "upper bound: sees all tasks at once"
@@ -74,23 +82,21 @@ def headline(runs: Records) -> list[dict[str, Any]]:
     return rows
 
 
-def findings(runs: Records) -> list[str]:
-    """What the numbers say, in sentences; nothing that an interval does not carry is called better."""
-    compared = [(label, r) for label, r in runs if not (r.upper_bound or r.untrained) and r.metric("ap")]
+def findings(runs: Records, verdict: Verdict = UNDECIDED) -> list[str]:
+    """What the numbers say, in sentences; nothing that a paired difference does not carry is called better."""
+    rivals = [(i, label, r) for i, (label, r) in enumerate(runs) if not (r.upper_bound or r.untrained)]
+    ranked = sorted(
+        ((*entry, i, label, r) for i, label, r in rivals if (entry := r.metric("ap"))), key=lambda row: -row[0]
+    )
     told = []
-    ranked = sorted(((*r.metric("ap"), label, r) for label, r in compared), key=lambda row: -row[0])  # type: ignore[misc]
     if ranked:
-        value, low, high, label, record = ranked[0]
+        value, low, high, place, label, record = ranked[0]
         when = "ends" if record.finished else f"stands after chunk {record.chunks_done}"
         text = f"{label} {when} at AP {number(value)}"
         if low is not None and high is not None:
             text += f" (95 % interval {number(low)} to {number(high)})"
-        # Runs at different places of the stream have seen different tasks: their APs do not compare.
-        if len(ranked) > 1 and len({row[-1].chunks_done for row in ranked}) == 1:
-            second, _, above, other, _ = ranked[1]
-            apart = low is not None and above is not None and low > above
-            text += f", {number(value - second)} points above {other}"
-            text += "" if apart else "; their intervals overlap, so take the order with care"
+        if len(ranked) > 1 and (gap := verdict.gaps.get(("ap", place, ranked[1][3]))) is not None:
+            text += ", " + said_gap(gap, f"{ranked[1][4]}")
         told.append(text + ".")
     for *_, label, record in ranked[:4]:
         lost = record.forgetting()
@@ -103,6 +109,37 @@ def findings(runs: Records) -> list[str]:
                     f"tasks 10 points or more below theirs: {many} of {len(lost)}."
                 )
     return told
+
+
+def said_gap(gap: Gap, other: str) -> str:
+    """A difference in words."""
+    span = f"paired difference {number(gap.value, signed=True)}"
+    if gap.low is not None and gap.high is not None:
+        span += f", 95 % interval {number(gap.low, signed=True)} to {number(gap.high, signed=True)}"
+    span += f", over {gap.pairs} seeds" if gap.pairs > 1 else ""
+    if gap.decided:
+        return f"{'above' if gap.value > 0 else 'below'} {other} ({span})"
+    return f"not to be told from {other} ({span})"
+
+
+def final_scores(runs: Records, verdict: Verdict = UNDECIDED) -> list[dict[str, Any]]:
+    """One row a task: each run's last score with its interval, and what answers without a look would get."""
+    rows, told = [], False
+    for task in stream_of(runs).tasks:
+        cells: list[Value] = []
+        for place in range(len(runs)):
+            entry = verdict.values.get((task_key(task), place))
+            if entry is None:
+                cells.append(Value("–"))
+                continue
+            value, low, high = entry
+            told = True
+            span = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
+            ranks = verdict.is_best(task_key(task), place), verdict.is_second(task_key(task), place)
+            cells.append(Value(number(value), span, *ranks))
+        bases = [number(value) for value in verdict.baselines.get(task, (None, None))]
+        rows.append({"task": task, "cells": cells, "bases": bases})
+    return rows if told else []
 
 
 def scorer_table(runs: Records) -> list[dict[str, Any]]:
@@ -225,43 +262,31 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def latex_table(runs: Records) -> str:
-    """The headline table for a paper (booktabs), best in bold, half the interval's width behind each value."""
-    escapes = {c: rf"\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
+def latex_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
+    """The headline table for a paper (booktabs): best bold, second underlined, the interval's two ends apart."""
     arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in METRICS]
-    lines = [r"\begin{tabular}{l" + "r" * len(METRICS) + "}", r"\toprule"]
     titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(METRICS, arrows, strict=True)]
-    lines += [" & ".join(["Method", *titles]) + r" \\", r"\midrule"]
-    best = {name: best_of(name, [record for _, record in runs]) for name in METRICS}
+    rows = []
     for i, (label, record) in enumerate(runs):
-        cells = ["".join(escapes.get(c, c) for c in label)]
-        for name in METRICS:
-            entry = record.metric(name)
-            if entry is None:
-                cells.append("--")
-                continue
-            value, low, high = entry
-            text = f"{value:.1f}".replace("-", "$-$")
-            text = rf"\textbf{{{text}}}" if i in best[name] else text
-            half = rf" {{\tiny $\pm${(high - low) / 2:.1f}}}" if low is not None and high is not None else ""
-            cells.append(text + half)
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+        entries = [known(verdict, name, i, record) for name in METRICS]
+        ranks = [(verdict.is_best(name, i), verdict.is_second(name, i)) for name in METRICS]
+        rows.append([escaped(label), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))])
+    return tabular(["Method", *titles], [rows])
 
 
-def csv_table(runs: Records) -> str:
+def csv_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     """All metrics of all runs, one a line: run, metric, value, low, high."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "metric", "value", "low", "high"])
-    for label, record in runs:
-        # A spreadsheet would run a cell that starts like a formula.
-        safe = "'" + label if label[:1] in "=+-@\t\r" else label
-        for name in record.summary.get("metrics", {}):
-            if entry := record.metric(name):
-                writer.writerow([safe, name, *("" if end is None else f"{end:.4f}" for end in entry)])
+    for place, (label, record) in enumerate(runs):
+        # What is scored once has a MAP on the stream of the others, which its own summary does not hold.
+        for name in dict.fromkeys([*METRICS, *record.summary.get("metrics", {})]):
+            if entry := known(verdict, name, place, record):
+                writer.writerow([unformula(label), name, *("" if end is None else f"{end:.4f}" for end in entry)])
     return out.getvalue()
+
+
+def unformula(text: str) -> str:
+    """Text that a spreadsheet does not run as a formula."""
+    return "'" + text if text[:1] in "=+-@\t\r" else text

@@ -1,0 +1,185 @@
+"""Two runs on the same stream held against each other: every metric's difference with the interval of its pairs.
+
+Both runs answered the same test samples, so a draw of the bootstrap takes the same samples in both (Koehn, 2004): what
+makes a sample hard makes it hard for both, and falls out of the difference. Several seeds of two methods are paired
+seed by seed, and the interval is Student's over those differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamcvit.evaluation.bootstrap import DRAWS, LEVEL, Estimate, blocks, estimate
+from streamcvit.evaluation.matrix import METRICS, Plan, _Draws, average_by_chunk, compare, metrics
+
+FEWEST = 6
+"""Samples that two runs must be judged differently on, before a difference is taken for one: with five, all in favour
+of one run, a sign test still finds 0.06, and the bootstrap, which knows no other samples, would say less."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """What a run's answers are worth, sample by sample.
+
+    Args:
+        scores: task -> points [T, n_i], a row of nan where the task was not evaluated after that chunk.
+        following: task -> whether the answer keeps to the demanded form, same shapes.
+        trained: int [T, tasks], samples learned of a task in a chunk.
+        in_average: the tasks that AP and its kin hold.
+        zero_shot: task -> points [n_i] before the first chunk; only of tasks that were scored then.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    following: Mapping[str, np.ndarray]
+    trained: np.ndarray
+    in_average: Collection[str]
+    zero_shot: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A run's numbers as measured, then in every draw; two of the same seed drew the same samples.
+
+    Attributes:
+        metrics: name -> [1 + draws], in points.
+        tasks: task -> its score after the last chunk, [1 + draws].
+        by_chunk: AP after every chunk, [1 + draws, T].
+    """
+
+    metrics: dict[str, np.ndarray]
+    tasks: dict[str, np.ndarray]
+    by_chunk: np.ndarray
+
+
+def sample(points: Points, draws: int = DRAWS, seed: int = 0) -> Sampled:
+    """All metrics of a run, as measured and in every draw."""
+    tasks, plan = list(points.scores), Plan(np.asarray(points.trained))
+    counted = np.array([task in points.in_average for task in tasks])
+    drawn = _Draws(points.scores, seed)
+    rates = _Draws(points.following, seed)
+    zero = None
+    if points.zero_shot:
+        zero = _Draws({task: points.zero_shot.get(task, np.full(1, np.nan)) for task in tasks}, seed)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
+    final, by_chunk = [], []
+    for size in (0, *blocks(draws, drawn.numbers)):
+        block, fresh = drawn.draw(size), slice(1 if size else 0, None)
+        values = metrics(
+            block, plan, counted, 100.0 * rates.draw(size), None if zero is None else zero.draw(size)[:, 0]
+        )
+        for name, value in values.items():
+            found[name].append(value[fresh])
+        final.append(block[fresh, -1])
+        by_chunk.append(average_by_chunk(block[fresh], plan, counted))
+    last = np.concatenate(final)
+    return Sampled(
+        {name: np.concatenate(parts) for name, parts in found.items()},
+        {task: last[:, place] for place, task in enumerate(tasks)},
+        np.concatenate(by_chunk),
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of one run less that of another.
+
+    Attributes:
+        estimate: the difference with its 95 % interval, in points; the interval is nan where there is none.
+        decided: whether the interval leaves zero out, on samples enough to say so.
+        pairs: seeds that were paired; 1: the interval is the paired bootstrap's, else Student's over seeds.
+    """
+
+    estimate: Estimate
+    decided: bool
+    pairs: int = 1
+
+    def reversed(self) -> Difference:
+        """The other run less the one."""
+        value, low, high = self.estimate
+        return Difference(Estimate(-value, -high, -low), self.decided, self.pairs)
+
+
+def differences(
+    one: Points, other: Points, sampled: tuple[Sampled, Sampled], draws: int = DRAWS, seed: int = 0
+) -> tuple[dict[str, Difference], dict[str, Difference]]:
+    """What one run has more than another of each metric, and of each task's score after the last chunk.
+
+    Args:
+        one, other: the runs' points, of the same samples in the same order.
+        sampled: both runs' draws (`sample`) with these `draws` and this `seed`.
+        draws, seed: of the bootstrap.
+
+    Raises:
+        UserError: the runs do not hold the same tasks and samples.
+    """
+    first, second = sampled
+    at_all = {task: _differ(points, other.scores[task]).any(axis=0).sum() for task, points in one.scores.items()}
+    form = [_differ(points, other.following[task]).any(axis=0).sum() for task, points in one.following.items()]
+    counted = sum(int(n) for task, n in at_all.items() if task in one.in_average)
+    by_metric = {}
+    for name, values in first.metrics.items():
+        found = estimate(values - second.metrics[name])
+        if name == "ap":
+            seen = np.asarray(one.trained).sum(axis=0) > 0
+            among = [task for task, here in zip(one.scores, seen, strict=True) if here and task in one.in_average]
+            found = compare(_last(one), _last(other), among, draws, seed) if among else found
+        if not math.isnan(found.value):
+            by_metric[name] = _decided(found, int(sum(form)) if name == "mif" else counted)
+    by_task = {}
+    for task, values in first.tasks.items():
+        found = estimate(values - second.tasks[task])
+        if not math.isnan(found.value):
+            by_task[task] = _decided(found, int(_differ(one.scores[task][-1], other.scores[task][-1]).sum()))
+    return by_metric, by_task
+
+
+def _last(points: Points) -> dict[str, np.ndarray]:
+    return {task: values[-1] for task, values in points.scores.items()}
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """bool, where both are known and not the same."""
+    return np.abs(one.astype(np.float64) - other.astype(np.float64)) > 1e-9
+
+
+def _decided(found: Estimate, differing: int) -> Difference:
+    return Difference(found, differing >= FEWEST and (found.low > 0 or found.high < 0))
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean of one value a seed with Student's 95 % interval; without an interval for a single seed."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def seeds_apart(values: Sequence[float]) -> Difference:
+    """Differences of pairs of seeds, taken together; equal pairs decide nothing."""
+    found = over_seeds(values)
+    return Difference(found, found.low > 0 or found.high < 0, len(values))
+
+
+def t_quantile(freedom: int, level: float = LEVEL) -> float:
+    """The t beyond which, on both sides, 1 - level of Student's distribution lies; freedom >= 1."""
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * max(1.0, high):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, freedom: int) -> float:
+    """P(|T| <= t), in closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd, cosine = freedom % 2, math.cos(angle)
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, freedom, 2):  # cos + 2/3 cos^3 + 2*4/(3*5) cos^5 ..., or 1 + 1/2 cos^2 + ...
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    return (2 / math.pi) * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
