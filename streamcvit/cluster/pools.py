@@ -61,23 +61,21 @@ class RayPool:
             actor = ray.remote(**options)(cls)
             return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
 
+        readers = [actors.ingest_name(i) for i in range(config.cluster.ingest_actors)]
+        scorers = [f"evaluator-{i}" for i in range(self.evaluators)]
         self.monitor = post(
             MONITOR,
             MonitorActor,
-            lambda lives: (self.port, token, lives > 0, labels),
+            lambda lives: (self.port, token, lives > 0, labels, (MONITOR, "learner", *readers, *scorers)),
             num_cpus=0,
             scheduling_strategy=here,
         )
         self.learner = post(
             "learner", actors.LearnerActor, lambda lives: (stream, (start, lives)), num_cpus=1, num_gpus=gpus
         )
-        ingest = [
-            post(actors.ingest_name(i), actors.IngestActor, lambda _: (stream,), num_cpus=0.5)
-            for i in range(config.cluster.ingest_actors)
-        ]
+        ingest = [post(name, actors.IngestActor, lambda _: (stream,), num_cpus=0.5) for name in readers]
         self.workers = [
-            post(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
-            for i in range(self.evaluators)
+            post(name, actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus) for name in scorers
         ]
         self.posts = [self.monitor, self.learner, *ingest, *self.workers]
 
