@@ -88,6 +88,7 @@ METRICS: dict[str, MetricDefinition] = {
         ),
         MetricDefinition("run_finished", "gauge", "Whether everything is learned and scored: 1, else 0."),
         MetricDefinition("chunks_completed_total", "counter", "Chunks learned to their end."),
+        MetricDefinition("chunks_scored", "gauge", "Chunks up to the newest that has a score of its end."),
         MetricDefinition("stream_position", "gauge", "Position of the next sample to learn."),
         MetricDefinition("stream_lag_samples", "gauge", "Samples that have arrived and are not learned yet."),
         MetricDefinition("learner_step_seconds", "histogram", "Time of one learning step."),

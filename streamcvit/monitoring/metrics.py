@@ -126,6 +126,7 @@ class MetricStore(Collector):
                 self._set("task_following_ratio", run, float(row["following"]), task)
             if row["kind"] != "boundary":
                 continue
+            self._set("chunks_scored", run, int(row["chunk"]) + 1)
             if row.get("disagreements") is not None:
                 self._set("task_disagreements", run, int(row["disagreements"]), task)
             low, high = row.get("low"), row.get("high")
@@ -241,7 +242,7 @@ class MetricStore(Collector):
         for name, labels in zeros:
             for label in labels:
                 self._set_new(name, run, 0, label)
-        for name in ("chunks_completed_total", "evaluation_lag_versions", "run_finished"):
+        for name in ("chunks_completed_total", "chunks_scored", "evaluation_lag_versions", "run_finished"):
             self._set_new(name, run, 0)
 
     def finished(self, run: Source, finished: bool) -> None:
