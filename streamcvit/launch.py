@@ -117,7 +117,9 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         stop.tell = view.notice
         with view, stop.patience(True):
             Driver(config, pool, folders, view, stop).run()
-    return _report(config)
+        page = _report(config)
+        pool.farewell()
+    return page
 
 
 def _report(config: RunConfig) -> Path:

@@ -12,6 +12,7 @@ from streamcvit.run.folder import build_labels
 from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
+FAREWELL_SECONDS = 120
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
 
 
@@ -150,6 +151,11 @@ class RayPool:
 
     def folder_changed(self, folder: str) -> None:
         self._to_monitor("reload", folder)
+
+    def farewell(self) -> None:
+        """Let whoever watches see the end of the run; a monitor that dies meanwhile is not replaced."""
+        if self.monitor.actor is not None:
+            self.supervisor.ray.wait([self.monitor.actor.farewell.remote()], timeout=FAREWELL_SECONDS)
 
     def _to_monitor(self, method: str, value: Any) -> None:
         """Say something that is not waited for; a monitor that is being replaced reads the folders when it starts."""

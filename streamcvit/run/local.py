@@ -35,6 +35,8 @@ class Pool(Protocol):
 
     def folder_changed(self, folder: str) -> None: ...
 
+    def farewell(self) -> None: ...
+
 
 @dataclass(frozen=True, eq=False)
 class _Done:
@@ -75,4 +77,7 @@ class LocalPool:
         return []
 
     def folder_changed(self, folder: str) -> None:
+        pass
+
+    def farewell(self) -> None:
         pass
