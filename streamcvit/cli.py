@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import __version__, cliscore, cliuse
+from streamcvit import __version__, clirun, cliscore, cliuse
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, plain_streams
 
@@ -303,24 +303,8 @@ def report(
     out.print(f"report: {page}", markup=False)
 
 
-@app.command()
-def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a run in progress.")]) -> None:
-    """Show where a run is and what it scored so far."""
-    from streamcvit.monitoring import RunRecord, find_runs, results_table
-
-    records = [RunRecord.load(found) for found in find_runs(folder)]
-    for record in records:
-        total = int(sum(map(sum, record.plan))) if len(record.plan) else 0
-        state = "finished" if record.finished else "not finished"
-        skipped = sum(record.skipped.values())
-        out.print(
-            f"{record.method}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
-            f"{record.position} of {total} samples" + (f", {skipped} steps skipped" if skipped else ""),
-            markup=False,
-        )
-    out.print(results_table(records))
-
-
+for _command in (clirun.status, clirun.ls, clirun.logs, clirun.stop):
+    app.command()(_command)
 app.command()(cliuse.predict)
 app.command()(cliscore.score)
 

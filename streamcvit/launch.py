@@ -18,6 +18,7 @@ from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest
 from streamcvit.monitoring.report.page import write_report
+from streamcvit.monitoring.runlog import LOG, RunLog, noted
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.preflight import check_settings
 from streamcvit.run.drive import Driver, task_counts
@@ -63,9 +64,9 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
     try:
         with stop, room(folder):
             weights = fetch(config.model.name_or_path, config.model.revision)
-            with alone(folder):
+            with alone(folder) as tell:
                 check_folder(folder, resume)  # again: another run may have come and gone
-                return _execute(config, weights, stop, local, resume, allow)
+                return _execute(config, weights, stop, tell, local, resume, allow)
     except KeyboardInterrupt:  # Stopped, or what Ray makes of it
         raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
     except SystemExit as left:  # while Ray starts, SIGTERM is its own
@@ -74,7 +75,15 @@ def execute(config: RunConfig, *, local: bool = False, resume: bool = False, all
         raise Stopped(signal.SIGTERM, _how_to_go_on(config, local)) from None
 
 
-def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]) -> Path:
+def _execute(
+    config: RunConfig,
+    weights: str,
+    stop: Stop,
+    tell: Callable[..., None],
+    local: bool,
+    resume: bool,
+    allow: Sequence[str],
+) -> Path:
     folder = config.folder()
     known = check_settings(config, local)
     console = Screen()
@@ -91,7 +100,7 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
             index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
         chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
-        view = LiveView(list(counts), len(index), chunks, console)
+        view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG))
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
@@ -113,9 +122,10 @@ def _execute(config: RunConfig, weights: str, stop: Stop, local: bool, resume: b
         # Last, so that a change which is not noted in every folder yet is found, and asked for, again.
         write_text(folder / "config.yaml", config.dump())
         if pool.url:
+            tell(page=pool.url.removesuffix("metrics"))
             view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
         stop.tell = view.notice
-        with view, stop.patience(True):
+        with view, stop.patience(True), noted(view.log):
             Driver(config, pool, folders, view, stop).run()
         page = _report(config)
         pool.farewell()
