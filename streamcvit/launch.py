@@ -17,6 +17,7 @@ from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest
+from streamcvit.monitoring.notify import told_of_its_end
 from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.runlog import LOG, RunLog, noted
 from streamcvit.monitoring.terminal import LiveView
@@ -125,7 +126,8 @@ def _execute(
             tell(page=pool.url.removesuffix("metrics"))
             view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
         stop.tell = view.notice
-        with view, stop.patience(True), noted(view.log):
+        told = told_of_its_end(config.monitor.notify, config.name)
+        with view, stop.patience(True), noted(view.log), told:
             Driver(config, pool, folders, view, stop).run()
         page = _report(config)
         pool.farewell()

@@ -62,7 +62,8 @@ def receiving() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            alerts.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"])
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            alerts.extend(said.get("alerts", [said]))  # an Alertmanager's come together
             self.send_response(200)
             self.end_headers()
 

@@ -11,6 +11,7 @@ from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.definitions import Source
 from streamcvit.monitoring.exporter import Server, serve
+from streamcvit.monitoring.notify import Teller
 from streamcvit.monitoring.report.page import live_page
 from streamcvit.monitoring.store import RunStore
 from streamcvit.run.messages import Progress
@@ -46,6 +47,12 @@ class MonitorActor(Actor):
         return store
 
     @cached_property
+    def teller(self) -> Teller | None:
+        """Posts alerts; None where nobody is to be told."""
+        url = self.config.monitor.notify
+        return Teller(self.store, url) if url else None
+
+    @cached_property
     def server(self) -> Server:
         page = live_page(self.config.folder(), title=self.config.name)
         deadline = time.monotonic() + (PORT_SECONDS if self.again else 0)
@@ -64,6 +71,7 @@ class MonitorActor(Actor):
         Raises:
             UserError: the port is taken.
         """
+        assert self.teller is None or self.config.monitor.notify
         return self.server.url, self.server.port
 
     @work
@@ -91,6 +99,8 @@ class MonitorActor(Actor):
         self.move()
 
     @work
-    def farewell(self) -> bool:
-        """Let whoever reads the metrics again and again see how the run ended."""
-        return self.server.readers.wait_for_next()
+    def farewell(self) -> None:
+        """Let whoever reads the metrics again and again see how the run ended, and post what is still to be posted."""
+        if self.teller is not None:
+            self.teller.close()
+        self.server.readers.wait_for_next()

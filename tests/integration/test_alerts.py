@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from running import ROOT, streamcvit
-from watching import Prometheus, free_port, watching
+from watching import Prometheus, free_port, receiving, watching
 
 from streamcvit.monitoring.record import RunRecord
 
@@ -21,19 +22,35 @@ WORDS = [
 ]  # fmt: skip
 
 
+class Seen(NamedTuple):
+    """A run of LoRA and joint training, and who watched it.
+
+    Attributes:
+        folder: of the run.
+        prometheus: that read its metrics.
+        alerts: that came by way of the Alertmanager.
+        posted: alerts that the run posted itself.
+    """
+
+    folder: Path
+    prometheus: Prometheus
+    alerts: list[dict[str, Any]]
+    posted: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prometheus, list[dict[str, Any]]]:
-    """Run folder of LoRA and joint training, the Prometheus that watched them, and the alerts that came."""
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     cwd, port = tmp_path_factory.mktemp("watched"), free_port()
-    with watching(port, cwd) as (prometheus, alerts):
-        done = streamcvit(*WORDS, "--set", f"monitor.port={port}", cwd=cwd)
+    with watching(port, cwd) as (prometheus, alerts), receiving() as (hook, posted):
+        more = ["--set", f"monitor.port={port}", "--set", f"monitor.notify={hook}"]
+        done = streamcvit(*WORDS, *more, cwd=cwd)
         assert done.returncode == 0, done.stdout + done.stderr
         time.sleep(2)  # two evaluations of the rules
-        yield cwd / "runs" / "seen", prometheus, alerts
+        yield Seen(cwd / "runs" / "seen", prometheus, alerts, posted)
 
 
-def test_prometheus_holds_what_the_run_folder_says(seen: tuple[Path, Prometheus, list]) -> None:
-    folder, prometheus, _ = seen
+def test_prometheus_holds_what_the_run_folder_says(seen: Seen) -> None:
+    folder, prometheus = seen.folder, seen.prometheus
     for method in ("lora", "joint"):
         record = RunRecord.load(folder / method)
         labels = f'{{run="seen",method="{method}"}}'
@@ -51,11 +68,16 @@ def test_prometheus_holds_what_the_run_folder_says(seen: tuple[Path, Prometheus,
             assert [v for _, v in prometheus.ask(f"last_over_time(streamcvit_{name}{labels}[10m])")] == [commits]
 
 
-def test_sequential_lora_is_told_to_forget_and_joint_training_is_not(seen: tuple[Path, Prometheus, list]) -> None:
-    folder, _, alerts = seen
+def test_sequential_lora_is_told_to_forget_and_joint_training_is_not(seen: Seen) -> None:
+    folder, alerts = seen.folder, seen.alerts
     told = {(a["labels"]["alertname"], a["labels"]["method"]) for a in alerts}
     assert told == {("StreamcvitTaskForgotten", "lora")}
     summary = json.loads((folder / "lora" / "summary.json").read_text())
     worst = max(summary["forgetting"], key=summary["forgetting"].get)
     assert worst in {alert["labels"]["task"] for alert in alerts}
     assert all(alert["annotations"]["summary"].startswith("seen/lora has forgotten") for alert in alerts)
+
+
+def test_the_run_itself_posts_the_same_alerts(seen: Seen) -> None:
+    by_prometheus = {(a["labels"]["alertname"], a["labels"]["method"], a["labels"]["task"]) for a in seen.alerts}
+    assert {(p["alertname"], p["labels"]["method"], p["labels"]["task"]) for p in seen.posted} == by_prometheus
