@@ -93,6 +93,14 @@ class Prometheus:
         assert found["status"] == "success", found
         return [(row["metric"], float(row["value"][1])) for row in found["data"]["result"]]
 
+    def over(self, expression: str, begin: float, end: float) -> int:
+        """How many series a query gives between two moments (Unix time), a step a second."""
+        query = urllib.parse.urlencode({"query": expression, "start": begin, "end": end, "step": "1"})
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query_range?{query}", timeout=60) as answer:
+            found = json.load(answer)
+        assert found["status"] == "success", found
+        return len(found["data"]["result"])
+
 
 @contextlib.contextmanager
 def watching(target: int, cwd: Path) -> Iterator[tuple[Prometheus, list[dict[str, Any]]]]:
