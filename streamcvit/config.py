@@ -393,6 +393,11 @@ class MonitorConfig(Section):
     host: str = Field("127.0.0.1", description="another than loopback wants a token of every reader")
     token_file: str = Field("", description="file with that token; empty: a private file is made, its path printed")
     port: int = Field(0, ge=0, le=65535, description="0: any free port, printed")
+    notify: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="webhook that alerts are posted to (Slack's JSON); empty: none. For want of a Prometheus",
+    )
 
 
 class RunConfig(Section):

@@ -18,8 +18,10 @@ from streamcvit.errors import Stopped
 from streamcvit.learning.durable import room, write_text
 from streamcvit.learning.epochs import last_turn
 from streamcvit.models.base import fetch, model_digest
+from streamcvit.monitoring.notify import told_of_its_end
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import write_report
+from streamcvit.monitoring.runlog import LOG, RunLog, noted
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.monitoring.verdict import Verdict
 from streamcvit.preflight import check_settings
@@ -69,9 +71,9 @@ def execute(
     try:
         with stop, room(folder):
             weights = fetch(config.model.name_or_path, config.model.revision)
-            with alone(folder):
+            with alone(folder) as tell:
                 check_folder(folder, resume)  # again: another run may have come and gone
-                return _execute(config, weights, stop, local, resume, allow)
+                return _execute(config, weights, stop, tell, local, resume, allow)
     except KeyboardInterrupt:  # Stopped, or what Ray makes of it
         raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
     except SystemExit as left:  # while Ray starts, SIGTERM is its own
@@ -81,7 +83,13 @@ def execute(
 
 
 def _execute(
-    config: RunConfig, weights: str, stop: Stop, local: bool, resume: bool, allow: Sequence[str]
+    config: RunConfig,
+    weights: str,
+    stop: Stop,
+    tell: Callable[..., None],
+    local: bool,
+    resume: bool,
+    allow: Sequence[str],
 ) -> tuple[Path, Verdict]:
     folder = config.folder()
     known = check_settings(config, local)
@@ -99,7 +107,7 @@ def _execute(
             index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
         chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
-        view = LiveView(list(counts), len(index), chunks, console)
+        view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG))
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
@@ -121,11 +129,15 @@ def _execute(
         # Last, so that a change which is not noted in every folder yet is found, and asked for, again.
         write_text(folder / "config.yaml", config.dump())
         if pool.url:
+            tell(page=pool.url.removesuffix("metrics"))
             view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
         stop.tell = view.notice
-        with view, stop.patience(True):
+        told = told_of_its_end(config.monitor.notify, config.name)
+        with view, stop.patience(True), noted(view.log), told:
             Driver(config, pool, folders, view, stop).run()
-    return _report(config)
+        page = _report(config)
+        pool.farewell()
+    return page
 
 
 def _records(config: RunConfig) -> list[RunRecord]:

@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -147,6 +148,11 @@ class RemoteFeed:
             elif self.canceled():
                 return
 
+    def ready(self) -> int:
+        """Batches that were asked for and are there."""
+        asked = list(self.ahead.values())
+        return len(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else 0
+
     def _number(self, cursor: int) -> int:
         return (cursor // self.config.learner.batch_size) % self.config.cluster.ingest_actors
 
@@ -196,12 +202,13 @@ class LearnerActor(Actor):
     @cached_property
     def worker(self) -> LearnerWorker:
         canceled = ray.get_runtime_context().is_canceled
-        feed = RemoteFeed(self.config, self.stream, self.move, canceled)
+        self.feed = RemoteFeed(self.config, self.stream, self.move, canceled)
         loaded = partial(count_forwards, move=self.move)
-        return LearnerWorker(self.config, self.stream, feed, self._tell, canceled, self.turn, loaded)
+        return LearnerWorker(self.config, self.stream, self.feed, self._tell, canceled, self.turn, loaded)
 
     def _tell(self, word: Progress) -> None:
-        self.word = copy.deepcopy(word)  # it holds counts that go on changing
+        # A copy: it holds counts that go on changing.
+        self.word = copy.deepcopy(replace(word, queue=self.feed.ready()))
 
     @work
     def ready(self) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from streamcvit.cluster.actor import Actor, work
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
+from streamcvit.monitoring.definitions import Source
 from streamcvit.monitoring.exporter import Server, serve
+from streamcvit.monitoring.notify import Teller
 from streamcvit.monitoring.report.page import live_page
 from streamcvit.monitoring.store import RunStore
 from streamcvit.run.messages import Progress
@@ -27,17 +29,28 @@ class MonitorActor(Actor):
         token: what a reader must show; empty: nothing.
         again: whether another monitor held this port a moment ago.
         labels: of the build.
+        actors: names of all actors.
     """
 
-    def __init__(self, config: RunConfig, port: int, token: str, again: bool, labels: dict[str, str]) -> None:
+    def __init__(
+        self, config: RunConfig, port: int, token: str, again: bool, labels: dict[str, str], actors: tuple[str, ...]
+    ) -> None:
         super().__init__(config)
-        self.port, self.token, self.again, self.labels = port, token, again, labels
+        self.port, self.token, self.again, self.labels, self.actors = port, token, again, labels, actors
 
     @cached_property
     def store(self) -> RunStore:
         store = RunStore(self.config.folder(method) for method in self.config.methods)
         store.build_info(**self.labels)
+        for method in self.config.methods:
+            store.begin(Source(self.config.name, method), (), self.actors)
         return store
+
+    @cached_property
+    def teller(self) -> Teller | None:
+        """Posts alerts; None where nobody is to be told."""
+        url = self.config.monitor.notify
+        return Teller(self.store, url) if url else None
 
     @cached_property
     def server(self) -> Server:
@@ -58,16 +71,25 @@ class MonitorActor(Actor):
         Raises:
             UserError: the port is taken.
         """
+        assert self.teller is None or self.config.monitor.notify
         return self.server.url, self.server.port
 
     @work
     def progress(self, progress: Progress) -> None:
         """The learner's newest word."""
-        self.store.position(progress.run, progress.cursor, progress.total)
+        run = Source(self.config.name, progress.run)
+        self.store.position(run, progress.cursor, progress.total)
         if progress.loss is not None:
-            self.store.prequential(progress.run, progress.loss, {})
-        self.store.steps_skipped(progress.run, progress.skipped)
-        self.store.step_seconds(progress.run, progress.step_seconds)
+            self.store.prequential(run, progress.loss, {})
+        self.store.steps_skipped(run, progress.skipped)
+        self.store.step_seconds(run, progress.step_seconds)
+        self.store.step(run, progress.step)
+        self.store.waits(run, progress.chunk, progress.waited)
+        if progress.commits is not None:
+            done = progress.commits
+            self.store.commit(run, done.seconds, done.size_bytes, done.written)
+        if progress.queue is not None:
+            self.store.queue(run, progress.queue)
         self.move()
 
     @work
@@ -75,3 +97,10 @@ class MonitorActor(Actor):
         """Take over what a run folder says by now, when someone looks."""
         self.store.changed(Path(folder))
         self.move()
+
+    @work
+    def farewell(self) -> None:
+        """Let whoever reads the metrics again and again see how the run ended, and post what is still to be posted."""
+        if self.teller is not None:
+            self.teller.close()
+        self.server.readers.wait_for_next()

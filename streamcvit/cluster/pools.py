@@ -12,6 +12,7 @@ from streamcvit.run.folder import build_labels
 from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
+FAREWELL_SECONDS = 120
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
 
 
@@ -61,23 +62,21 @@ class RayPool:
             actor = ray.remote(**options)(cls)
             return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
 
+        readers = [actors.ingest_name(i) for i in range(config.cluster.ingest_actors)]
+        scorers = [f"evaluator-{i}" for i in range(self.evaluators)]
         self.monitor = post(
             MONITOR,
             MonitorActor,
-            lambda lives: (self.port, token, lives > 0, labels),
+            lambda lives: (self.port, token, lives > 0, labels, (MONITOR, "learner", *readers, *scorers)),
             num_cpus=0,
             scheduling_strategy=here,
         )
         self.learner = post(
             "learner", actors.LearnerActor, lambda lives: (stream, (start, lives)), num_cpus=1, num_gpus=gpus
         )
-        ingest = [
-            post(actors.ingest_name(i), actors.IngestActor, lambda _: (stream,), num_cpus=0.5)
-            for i in range(config.cluster.ingest_actors)
-        ]
+        ingest = [post(name, actors.IngestActor, lambda _: (stream,), num_cpus=0.5) for name in readers]
         self.workers = [
-            post(f"evaluator-{i}", actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus)
-            for i in range(self.evaluators)
+            post(name, actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus) for name in scorers
         ]
         self.posts = [self.monitor, self.learner, *ingest, *self.workers]
 
@@ -152,6 +151,11 @@ class RayPool:
 
     def folder_changed(self, folder: str) -> None:
         self._to_monitor("reload", folder)
+
+    def farewell(self) -> None:
+        """Let whoever watches see the end of the run; a monitor that dies meanwhile is not replaced."""
+        if self.monitor.actor is not None:
+            self.supervisor.ray.wait([self.monitor.actor.farewell.remote()], timeout=FAREWELL_SECONDS)
 
     def _to_monitor(self, method: str, value: Any) -> None:
         """Say something that is not waited for; a monitor that is being replaced reads the folders when it starts."""

@@ -3,8 +3,9 @@
 Nothing here imports torch, ray, learning or evaluation: it reads run folders and plain values.
 """
 
+from streamcvit.monitoring.definitions import BucketCounts, Source
 from streamcvit.monitoring.exporter import Server, serve
-from streamcvit.monitoring.metrics import BucketCounts, MetricStore
+from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import live_page, render_report, write_report
 from streamcvit.monitoring.runs import find_runs
@@ -15,6 +16,7 @@ __all__ = [
     "BucketCounts",
     "LiveView",
     "MetricStore",
+    "Source",
     "RunRecord",
     "Server",
     "Verdict",

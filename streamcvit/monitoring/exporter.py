@@ -1,4 +1,4 @@
-"""The one HTTP endpoint: `/metrics` for Prometheus and, where wanted, a page for people at `/`."""
+"""The one HTTP endpoint: `/metrics` for Prometheus, `/healthz` and, where wanted, a page for people at `/`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import hmac
 import ipaddress
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -17,6 +20,33 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from streamcvit.errors import UserError
+
+LONGEST_INTERVAL = 60.0
+"""Between two scrapes of whoever counts as watching."""
+
+
+class Readers:
+    """When the metrics were asked for: who asks again and again should see how a run ends."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Condition()
+        self._times: deque[float] = deque(maxlen=3)
+
+    def note(self) -> None:
+        """Somebody has the metrics."""
+        with self._asked:
+            self._times.append(time.monotonic())
+            self._asked.notify_all()
+
+    def wait_for_next(self) -> bool:
+        """Until the metrics are asked for again, twice the time between the last askings at most; at once where
+        nobody does. Whether somebody asked."""
+        with self._asked:
+            gaps = [later - earlier for earlier, later in pairwise((*self._times, time.monotonic()))]
+            if len(gaps) < 2 or max(gaps) > LONGEST_INTERVAL:
+                return False
+            before = self._times[-1]
+            return self._asked.wait_for(lambda: self._times[-1] > before, timeout=2 * max(gaps))
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -34,10 +64,11 @@ class Server:
     Attributes:
         port: the port it listens on (the one chosen where 0 was asked for).
         url: address of the metrics.
+        readers: who asked for them.
     """
 
-    def __init__(self, server: WSGIServer, host: str) -> None:
-        self._server = server
+    def __init__(self, server: WSGIServer, host: str, readers: Readers) -> None:
+        self._server, self.readers = server, readers
         self.port: int = server.server_port
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/metrics"
@@ -81,7 +112,7 @@ def serve(
         raise UserError("other machines reach this address: a token is needed", where=host, fix="Give one")
     registry = CollectorRegistry()
     registry.register(store)
-    metrics = make_wsgi_app(registry)
+    metrics, readers = make_wsgi_app(registry), Readers()
 
     def application(environ: dict, start_response: Callable) -> Iterable[bytes]:
         if token and not _shown(environ.get("HTTP_AUTHORIZATION", ""), token):
@@ -94,7 +125,12 @@ def serve(
             return [b"Ask for this machine by a loopback name, or give the run a monitor.token_file.\n"]
         path = environ.get("PATH_INFO", "/")
         if path == "/metrics":
-            return metrics(environ, start_response)
+            answer = list(metrics(environ, start_response))
+            readers.note()
+            return answer
+        if path == "/healthz":
+            start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"ok\n"]
         if path not in ("/", "/index.html"):
             start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
             return [b"Nothing here. Metrics are at /metrics.\n"]
@@ -103,7 +139,7 @@ def serve(
         start_response("200 OK", [*headers, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
         return [body]
 
-    return Server(_listen(host, port, application), host)
+    return Server(_listen(host, port, application), host, readers)
 
 
 def check_address(host: str, port: int) -> None:

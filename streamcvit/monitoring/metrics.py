@@ -1,8 +1,8 @@
-"""What is measured, under which name, and the newest committed value of each.
+"""The newest committed value of every metric.
 
-`METRICS` is the one table of names, kinds, help texts and labels; `MetricStore` holds absolute values (never
-increments, so that a restarted monitor that is told again, or reads the run folder again, shows the same numbers) and
-hands them to Prometheus as a custom collector. Every metric but `build_info` carries the label `run`.
+`MetricStore` holds absolute values (never increments, so that a restarted monitor that is told again, or reads the run
+folder again, shows the same numbers) and hands them to Prometheus as a custom collector. Every metric but `build_info`
+carries the labels `run` and `method`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import logging
 import math
 import threading
 import time
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,98 +23,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from streamcvit.monitoring.definitions import (
+    BUILD_LABELS,
+    COMMIT_BOUNDS,
+    EVALUATION_BOUNDS,
+    MAX_SERIES,
+    METRICS,
+    PREFIX,
+    REASONS,
+    WAITS,
+    BucketCounts,
+    Source,
+)
 from streamcvit.monitoring.record import RunRecord
 
 log = logging.getLogger(__name__)
-
-PREFIX = "streamcvit_"
-MAX_SERIES = 512
-"""Series a metric may have in one run; more are dropped and counted, so that hostile data cannot fill Prometheus."""
-
-STEP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-EVALUATION_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
-COMMIT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-@dataclass(frozen=True)
-class MetricDefinition:
-    """One row of the table.
-
-    Attributes:
-        name: without the prefix.
-        kind: Prometheus type.
-        help: one sentence for whoever sees the name first.
-        labels: besides `run`.
-    """
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-
-
-METRICS: dict[str, MetricDefinition] = {
-    row.name: row
-    for row in (
-        MetricDefinition("task_score_points", "gauge", "Newest score of a task, 0-100.", ("task", "scorer")),
-        MetricDefinition("task_best_score_points", "gauge", "Best strict chunk-end score of a task so far.", ("task",)),
-        MetricDefinition(
-            "task_forgetting_points", "gauge", "Best score so far less the score now (strict, chunk ends).", ("task",)
-        ),
-        MetricDefinition(
-            "task_forgetting_low_points", "gauge", "Lower end of the 95% interval of task_forgetting_points.", ("task",)
-        ),
-        MetricDefinition(
-            "task_following_ratio", "gauge", "Share of answers in the form the instruction asks for.", ("task",)
-        ),
-        MetricDefinition(
-            "task_disagreements", "gauge", "Answers that strict and published scorers judge differently.", ("task",)
-        ),
-        MetricDefinition(
-            "average_performance_points", "gauge", "AP: mean score of the seen tasks after the newest chunk."
-        ),
-        MetricDefinition("mean_average_performance_points", "gauge", "MAP: mean of AP over the chunks so far."),
-        MetricDefinition(
-            "backward_transfer_points", "gauge", "BWT: score now less the score when learned.", ("variant",)
-        ),
-        MetricDefinition("mean_average_forgetting_points", "gauge", "MAF: mean forgetting over chunks.", ("variant",)),
-        MetricDefinition("mean_instruction_following_points", "gauge", "MIF: mean following rate over chunks, 0-100."),
-        MetricDefinition("own_metric_points", "gauge", "Newest value of a metric of one's own.", ("metric",)),
-        MetricDefinition("prequential_loss", "gauge", "Loss in nats on the newest samples before learning from them."),
-        MetricDefinition(
-            "prequential_accuracy_ratio", "gauge", "Accuracy on a task's newest samples before learning.", ("task",)
-        ),
-        MetricDefinition("samples_learned_total", "counter", "Samples learned and committed.", ("task",)),
-        MetricDefinition("samples_quarantined_total", "counter", "Samples that could not be read.", ("reason",)),
-        MetricDefinition(
-            "steps_skipped_total", "counter", "Steps not taken: their loss or gradient was not finite.", ("reason",)
-        ),
-        MetricDefinition("chunks_completed_total", "counter", "Chunks learned to their end."),
-        MetricDefinition("stream_position", "gauge", "Position of the next sample to learn."),
-        MetricDefinition("stream_lag_samples", "gauge", "Samples that have arrived and are not learned yet."),
-        MetricDefinition("learner_step_seconds", "histogram", "Time of one learning step."),
-        MetricDefinition("learner_wait_seconds_total", "counter", "Time the learner stood still.", ("reason",)),
-        MetricDefinition("ingest_queue_batches", "gauge", "Batches ready for the learner."),
-        MetricDefinition("snapshot_version", "gauge", "Optimizer steps in the newest published snapshot."),
-        MetricDefinition("snapshot_age_seconds", "gauge", "Time since the newest snapshot was published."),
-        MetricDefinition(
-            "evaluation_lag_versions", "gauge", "Optimizer steps between the learner and the newest score."
-        ),
-        MetricDefinition("evaluation_seconds", "histogram", "Time to evaluate one task.", ("task",)),
-        MetricDefinition(
-            "router_expert_share_ratio",
-            "gauge",
-            "Share of the routes (bank token: of weights) of an expert.",
-            ("bank", "expert"),
-        ),
-        MetricDefinition("router_entropy_nats", "gauge", "Entropy of the expert shares of a bank.", ("bank",)),
-        MetricDefinition("actor_restarts_total", "counter", "Restarts of an actor.", ("actor",)),
-        MetricDefinition("commit_seconds", "histogram", "Time to write a commit."),
-        MetricDefinition("commit_bytes", "gauge", "Size of the newest commit."),
-        MetricDefinition("last_commit_timestamp_seconds", "gauge", "When the newest commit was written (Unix time)."),
-    )
-}
-BUILD_LABELS = ("version", "python", "torch", "transformers", "peft", "ray")
 
 
 def telling_rows(table: pa.Table) -> pa.Table:
@@ -133,72 +56,60 @@ def telling_rows(table: pa.Table) -> pa.Table:
     return table.take(pa.array(np.union1d(len(table) - 1 - from_the_end, downwards[first])))
 
 
-class BucketCounts:
-    """Counts of observed times, kept where they are measured and handed to the store as a whole.
-
-    Args:
-        bounds: upper ends of the buckets in seconds, rising; the last, infinite one is added.
-    """
-
-    def __init__(self, bounds: Sequence[float] = STEP_BOUNDS) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one time."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
-
-
 class MetricStore(Collector):
     """The newest committed value of every metric of one run or several; safe to use from several threads.
 
-    Register it in a `prometheus_client.CollectorRegistry`, or hand it to `exporter.serve`. Every method takes the run's
-    name first and *absolute* values: told twice, it shows the same.
+    Register it in a `prometheus_client.CollectorRegistry`, or hand it to `exporter.serve`. Every method takes a run and
+    its method first, and *absolute* values: told twice, it shows the same.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: dict[str, dict[tuple[str, ...], Any]] = {name: {} for name in METRICS}
-        self._best: dict[tuple[str, str], tuple[float, float]] = {}  # (run, task) -> best score, half its interval
-        self._published: dict[str, float] = {}
+        self._best: dict[tuple[Source, str], tuple[float, float]] = {}  # best score of a task, half its interval
+        self._published: dict[Source, float] = {}
+        self._step: dict[Source, int] = {}
+        self._scored: dict[Source, int] = {}  # version of the newest score
+        self._waits: dict[Source, dict[int, Mapping[str, float]]] = {}  # chunk -> reason -> seconds
+        self._told: set[Source] = set()  # whose commits are told by who makes them
         self._build: dict[str, str] = {}
-        self._dropped: dict[tuple[str, str], int] = {}
+        self._dropped: dict[tuple[str, str, str], int] = {}
 
     # -- what actors tell ------------------------------------------------------------------------------------------
 
-    def samples_learned(self, run: str, task: str, total: int) -> None:
+    def samples_learned(self, run: Source, task: str, total: int) -> None:
         """Samples of a task learned and committed so far."""
         self._set("samples_learned_total", run, total, task)
 
-    def quarantined(self, run: str, reason: str, total: int) -> None:
+    def quarantined(self, run: Source, reason: str, total: int) -> None:
         """Samples that could not be read so far, by class of fault."""
         self._set("samples_quarantined_total", run, total, reason)
 
-    def steps_skipped(self, run: str, totals: Mapping[str, int]) -> None:
+    def steps_skipped(self, run: Source, totals: Mapping[str, int]) -> None:
         """Steps that were not taken so far, by what was not finite; 0 is told too, so that a rate can be taken."""
         for reason in ("loss", "gradient"):
             self._set("steps_skipped_total", run, totals.get(reason, 0), reason)
 
-    def chunk_done(self, run: str, total: int) -> None:
+    def chunk_done(self, run: Source, total: int) -> None:
         """Chunks learned to their end so far."""
         self._set("chunks_completed_total", run, total)
 
-    def position(self, run: str, position: int, available: int | None = None) -> None:
+    def position(self, run: Source, position: int, available: int | None = None) -> None:
         """Position of the next sample to learn; `available` is how many samples have arrived in all."""
         self._set("stream_position", run, position)
         if available is not None:
             self._set("stream_lag_samples", run, max(0, available - position))
 
-    def prequential(self, run: str, loss: float, accuracy: Mapping[str, float] | None = None) -> None:
+    def prequential(self, run: Source, loss: float, accuracy: Mapping[str, float] | None = None) -> None:
         """Loss in nats and accuracy (0..1) by task on the newest samples, before learning from them."""
         self._set("prequential_loss", run, loss)
         for task, ratio in (accuracy or {}).items():
             self._set("prequential_accuracy_ratio", run, ratio, task)
 
-    def scores(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    def scores(self, run: Source, rows: Iterable[Mapping[str, Any]]) -> None:
         """New rows of `scores.parquet`, oldest first: task scores, best so far, forgetting, following, disagreements.
+
+        Learning and scoring go on side by side: `evaluation_lag_versions` is counted from the newest of these rows.
 
         The interval of forgetting takes best and present score as independent, which is wider than the paired one.
         """
@@ -206,6 +117,8 @@ class MetricStore(Collector):
             if row["kind"] == "zero" or row["score"] is None:
                 continue
             task, score = row["task"], float(row["score"])
+            with self._lock:
+                self._scored[run] = max(int(row["version"]), self._scored.get(run, 0))
             self._set("task_score_points", run, score, task, row["family"])
             if row["family"] != "strict":
                 continue
@@ -213,6 +126,7 @@ class MetricStore(Collector):
                 self._set("task_following_ratio", run, float(row["following"]), task)
             if row["kind"] != "boundary":
                 continue
+            self._set("chunks_scored", run, int(row["chunk"]) + 1)
             if row.get("disagreements") is not None:
                 self._set("task_disagreements", run, int(row["disagreements"]), task)
             low, high = row.get("low"), row.get("high")
@@ -225,14 +139,14 @@ class MetricStore(Collector):
             self._set("task_forgetting_points", run, best - score, task)
             self._set("task_forgetting_low_points", run, best - score - math.hypot(below, above), task)
 
-    def forgetting(self, run: str, points: Mapping[str, float], low: Mapping[str, float] | None = None) -> None:
+    def forgetting(self, run: Source, points: Mapping[str, float], low: Mapping[str, float] | None = None) -> None:
         """Best score less score now by task where it was computed elsewhere; `low` is the interval's lower end."""
         for task, value in points.items():
             self._set("task_forgetting_points", run, value, task)
         for task, value in (low or {}).items():
             self._set("task_forgetting_low_points", run, value, task)
 
-    def summary(self, run: str, summary: Mapping[str, Any]) -> None:
+    def summary(self, run: Source, summary: Mapping[str, Any]) -> None:
         """`summary.json`: AP, MAP, BWT, MAF, MIF, and metrics of one's own."""
         for name, entry in summary.get("metrics", {}).items():
             value = entry.get("value") if isinstance(entry, Mapping) else None
@@ -252,48 +166,62 @@ class MetricStore(Collector):
             elif name in summary.get("own_metrics", ()):
                 self._set("own_metric_points", run, value, name)
 
-    def step_seconds(self, run: str, buckets: BucketCounts) -> None:
+    def step_seconds(self, run: Source, buckets: BucketCounts) -> None:
         """Times of all learning steps so far."""
         self._set_histogram("learner_step_seconds", run, buckets)
 
-    def wait_seconds(self, run: str, reason: str, total: float) -> None:
-        """Time the learner stood still so far: `ingest`, `evaluation` or `commit`."""
-        self._set("learner_wait_seconds_total", run, total, reason)
+    def waits(self, run: Source, chunk: int, seconds: Mapping[str, float]) -> None:
+        """Time the learner stood still in a chunk so far, by reason (of `WAITS`)."""
+        with self._lock:
+            chunks = self._waits.setdefault(run, {})
+            chunks[chunk] = seconds
+            totals = {reason: sum(each.get(reason, 0.0) for each in chunks.values()) for reason in WAITS}
+        for reason, total in totals.items():
+            self._set("learner_wait_seconds_total", run, total, reason)
 
-    def queue(self, run: str, batches: int) -> None:
+    def queue(self, run: Source, batches: int) -> None:
         """Batches that are ready for the learner."""
         self._set("ingest_queue_batches", run, batches)
 
-    def snapshot(self, run: str, version: int, published: float | None = None) -> None:
+    def snapshot(self, run: Source, version: int, published: float | None = None) -> None:
         """Newest published snapshot: its optimizer steps and its Unix time (now, unless told)."""
         self._set("snapshot_version", run, version)
         with self._lock:
             self._published[run] = time.time() if published is None else published
+        self.step(run, version)
 
-    def evaluation_seconds(self, run: str, task: str, buckets: BucketCounts) -> None:
+    def step(self, run: Source, step: int) -> None:
+        """Optimizer steps taken; how far the newest score is behind follows."""
+        with self._lock:
+            self._step[run] = max(step, self._step.get(run, 0))
+
+    def evaluation_seconds(self, run: Source, task: str, buckets: BucketCounts) -> None:
         """Times of all evaluations of a task so far."""
         self._set_histogram("evaluation_seconds", run, buckets, task)
 
-    def evaluation_lag(self, run: str, versions: int) -> None:
-        """Optimizer steps between the learner and the snapshot of the newest score."""
-        self._set("evaluation_lag_versions", run, versions)
-
-    def expert_share(self, run: str, bank: str, shares: Sequence[float]) -> None:
+    def expert_share(self, run: Source, bank: str, shares: Sequence[float]) -> None:
         """Share of the routes that goes to each expert of a bank (sum 1); sets the bank's entropy too."""
         for expert, share in enumerate(shares):
             self._set("router_expert_share_ratio", run, share, bank, str(expert))
         self.entropy(run, bank, entropy_nats(shares))
 
-    def entropy(self, run: str, bank: str, nats: float) -> None:
+    def entropy(self, run: Source, bank: str, nats: float) -> None:
         """Entropy of a bank's expert shares."""
         self._set("router_entropy_nats", run, nats, bank)
 
-    def restarts(self, run: str, actor: str, total: int) -> None:
+    def restarts(self, run: Source, actor: str, total: int) -> None:
         """Restarts of an actor so far."""
         self._set("actor_restarts_total", run, total, actor)
 
-    def commit(self, run: str, buckets: BucketCounts, size_bytes: int, written: float) -> None:
-        """Times of all commits so far, size of the newest in bytes and its Unix time."""
+    def commit(self, run: Source, buckets: BucketCounts, size_bytes: int, written: float) -> None:
+        """Times of all commits so far, size of the newest in bytes and its Unix time.
+
+        Where nobody tells, the ends of chunks in the run folder do.
+        """
+        self._told.add(run)
+        self._set_commit(run, buckets, size_bytes, written)
+
+    def _set_commit(self, run: Source, buckets: BucketCounts, size_bytes: int, written: float) -> None:
         self._set_histogram("commit_seconds", run, buckets)
         self._set("commit_bytes", run, size_bytes)
         self._set("last_commit_timestamp_seconds", run, written)
@@ -303,14 +231,35 @@ class MetricStore(Collector):
         with self._lock:
             self._build = {label: str(versions.get(label, "")) for label in BUILD_LABELS}
 
-    def load(self, record: RunRecord, run: str | None = None) -> None:
+    def begin(self, run: Source, tasks: Iterable[str], actors: Iterable[str] = ()) -> None:
+        """Have every counter of a run that begins at 0, so that a rate can be taken of its first event; and those
+        gauges that say how it fares."""
+        zeros: list[tuple[str, Iterable[str]]] = [
+            ("samples_learned_total", tasks),
+            ("samples_quarantined_total", REASONS),
+            ("steps_skipped_total", ("loss", "gradient")),
+            ("learner_wait_seconds_total", WAITS),
+            ("actor_restarts_total", actors),
+        ]
+        for name, labels in zeros:
+            for label in labels:
+                self._set_new(name, run, 0, label)
+        for name in ("chunks_completed_total", "chunks_scored", "evaluation_lag_versions", "run_finished"):
+            self._set_new(name, run, 0)
+
+    def finished(self, run: Source, finished: bool) -> None:
+        """Whether everything is learned and scored."""
+        self._set("run_finished", run, int(finished))
+
+    def load(self, record: RunRecord, run: Source | None = None) -> None:
         """Set all that a run folder tells; a restarted monitor starts from here."""
-        run = run or record.method
-        for task in dict.fromkeys(record.ledger.task):
-            self.samples_learned(run, task, int((record.ledger.task == task).sum()))
-        reasons = [str(event.get("reason", "unknown")) for event in record.events_of("quarantine")]
-        for reason in dict.fromkeys(reasons):
-            self.quarantined(run, reason, reasons.count(reason))
+        run = run or Source(record.run_name, record.method)
+        self.begin(run, record.tasks)
+        learned = Counter(record.ledger.task.tolist())
+        for task, total in learned.items():
+            self.samples_learned(run, task, total)
+        for reason, total in Counter(str(e.get("reason", "unknown")) for e in record.events_of("quarantine")).items():
+            self.quarantined(run, reason, total)
         restarts: dict[str, int] = {}
         for event in record.events_of("restart"):
             actor = str(event.get("actor", "unknown"))
@@ -321,21 +270,34 @@ class MetricStore(Collector):
         self.position(run, record.position, record.total_samples or None)
         chunks = record.chunk_events()
         self.chunk_done(run, len(chunks))
+        self.finished(run, record.finished)
         self.steps_skipped(run, record.skipped)
-        for reason in ("ingest", "evaluation"):
-            self.wait_seconds(run, reason, sum(float(event.get(f"wait_{reason}_s") or 0) for event in chunks))
+        for event in chunks:
+            self.waits(run, event["chunk"], {reason: float(event.get(f"wait_{reason}_s") or 0) for reason in WAITS})
         if chunks:
-            newest = chunks[-1]
-            for bank, shares in (newest.get("expert_share") or {}).items():
-                self.expert_share(run, bank, shares)
-            if newest.get("loss") is not None:
-                recent = record.ledger.chunk == newest["chunk"]
-                tasks, correct = record.ledger.task[recent], record.ledger.correct[recent]
-                accuracy = {task: float(correct[tasks == task].mean()) for task in dict.fromkeys(tasks)}
-                self.prequential(run, float(newest["loss"]), accuracy)
+            self._load_chunk(run, record, chunks)
         # Live scores of a version come before the chunk end of a later one.
         self.scores(run, sorted(record.scores, key=lambda row: row["version"]))
+        for task, seconds in record.evaluation_seconds.items():
+            self.evaluation_seconds(run, task, _counted(EVALUATION_BOUNDS, seconds))
         self.summary(run, record.summary)
+
+    def _load_chunk(self, run: Source, record: RunRecord, chunks: list[dict[str, Any]]) -> None:
+        """What the ends of chunks tell; no boundary commit is missing in them, and the newest is at the last."""
+        newest, at = chunks[-1], _unix(chunks[-1].get("time"))
+        for bank, shares in (newest.get("expert_share") or {}).items():
+            self.expert_share(run, bank, shares)
+        if newest.get("loss") is not None:
+            recent = record.ledger.chunk == newest["chunk"]
+            tasks, correct = record.ledger.task[recent], record.ledger.correct[recent]
+            accuracy = {task: float(correct[tasks == task].mean()) for task in dict.fromkeys(tasks)}
+            self.prequential(run, float(newest["loss"]), accuracy)
+        if at is not None:
+            self.snapshot(run, int(newest.get("step") or 0), at)
+            seconds = [float(event["commit_s"]) for event in chunks if event.get("commit_s") is not None]
+            if seconds and run not in self._told:
+                size = int(newest.get("commit_bytes") or 0)
+                self._set_commit(run, _counted(COMMIT_BOUNDS, seconds), size, at)
 
     # -- what Prometheus asks --------------------------------------------------------------------------------------
 
@@ -344,12 +306,16 @@ class MetricStore(Collector):
         with self._lock:
             values = {name: dict(series) for name, series in self._values.items()}
             published, build, dropped = dict(self._published), dict(self._build), dict(self._dropped)
+            lag: dict[tuple[str, ...], Any] = {
+                run: max(0, step - self._scored.get(run, 0)) for run, step in self._step.items()
+            }
         now = time.time()
-        values["snapshot_age_seconds"] = {(run,): max(0.0, now - at) for run, at in published.items()}
+        values["snapshot_age_seconds"] = {run: max(0.0, now - at) for run, at in published.items()}
+        values["evaluation_lag_versions"].update(lag)
         for name, row in METRICS.items():
             if not values[name]:
                 continue
-            labels = ("run", *row.labels)
+            labels = (*Source._fields, *row.labels)
             if row.kind == "histogram":
                 histogram = HistogramMetricFamily(PREFIX + name, row.help, labels=labels)
                 for key, (bounds, counts, total) in sorted(values[name].items()):
@@ -363,7 +329,7 @@ class MetricStore(Collector):
             yield family
         if dropped:
             help_text = f"Values not shown because a metric would pass {MAX_SERIES} series."
-            lost = CounterMetricFamily(PREFIX + "series_dropped", help_text, labels=("run", "metric"))
+            lost = CounterMetricFamily(PREFIX + "series_dropped", help_text, labels=(*Source._fields, "metric"))
             for key, count in sorted(dropped.items()):
                 lost.add_metric(key, count)
             yield lost
@@ -372,18 +338,25 @@ class MetricStore(Collector):
             info.add_metric([build[label] for label in BUILD_LABELS], 1)
             yield info
 
-    def _set(self, name: str, run: str, value: Any, *labels: str) -> None:
-        key = (str(run), *(str(label) for label in labels))
+    def _set(self, name: str, run: Source, value: Any, *labels: str, new: bool = False) -> None:
+        key = (*run, *(str(label) for label in labels))
         with self._lock:
             series = self._values[name]
-            if key not in series and sum(other[0] == key[0] for other in series) >= MAX_SERIES:
-                if (key[0], name) not in self._dropped:
-                    log.warning("metric %s has %d series in run %s; more are dropped", name, MAX_SERIES, run)
-                self._dropped[key[0], name] = self._dropped.get((key[0], name), 0) + 1
+            if key in series and new:
+                return
+            if key not in series and sum(other[:2] == run for other in series) >= MAX_SERIES:
+                lost = (*run, name)
+                if lost not in self._dropped:
+                    log.warning("metric %s has %d series in run %s; more are dropped", name, MAX_SERIES, "/".join(run))
+                self._dropped[lost] = self._dropped.get(lost, 0) + 1
                 return
             series[key] = value
 
-    def _set_histogram(self, name: str, run: str, buckets: BucketCounts, *labels: str) -> None:
+    def _set_new(self, name: str, run: Source, value: Any, *labels: str) -> None:
+        """Set what has no value yet."""
+        self._set(name, run, value, *labels, new=True)
+
+    def _set_histogram(self, name: str, run: Source, buckets: BucketCounts, *labels: str) -> None:
         self._set(name, run, (buckets.bounds, tuple(buckets.counts), buckets.total), *labels)
 
 
@@ -398,3 +371,18 @@ def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[st
         total += count
         rows.append((bound, float(total)))
     return rows
+
+
+def _counted(bounds: Sequence[float], seconds: Iterable[float]) -> BucketCounts:
+    buckets = BucketCounts(bounds)
+    for each in seconds:
+        buckets.observe(each)
+    return buckets
+
+
+def _unix(time: Any) -> float | None:
+    """Unix time of an event's; None where it has none that can be read."""
+    try:
+        return datetime.fromisoformat(str(time)).timestamp()
+    except ValueError:
+        return None

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.learned import Ledger, empty_ledger
 
 Interval = tuple[float, float | None, float | None]
 """Value with the two ends of its 95 % interval, in points; the ends are None where no interval is known."""
@@ -37,49 +39,6 @@ _TYPES = (
 """Columns of the files of a run folder."""
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """Every learned sample, in stream order; all arrays have one entry a sample.
-
-    Attributes:
-        position: place in the stream, int64.
-        chunk: chunk it came in, int64, from 0.
-        task: names, object array of str.
-        loss: loss in nats before learning from it, float64 (prequential); NaN where it was not finite.
-        correct: whether every answer token was the most likely one before learning from it, bool.
-    """
-
-    position: np.ndarray
-    chunk: np.ndarray
-    task: np.ndarray
-    loss: np.ndarray
-    correct: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-    def curve(self, bins_per_chunk: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Prequential loss and accuracy, averaged within equal parts of each chunk; no part spans two chunks.
-
-        Returns:
-            place of each part's middle in chunks (0.5 is the middle of the first), mean loss in nats, accuracy 0..1.
-        """
-        places, losses, hits = [], [], []
-        for chunk in np.unique(self.chunk):
-            rows = np.flatnonzero(self.chunk == chunk)
-            for part, members in enumerate(np.array_split(rows, min(bins_per_chunk, len(rows)))):
-                places.append(chunk + (part + 0.5) / min(bins_per_chunk, len(rows)))
-                known = self.loss[members][np.isfinite(self.loss[members])]
-                losses.append(known.mean() if len(known) else np.nan)
-                hits.append(self.correct[members].mean())
-        return np.array(places), np.array(losses), np.array(hits)
-
-
-def _empty_ledger() -> Ledger:
-    whole = np.zeros(0, dtype=np.int64)
-    return Ledger(whole, whole, np.zeros(0, dtype=object), np.zeros(0), np.zeros(0, dtype=bool))
-
-
 @dataclass
 class RunRecord:
     """One run folder, read.
@@ -95,6 +54,7 @@ class RunRecord:
         events: lines of `events.jsonl` in order.
         ledger: every learned sample.
         in_average: whether AP and its kin hold a task, bool [N].
+        evaluation_seconds: seconds that each evaluation of a task took, float64 [evaluations] by task.
         problems: what could not be read, one sentence each.
         single: whether its one evaluation stands for every chunk of another run's stream (`compared`).
     """
@@ -107,8 +67,9 @@ class RunRecord:
     scores: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    ledger: Ledger = field(default_factory=_empty_ledger)
+    ledger: Ledger = field(default_factory=empty_ledger)
     in_average: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    evaluation_seconds: dict[str, np.ndarray] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     single: bool = False
 
@@ -146,6 +107,12 @@ class RunRecord:
     def method(self) -> str:
         """Name of the method that learned."""
         return str(self.run.get("method") or self.run.get("name") or self.folder.name)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run that the method belongs to."""
+        name = str(self.run.get("name") or self.folder.name)
+        return name.removesuffix(f"/{self.method}") or name
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -351,6 +318,10 @@ class RunRecord:
         table = self._table(self.folder / "scores.parquet", ("version", "chunk", "task", "kind", "family"), ("score",))
         if table is None:
             return
+        if "seconds" in table.column_names:
+            judged = table.filter((pc.field("family") == "strict") & pc.field("seconds").is_valid())
+            task, seconds = (judged[name].to_numpy() for name in ("task", "seconds"))
+            self.evaluation_seconds = {name: seconds[task == name] for name in dict.fromkeys(task)}
         newest: dict[tuple, dict[str, Any]] = {}
         for row in rows(table).to_pylist():
             at = row["version"] if row["kind"] == "live" else row["chunk"]

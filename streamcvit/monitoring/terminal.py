@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.runlog import RunLog
 from streamcvit.monitoring.runs import METRICS, compared
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 from streamcvit.screen import Screen
@@ -68,6 +69,7 @@ class LiveView:
         total_samples: samples of the whole stream.
         chunks: chunks of the whole stream; by run, where runs cut it differently (`joint` learns it as one).
         console: where to write; standard output unless given.
+        log: told every line too, those that a terminal shows in the view included.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class LiveView:
         total_samples: int,
         chunks: int | Mapping[str, int],
         console: Console | None = None,
+        log: RunLog | None = None,
     ) -> None:
-        self.console = console or Screen()
+        self.console, self.log = console or Screen(), log
         self.total_samples = total_samples
         self.chunks = dict(chunks) if isinstance(chunks, Mapping) else dict.fromkeys(run_names, chunks)
         self._rows = {name: _Row(name) for name in run_names}
@@ -169,6 +172,8 @@ class LiveView:
 
     def message(self, text: str) -> None:
         """Say something once, above the view."""
+        if self.log is not None:
+            self.log(text)
         self.console.print(Text(text), soft_wrap=True)
 
     def notice(self, text: str) -> bool:
@@ -181,6 +186,8 @@ class LiveView:
 
     def _line(self, run: str, text: str) -> None:
         """A plain line; on a terminal the view tells the same."""
+        if self.log is not None:
+            self.log(f"{run}: {text}" if run else text)
         if not self.console.is_terminal:
             self.console.print(Text(f"{run}: {text}" if run else text), soft_wrap=True)
 

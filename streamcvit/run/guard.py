@@ -14,16 +14,18 @@ from types import FrameType
 from typing import Any
 
 from streamcvit.errors import Stopped, UserError
+from streamcvit.monitoring.states import LOCK
 from streamcvit.run.folder import now
-
-LOCK = "lock.json"
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[Callable[..., None]]:
     """Hold a run folder's lock; it goes with the process, so a killed run leaves none behind.
 
     A folder that comes about only for the lock, and stays otherwise empty, goes again.
+
+    Yields:
+        What lets others read more there than who holds it (`page=ADDRESS`).
 
     Raises:
         UserError: another process runs in this folder, or it cannot be made.
@@ -52,10 +54,17 @@ def alone(folder: Path) -> Iterator[None]:
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
         os.close(descriptor)  # its former holder removed it meanwhile
+    said: dict[str, Any] = {"pid": os.getpid(), "host": platform.node(), "since": now()}
+
+    def tell(**more: Any) -> None:
+        said.update(more)
+        text = json.dumps(said).encode()
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": now()}).encode(), 0)
-        yield
+        tell()
+        yield tell
     finally:
         if made and os.listdir(folder) == [LOCK]:
             path.unlink()

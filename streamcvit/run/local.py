@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from streamcvit.config import RunConfig
+from streamcvit.monitoring.notify import Teller
+from streamcvit.monitoring.store import RunStore
 from streamcvit.run.guard import Stop
 from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
@@ -35,6 +38,8 @@ class Pool(Protocol):
 
     def folder_changed(self, folder: str) -> None: ...
 
+    def farewell(self) -> None: ...
+
 
 @dataclass(frozen=True, eq=False)
 class _Done:
@@ -54,6 +59,8 @@ class LocalPool:
         self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0))
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
+        self.store = RunStore(config.folder(method) for method in config.methods)
+        self.teller = Teller(self.store, config.monitor.notify) if config.monitor.notify else None
 
     def learn(self, method: str, chunk: int) -> Hashable:
         return _Done(self.learner.learn_chunk(method, chunk))
@@ -75,4 +82,8 @@ class LocalPool:
         return []
 
     def folder_changed(self, folder: str) -> None:
-        pass
+        self.store.changed(Path(folder))
+
+    def farewell(self) -> None:
+        if self.teller is not None:
+            self.teller.close()

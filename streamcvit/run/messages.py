@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamcvit.evaluation import Disagreement
-from streamcvit.monitoring.metrics import BucketCounts
+from streamcvit.monitoring.definitions import BucketCounts
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ class Progress:
         samples_per_second: since the chunk's start, waiting included.
         step_seconds: histogram of the run's steps so far.
         skipped: steps that were not taken so far, by reason.
+        step: optimizer steps so far.
+        waited: seconds that the learner stood still in this chunk, by reason.
+        commits: the commits so far; None before the first.
+        queue: batches that are ready for the learner; None where none are made ahead.
     """
 
     run: str
@@ -124,6 +128,25 @@ class Progress:
     samples_per_second: float
     step_seconds: BucketCounts
     skipped: Mapping[str, int] = field(default_factory=dict)
+    step: int = 0
+    waited: Mapping[str, float] = field(default_factory=dict)
+    commits: Commits | None = None
+    queue: int | None = None
+
+
+@dataclass
+class Commits:
+    """The commits of a learner.
+
+    Attributes:
+        seconds: histogram of the time that each took.
+        size_bytes: of the newest.
+        written: Unix time of the newest.
+    """
+
+    seconds: BucketCounts
+    size_bytes: int
+    written: float
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.soundness import Diverged
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot, load_adapter_state
-from streamcvit.monitoring.metrics import BucketCounts
+from streamcvit.monitoring.definitions import COMMIT_BOUNDS, BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
 from streamcvit.run.losses import unusable
-from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.messages import ChunkReport, Commits, Job, Progress, TaskScores
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
 from streamcvit.run.origin import START, put_on
 from streamcvit.run.own import blamed
@@ -188,6 +188,7 @@ class LearnerWorker:
         self.ledger = Ledger(self.folder / "ledger", self.epoch)
         self.ledger.rewind(self.learner.step)
         self.method, self.step_seconds = method, BucketCounts()
+        self.commits: Commits | None = None
 
     def _next_chunk(self) -> int:
         """The first chunk whose end is not committed: the one that the learner is in, or the one after it."""
@@ -202,6 +203,7 @@ class LearnerWorker:
         losses: list[torch.Tensor] = []
         correct: list[torch.Tensor] = []
         part, self.part = self.part, {}
+        before_stop = part.get("info", {})
         quarantined: list[dict[str, Any]] = list(part.get("quarantined", ()))
         skipped: list[dict[str, Any]] = list(part.get("skipped", ()))
         before = len(skipped)
@@ -228,7 +230,19 @@ class LearnerWorker:
         def tell() -> Progress:
             rate = (learner.cursor - first) / max(time.perf_counter() - began, 1e-9)
             mean, total, skips = mean_of(losses[-20:]), len(self.schedule), dict(learner.verdicts.total)
-            word = Progress(self.method, chunk, learner.cursor, total, mean, rate, self.step_seconds, skips)
+            word = Progress(
+                self.method,
+                chunk,
+                learner.cursor,
+                total,
+                mean,
+                rate,
+                self.step_seconds,
+                skips,
+                learner.step,
+                {"ingest": waited + before_stop.get("wait_ingest_s", 0.0), "evaluation": idle},
+                self.commits,
+            )
             self.progress(word)
             return word
 
@@ -260,9 +274,9 @@ class LearnerWorker:
                 if stopping:
                     raise Stopped
         self._check_losses(chunk, quarantined)
-        learned = time.perf_counter()
         info = note()
         info["idle"] = idle_modules(learner.idle) if info["samples"] else []  # nothing learned tells nothing
+        learned = time.perf_counter()
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": folder_bytes(folder)}
@@ -284,10 +298,13 @@ class LearnerWorker:
             )
 
     def _commit(self, **state: Any) -> Path:
-        step = self.learner.step
+        step, began = self.learner.step, time.perf_counter()
         folder = self.learner.commit(
             self.folder / "commits", before=lambda: self.ledger.flush(step), epoch=self.epoch, **state
         )
+        so_far = self.commits.seconds if self.commits else BucketCounts(COMMIT_BOUNDS)
+        so_far.observe(time.perf_counter() - began)
+        self.commits = Commits(so_far, folder_bytes(folder), time.time())
         commits.prune(self.folder / "commits", self.config.learner.keep_commits, self.epoch)
         return folder
 

@@ -97,7 +97,7 @@ def test_every_sample_of_a_damaged_stream_is_learned_or_quarantined_with_its_rea
         if family.name == "streamcvit_samples_quarantined"
         for sample in family.samples
     }
-    assert counted == Counter(expected.values())
+    assert {reason: count for reason, count in counted.items() if count} == Counter(expected.values())
 
 
 @pytest.mark.parametrize("kind", ["http", "s3"])

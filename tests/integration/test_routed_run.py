@@ -50,7 +50,8 @@ def test_encoder_and_use_of_experts_are_recorded_and_another_encoder_is_refused(
     store = MetricStore()
     registry.register(store)
     store.load(RunRecord.load(config.folder("strlora")))
-    entropy = registry.get_sample_value("streamcvit_router_entropy_nats", {"run": "strlora", "bank": "token"})
+    labels = {"run": config.name, "method": "strlora", "bank": "token"}
+    entropy = registry.get_sample_value("streamcvit_router_entropy_nats", labels)
     assert entropy is not None and 0 <= entropy <= math.log(4)
 
     # Another model under the same name: scores that a stop left open must not be made with it.

@@ -19,18 +19,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from synthetic_run import TASKS, write_run
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.definitions import COMMIT_BOUNDS, MAX_SERIES, METRICS, PREFIX, BucketCounts, Source
 from streamcvit.monitoring.exporter import Server, serve
-from streamcvit.monitoring.metrics import (
-    COMMIT_BOUNDS,
-    MAX_SERIES,
-    METRICS,
-    PREFIX,
-    BucketCounts,
-    MetricStore,
-    telling_rows,
-)
+from streamcvit.monitoring.metrics import MetricStore, telling_rows
 from streamcvit.monitoring.record import RunRecord
 
+LORA, SMOLORA = Source("demo", "lora"), Source("demo", "smolora")
 Samples = dict[tuple[str, frozenset], float]
 
 
@@ -43,31 +37,29 @@ def filled_store() -> MetricStore:
     store, buckets = MetricStore(), BucketCounts((0.1, 1.0))
     for seconds in (0.05, 0.1, 0.5, 7.0):
         buckets.observe(seconds)
-    store.samples_learned("lora", "digit", 640)
-    store.quarantined("lora", "image", 2)
-    store.chunk_done("lora", 3)
-    store.position("lora", 640, 1000)
-    store.steps_skipped("lora", {"loss": 2})
-    store.prequential("lora", 0.7, {"digit": 0.5})
-    store.scores(
-        "lora", [row("digit", 60.0, following=0.9, disagreements=4, low=50.0, high=70.0), row("digit", 20.0, 1)]
-    )
+    store.samples_learned(LORA, "digit", 640)
+    store.quarantined(LORA, "image", 2)
+    store.chunk_done(LORA, 3)
+    store.position(LORA, 640, 1000)
+    store.steps_skipped(LORA, {"loss": 2})
+    store.prequential(LORA, 0.7, {"digit": 0.5})
+    store.scores(LORA, [row("digit", 60.0, following=0.9, disagreements=4, low=50.0, high=70.0), row("digit", 20.0, 1)])
     store.summary(
-        "lora",
+        LORA,
         {
             "metrics": {n: {"value": 1.5} for n in ("ap", "map", "mif", "bwt_first", "bwt_last", "maf_best", "mine")},
             "own_metrics": ["mine"],
         },
     )
-    store.step_seconds("lora", buckets)
-    store.wait_seconds("lora", "ingest", 1.25)
-    store.queue("lora", 4)
-    store.snapshot("lora", 80, time.time() - 5)
-    store.evaluation_seconds("lora", "digit", buckets)
-    store.evaluation_lag("lora", 8)
-    store.expert_share("lora", "visual", [0.5, 0.5, 0.0])
-    store.restarts("lora", "learner", 1)
-    store.commit("lora", BucketCounts(COMMIT_BOUNDS), 1024, 1.7e9)
+    store.step_seconds(LORA, buckets)
+    store.waits(LORA, 0, {"ingest": 1.25})
+    store.finished(LORA, False)
+    store.queue(LORA, 4)
+    store.snapshot(LORA, 80, time.time() - 5)
+    store.evaluation_seconds(LORA, "digit", buckets)
+    store.expert_share(LORA, "visual", [0.5, 0.5, 0.0])
+    store.restarts(LORA, "learner", 1)
+    store.commit(LORA, BucketCounts(COMMIT_BOUNDS), 1024, 1.7e9)
     store.build_info(version="0.1.0", torch="2.13.0")
     return store
 
@@ -87,7 +79,7 @@ def samples_of(text: str) -> Samples:
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
-    return samples[PREFIX + name, frozenset({"run": "lora", **labels}.items())]
+    return samples[PREFIX + name, frozenset({**LORA._asdict(), **labels}.items())]
 
 
 @pytest.fixture
@@ -103,7 +95,7 @@ def test_every_metric_of_the_table_is_scraped_over_http(endpoint: Server) -> Non
         family = families[PREFIX + name.removesuffix("_total")]
         assert (family.type, family.documentation) == (metric.kind, metric.help)
         for sample in family.samples:
-            assert set(sample.labels) - {"le"} == {"run", *metric.labels}
+            assert set(sample.labels) - {"le"} == {"run", "method", *metric.labels}
     assert set(families) == {PREFIX + name.removesuffix("_total") for name in METRICS} | {PREFIX + "build_info"}
 
 
@@ -134,8 +126,8 @@ def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
 
 def test_forgetting_is_best_less_now_with_an_interval_of_both() -> None:
     store = MetricStore()
-    store.scores("lora", [row("digit", 80.0, 0, low=74.0, high=86.0), row("digit", 90.0, 1, low=82.0, high=94.0)])
-    store.scores("lora", [row("digit", 40.0, 2, low=31.0, high=46.0)])
+    store.scores(LORA, [row("digit", 80.0, 0, low=74.0, high=86.0), row("digit", 90.0, 1, low=82.0, high=94.0)])
+    store.scores(LORA, [row("digit", 40.0, 2, low=31.0, high=46.0)])
     samples = samples_of(text_of(store))
     assert value(samples, "task_best_score_points", task="digit") == 90
     assert value(samples, "task_forgetting_points", task="digit") == 50
@@ -144,8 +136,8 @@ def test_forgetting_is_best_less_now_with_an_interval_of_both() -> None:
 
 def test_probes_and_published_scores_move_neither_best_nor_forgetting() -> None:
     store = MetricStore()
-    store.scores("lora", [row("digit", 50.0), row("digit", 99.0, kind="live"), row("digit", 70.0, family="strcvit")])
-    store.scores("lora", [row("digit", 3.0, chunk=-1, kind="zero")])
+    store.scores(LORA, [row("digit", 50.0), row("digit", 99.0, kind="live"), row("digit", 70.0, family="strcvit")])
+    store.scores(LORA, [row("digit", 3.0, chunk=-1, kind="zero")])
     samples = samples_of(text_of(store))
     assert value(samples, "task_best_score_points", task="digit") == 50
     assert value(samples, "task_forgetting_points", task="digit") == 0
@@ -153,7 +145,8 @@ def test_probes_and_published_scores_move_neither_best_nor_forgetting() -> None:
     assert value(samples, "task_score_points", task="digit", scorer="strcvit") == 70
 
 
-def test_a_run_folder_told_twice_shows_the_same(tmp_path: Path) -> None:
+def test_a_run_folder_told_twice_shows_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamcvit.monitoring.metrics.time.time", lambda: 2e9)  # what has an age gets no older
     record = RunRecord.load(write_run(tmp_path / "smolora", "smolora"))
     store = MetricStore()
     store.load(record)
@@ -161,29 +154,41 @@ def test_a_run_folder_told_twice_shows_the_same(tmp_path: Path) -> None:
     store.load(record)
     assert text_of(store) == once
     samples = samples_of(once)
-    learned = [samples[PREFIX + "samples_learned_total", frozenset({("run", "smolora"), ("task", t)})] for t in TASKS]
+    learned = [
+        samples[PREFIX + "samples_learned_total", frozenset({("run", "smolora"), ("method", "smolora"), ("task", t)})]
+        for t in TASKS
+    ]
     assert sum(learned) == 960
     for task, lost in record.forgetting().items():
-        key = (PREFIX + "task_forgetting_points", frozenset({("run", "smolora"), ("task", task)}))
+        key = (
+            PREFIX + "task_forgetting_points",
+            frozenset({("run", "smolora"), ("method", "smolora"), ("task", task)}),
+        )
         assert samples[key] == pytest.approx(max(0.0, lost))
-    assert samples[PREFIX + "samples_quarantined_total", frozenset({("run", "smolora"), ("reason", "image")})] == 2
-    assert samples[PREFIX + "chunks_completed_total", frozenset({("run", "smolora")})] == 15
+    assert (
+        samples[
+            PREFIX + "samples_quarantined_total",
+            frozenset({("run", "smolora"), ("method", "smolora"), ("reason", "image")}),
+        ]
+        == 2
+    )
+    assert samples[PREFIX + "chunks_completed_total", frozenset({("run", "smolora"), ("method", "smolora")})] == 15
 
 
 def test_runs_are_told_apart() -> None:
     store = MetricStore()
-    store.position("lora", 1)
-    store.position("smolora", 2)
+    store.position(LORA, 1)
+    store.position(SMOLORA, 2)
     samples = samples_of(text_of(store))
-    assert samples[PREFIX + "stream_position", frozenset({("run", "smolora")})] == 2
+    assert samples[PREFIX + "stream_position", frozenset(SMOLORA._asdict().items())] == 2
     assert value(samples, "stream_position") == 1
 
 
 def test_series_are_bounded_and_what_is_left_out_is_counted() -> None:
     store = MetricStore()
     for i in range(MAX_SERIES + 10):
-        store.quarantined("lora", f"reason {i}", 1)
-    store.quarantined("smolora", "image", 1)
+        store.quarantined(LORA, f"reason {i}", 1)
+    store.quarantined(SMOLORA, "image", 1)
     samples = samples_of(text_of(store))
     assert sum(name == PREFIX + "samples_quarantined_total" for name, _ in samples) == MAX_SERIES + 1
     assert value(samples, "series_dropped_total", metric="samples_quarantined_total") == 10
@@ -192,7 +197,7 @@ def test_series_are_bounded_and_what_is_left_out_is_counted() -> None:
 def test_a_hostile_task_name_stays_a_label() -> None:
     name = 'a"} 1\nstreamcvit_fake 2\\'
     store = MetricStore()
-    store.samples_learned("lora", name, 7)
+    store.samples_learned(LORA, name, 7)
     samples = samples_of(text_of(store))
     assert value(samples, "samples_learned_total", task=name) == 7
     assert len(samples) == 1
@@ -254,7 +259,7 @@ def test_the_telling_rows_of_a_long_stream_lead_to_the_same_values_as_all_of_the
 
 def scored(rows: list[dict]) -> list[tuple]:
     store = MetricStore()
-    store.scores("lora", rows)
+    store.scores(LORA, rows)
     return sorted((s.name, *s.labels.values(), s.value) for metric in store.collect() for s in metric.samples)
 
 

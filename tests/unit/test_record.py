@@ -71,7 +71,7 @@ def test_skipped_steps_are_counted_from_the_chunks_and_leave_the_loss_curve_whol
     store = MetricStore()
     store.load(record)
     found = {tuple(s.labels.values()): s.value for m in store.collect() for s in m.samples if "skipped" in s.name}
-    assert found == {("smolora", "loss"): 1, ("smolora", "gradient"): 2}
+    assert found == {("smolora", "smolora", "loss"): 1, ("smolora", "smolora", "gradient"): 2}
     assert "3 steps skipped" in render_report([record])
 
 

@@ -1,0 +1,132 @@
+"""Post alerts to a webhook: the JSON that Slack and its kin take, from a thread of its own, never in anybody's way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.registry import Collector
+
+from streamcvit.monitoring.alerts import RUN_STOPPED, Alert, Reading, Watch, values_of
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0  # between two looks at what may fire
+LAST_SECONDS = 20.0  # that a webhook may take at the end
+TIMEOUT_SECONDS = 5.0
+PAUSES = (1.0, 5.0, 30.0)
+"""Seconds before each further try."""
+MOST = 100
+"""Alerts that wait; where a receiver is slower than they come, further ones are dropped."""
+MARKS = {"warning": ":warning:", "critical": ":rotating_light:"}
+
+
+def message(alert: Alert) -> dict[str, object]:
+    """What is posted: `text` for Slack, Mattermost and Rocket.Chat, the parts beside it for whoever reads programs."""
+    return {
+        "text": f"{MARKS[alert.severity]} {alert.summary} ({alert.name})",
+        "alertname": alert.name,
+        "severity": alert.severity,
+        "labels": dict(alert.labels),
+        "summary": alert.summary,
+    }
+
+
+class Notifier:
+    """Posts alerts in the order they come.
+
+    Args:
+        url: of the webhook.
+        pauses: seconds before each further try.
+    """
+
+    def __init__(self, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
+        self.url, self.pauses = url, pauses
+        self._waiting: queue.Queue[Alert | None] = queue.Queue(MOST)
+        self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
+        self._thread.start()
+
+    def send(self, alert: Alert) -> None:
+        """Post an alert, soon; returns at once."""
+        try:
+            self._waiting.put_nowait(alert)
+        except queue.Full:
+            log.warning("alert %s is not posted: %d others wait", alert.summary, MOST)
+
+    def close(self, seconds: float) -> None:
+        """Wait for what is still to be posted, so long at most."""
+        until = time.monotonic() + seconds
+        while self._waiting.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def _work(self) -> None:
+        while (alert := self._waiting.get()) is not None:
+            try:
+                self._post(message(alert))
+            finally:
+                self._waiting.task_done()
+
+    def _post(self, content: Mapping[str, object]) -> None:
+        body = json.dumps(content).encode()
+        for pause in (*self.pauses, None):
+            request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+                    return
+            except (OSError, ValueError) as error:
+                reason = error
+                refused = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 429
+            if pause is None or refused:
+                break
+            time.sleep(pause)
+        log.warning("an alert could not be posted to monitor.notify (%s)", reason)
+
+
+class Teller:
+    """Looks at a run's values again and again and posts what begins to fire.
+
+    Args:
+        store: the values.
+        url: of the webhook.
+    """
+
+    def __init__(self, store: Collector, url: str) -> None:
+        self.store, self.watch, self.notifier = store, Watch(), Notifier(url)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="alerts", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look a last time, and wait for what is still to be posted."""
+        self._end.set()
+        self._thread.join()
+        self.notifier.close(LAST_SECONDS)
+
+    def _work(self) -> None:
+        ending = False
+        while not ending:
+            ending = self._end.wait(LOOK_SECONDS)
+            for alert in self.watch.look(Reading(time.time(), values_of(self.store.collect()))):
+                self.notifier.send(alert)
+
+
+@contextlib.contextmanager
+def told_of_its_end(url: str, run: str) -> Iterator[None]:
+    """Post that a run ends before its end, unless the person at it ended it, or nobody is to be told (no `url`)."""
+    try:
+        yield
+    except BaseException as error:
+        if url and getattr(error, "number", None) != signal.SIGINT:
+            notifier = Notifier(url)
+            why = getattr(error, "how", "") or str(error) or type(error).__name__
+            notifier.send(Alert(RUN_STOPPED, "critical", {"run": run}, f"{run} is gone before its end: {why}"))
+            notifier.close(LAST_SECONDS)
+        raise

@@ -1,0 +1,196 @@
+"""What a run is doing: starting, running, stopped, failed or finished, how far it came, and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from streamcvit.errors import UserError
+from streamcvit.monitoring.record import RunRecord
+
+LOCK = "lock.json"
+"""Held by the process that runs in a folder, which says there who it is; it goes with the process."""
+
+STARTING, RUNNING, STOPPED, FAILED, FINISHED = STATES = ("starting", "running", "stopped", "failed", "finished")
+
+
+@dataclass(frozen=True)
+class MethodState:
+    """One method of a run.
+
+    Attributes:
+        name: of the method.
+        state: `waiting`, `learning`, `scoring` (all is learned) or `finished`.
+        chunk, chunks: learned to their end, and in all.
+        position, total: samples behind it, and in all; both 0 for one that learns nothing.
+        samples_per_second: in the newest chunk, waiting included; None before its end.
+        steps_skipped: whose loss or gradient was not finite.
+        ap: after the newest scored chunk, in points; None before.
+    """
+
+    name: str
+    state: str
+    chunk: int
+    chunks: int
+    position: int
+    total: int
+    samples_per_second: float | None
+    steps_skipped: int
+    ap: float | None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run, from its folder alone.
+
+    Attributes:
+        name, folder: of the run.
+        state: one of `STATES`.
+        why: what ended it, where something did; one line.
+        pid, host, since: of the process that runs in it; None, "" and "" where none does.
+        page: address of its live page; empty where it serves none.
+        seconds_left: of learning, from the newest chunk's speed; None where that is not known.
+        go_on: the command that continues it; empty where nothing is to be continued.
+        methods: in the order they are learned.
+    """
+
+    name: str
+    folder: str
+    state: str
+    why: str = ""
+    pid: int | None = None
+    host: str = ""
+    since: str = ""
+    page: str = ""
+    seconds_left: float | None = None
+    go_on: str = ""
+    methods: list[MethodState] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as `streamcvit status --json` prints it."""
+        return asdict(self)
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """What the process that runs in a folder says of itself (pid, host, since, page); None where none does."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(ValueError):
+            said = json.loads(os.pread(descriptor, 10_000, 0))
+            return said if isinstance(said, dict) else {}
+        return {}
+    except OSError:  # a file system without locks: nobody can tell
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def run_folder(name: str | os.PathLike, root: str | os.PathLike = "runs") -> Path:
+    """The folder of a run that is named by its path, a path within it, or its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    for one in (path, Path(root) / path):
+        for folder in (one, one.parent):
+            if (folder / LOCK).is_file() or (folder / "config.yaml").is_file() and not (folder / "run.json").is_file():
+                return folder
+    raise UserError("there is no such run", where=os.fspath(name), fix=f"`streamcvit ls` lists those in {root}/")
+
+
+def state_of(folder: Path) -> RunState:
+    """A run's state.
+
+    Args:
+        folder: of the whole run, its methods' folders in it.
+    """
+    held = holder(folder)
+    config: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    names = [name for name in config.get("methods") or {} if isinstance(name, str)]
+    records = [RunRecord.load(folder / name) for name in names if (folder / name / "run.json").is_file()]
+    methods = [_method(record) for record in records]
+    ended = bool(methods) and len(records) == len(names) and all(record.finished for record in records)
+    why = ""
+    if held is not None:
+        begun = any(record.events_of("started") for record in records)
+        state = FINISHED if ended else RUNNING if begun else STARTING
+    elif ended:
+        state = FINISHED
+    else:
+        last = max(_endings(records), key=lambda event: str(event.get("time")), default={})
+        state = FAILED if last.get("event") == "failed" else STOPPED
+        why = str(last.get("what") or "") if state == FAILED else ""
+        if state == STOPPED and last.get("event") != "stopped":
+            why = "its process is gone" if records else "it ended before it began to learn"
+    said = held or {}
+    live = state in (STARTING, RUNNING)
+    return RunState(
+        name=str(config.get("name") or folder.resolve().name),
+        folder=str(folder),
+        state=state,
+        why=why,
+        pid=said.get("pid"),
+        host=str(said.get("host") or ""),
+        since=str(said.get("since") or ""),
+        page=str(said.get("page") or "") if live else "",
+        seconds_left=_left(methods) if live else None,
+        go_on=f"streamcvit run {folder / 'config.yaml'} --resume" if state in (STOPPED, FAILED) and records else "",
+        methods=methods,
+    )
+
+
+def _endings(records: list[RunRecord]) -> list[dict[str, Any]]:
+    """The newest beginning or end of each method that is not finished."""
+    kinds = ("started", "stopped", "failed")
+    of = [[e for e in record.events if e.get("event") in kinds] for record in records if not record.finished]
+    return [events[-1] for events in of if events]
+
+
+def _method(record: RunRecord) -> MethodState:
+    chunks, total = record.chunk_events(), record.total_samples
+    rate = None
+    if chunks and chunks[-1].get("samples"):
+        seconds = [chunks[-1].get(key) or 0.0 for key in ("busy_s", "wait_ingest_s", "wait_evaluation_s")]
+        rate = chunks[-1]["samples"] / sum(seconds) if sum(seconds) else None
+    if record.finished:
+        state = "finished"
+    elif total and record.position < total:
+        state = "learning" if record.position else "waiting"
+    else:
+        state = "scoring"
+    ap = record.metric("ap")
+    return MethodState(
+        record.method,
+        state,
+        len(chunks),
+        record.n_chunks,
+        record.position,
+        total,
+        rate,
+        sum(record.skipped.values()),
+        ap[0] if ap else None,
+    )
+
+
+def _left(methods: list[MethodState]) -> float | None:
+    """Seconds of learning that are left, each method's samples at its own speed, or at the newest one known."""
+    known = [method.samples_per_second for method in methods if method.samples_per_second]
+    if not known:
+        return None
+    return sum((method.total - method.position) / (method.samples_per_second or known[-1]) for method in methods)
