@@ -306,7 +306,7 @@ def report(
 @app.command()
 def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a run in progress.")]) -> None:
     """Show where a run is and what it scored so far."""
-    from streamcvit.monitoring import RunRecord, find_runs, results_table
+    from streamcvit.monitoring import RunRecord, find_runs, results_tables
 
     records = [RunRecord.load(found) for found in find_runs(folder)]
     for record in records:
@@ -318,7 +318,7 @@ def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a ru
             f"{record.position} of {total} samples" + (f", {skipped} steps skipped" if skipped else ""),
             markup=False,
         )
-    out.print(results_table(records))
+    out.print(results_tables(records))
 
 
 app.command()(cliuse.predict)
@@ -383,14 +383,14 @@ def _fresh(name: str) -> str:
 
 def _run(config: Any, **how: Any) -> None:
     from streamcvit.launch import execute
-    from streamcvit.monitoring import RunRecord, results_table
+    from streamcvit.monitoring import RunRecord, results_tables
 
     try:
         page = execute(config, **how)
     except Stopped as stopped:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None
-    out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods]))
+    out.print(results_tables([RunRecord.load(config.folder(method)) for method in config.methods]))
     out.print(f"report: {page}", markup=False)
 
 

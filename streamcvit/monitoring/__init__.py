@@ -8,7 +8,7 @@ from streamcvit.monitoring.metrics import BucketCounts, MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import live_page, render_report, write_report
 from streamcvit.monitoring.runs import find_runs
-from streamcvit.monitoring.terminal import LiveView, results_table
+from streamcvit.monitoring.terminal import LiveView, results_table, results_tables
 
 __all__ = [
     "BucketCounts",
@@ -20,6 +20,7 @@ __all__ = [
     "live_page",
     "render_report",
     "results_table",
+    "results_tables",
     "serve",
     "write_report",
 ]

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.runs import METRICS, best_of, compared
+from streamcvit.monitoring.runs import best_of, compared, shown_metrics
 from streamcvit.screen import Screen
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ HEADINGS = {
     "map": "MAP ↑",
     "bwt_first": "BWT first ↑",
     "bwt_last": "BWT last ↑",
+    "maf_cross": "MAF cross ↓",
     "maf_best": "MAF best ↓",
     "mif": "MIF ↑",
 }
@@ -300,18 +301,22 @@ def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
     return table
 
 
-def results_table(records: Sequence[RunRecord]) -> Table:
+def results_table(records: Sequence[RunRecord], family: str = "strict") -> Table:
     """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold."""
-    table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]; bold: best of those compared", caption_style="dim")
+    caption = "points, [95 % interval]; bold: best of those compared"
+    if family != "strict":
+        caption = f"by the published scorers; {caption}"
+    table = Table(box=SIMPLE_HEAD, caption=caption, caption_style="dim")
     runs = compared(records)
     records = [record for _, record in runs]
     unfinished = any(not record.finished for record in records)
     table.add_column("method", no_wrap=True)
     if unfinished:
         table.add_column("chunks", justify="right")
-    for name in METRICS:
+    names = shown_metrics(records)
+    for name in names:
         table.add_column(HEADINGS[name], justify="right")
-    best = {name: best_of(name, records) for name in METRICS}
+    best = {name: best_of(name, records, family) for name in names}
     for i, (label, record) in enumerate(runs):
         name_cell = Text(label)
         if record.upper_bound:
@@ -321,8 +326,8 @@ def results_table(records: Sequence[RunRecord]) -> Table:
         cells: list[RenderableType] = [name_cell]
         if unfinished:
             cells.append(Text(f"{record.chunks_done}/{record.n_chunks}"))
-        for name in METRICS:
-            entry = record.metric(name)
+        for name in names:
+            entry = record.metric(name, family)
             if entry is None:
                 cells.append(Text("–", "dim"))
                 continue
@@ -333,6 +338,12 @@ def results_table(records: Sequence[RunRecord]) -> Table:
             cells.append(cell)
         table.add_row(*cells)
     return table
+
+
+def results_tables(records: Sequence[RunRecord]) -> Group:
+    """`results_table`, and below it that of the published scorers where tasks have them."""
+    families = ["strict", *(["strcvit"] if any(record.metric("ap", "strcvit") for record in records) else [])]
+    return Group(*(results_table(records, family) for family in families))
 
 
 def import_report(found: Conversion) -> Group:

@@ -15,14 +15,15 @@ import numpy as np
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.charts import number
 from streamcvit.monitoring.report.figures import stream_of
-from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records, best_of
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records, best_of, shown_metrics
 
 HEADINGS = {
     "ap": ("AP", "mean score at the end"),
     "map": ("MAP", "mean over all chunks"),
     "bwt_first": ("BWT first", "now − when first learned"),
     "bwt_last": ("BWT last", "now − when last learned"),
-    "maf_best": ("MAF best", "mean forgetting"),
+    "maf_cross": ("MAF cross", "mean forgetting"),
+    "maf_best": ("MAF best", "mean forgetting, raised by noise"),
     "mif": ("MIF", "instruction following"),
 }
 MAX_ANSWERS = 3
@@ -41,19 +42,20 @@ class Value:
     right: float = 0.0
 
 
-def headline(runs: Records) -> list[dict[str, Any]]:
+def headline(runs: Records, family: str = "strict") -> list[dict[str, Any]]:
     """One row a run: its metrics with intervals, drawn on a scale shared within the column."""
     records = [record for _, record in runs]
+    names = shown_metrics(records)
     scale = {}
-    for name in METRICS:
-        ends = [end for r in records if (entry := r.metric(name)) for end in entry if end is not None]
+    for name in names:
+        ends = [end for r in records if (entry := r.metric(name, family)) for end in entry if end is not None]
         scale[name] = (min([*ends, 0.0]), max([*ends, 1e-9]))
-    best = {name: best_of(name, records) for name in METRICS}
+    best = {name: best_of(name, records, family) for name in names}
     rows = []
     for i, (label, record) in enumerate(runs):
         cells = []
-        for name in METRICS:
-            entry = record.metric(name)
+        for name in names:
+            entry = record.metric(name, family)
             if entry is None:
                 cells.append(Value("–"))
                 continue
@@ -133,6 +135,21 @@ def scorer_table(runs: Records) -> list[dict[str, Any]]:
             )
         rows.append({"task": task, "cells": cells})
     return rows if any(cell for row in rows for cell in row["cells"]) else []
+
+
+def following_tables(runs: Records) -> list[dict[str, Any]]:
+    """MIF of each instruction form, and how far the wordings of a task lie apart, a row a run and form."""
+    rows = []
+    for label, record in runs:
+        told = record.summary.get("following", {})
+        for form, entry in told.get("forms", {}).items():
+            if entry.get("value") is None:
+                continue
+            spread = told.get("spread", {}).get(form)
+            span = f"{number(entry['low'])} to {number(entry['high'])}" if entry.get("low") is not None else ""
+            wide = {f"{key}_apart": number(spread[key]["range"]) for key in ("mif", "score")} if spread else {}
+            rows.append({"label": label, "form": form, "mif": number(entry["value"]), "span": span, **wide})
+    return rows
 
 
 def forgotten_answers(record: RunRecord) -> list[dict[str, Any]]:
@@ -232,14 +249,15 @@ def latex_table(runs: Records) -> str:
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
     }
-    arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in METRICS]
-    lines = [r"\begin{tabular}{l" + "r" * len(METRICS) + "}", r"\toprule"]
-    titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(METRICS, arrows, strict=True)]
+    names = shown_metrics([record for _, record in runs])
+    arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in names]
+    lines = [r"\begin{tabular}{l" + "r" * len(names) + "}", r"\toprule"]
+    titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(names, arrows, strict=True)]
     lines += [" & ".join(["Method", *titles]) + r" \\", r"\midrule"]
-    best = {name: best_of(name, [record for _, record in runs]) for name in METRICS}
+    best = {name: best_of(name, [record for _, record in runs]) for name in names}
     for i, (label, record) in enumerate(runs):
         cells = ["".join(escapes.get(c, c) for c in label)]
-        for name in METRICS:
+        for name in names:
             entry = record.metric(name)
             if entry is None:
                 cells.append("--")
@@ -261,7 +279,10 @@ def csv_table(runs: Records) -> str:
     for label, record in runs:
         # A spreadsheet would run a cell that starts like a formula.
         safe = "'" + label if label[:1] in "=+-@\t\r" else label
-        for name in record.summary.get("metrics", {}):
-            if entry := record.metric(name):
-                writer.writerow([safe, name, *("" if end is None else f"{end:.4f}" for end in entry)])
+        for family, start in (("strict", ""), ("strcvit", "published_")):
+            whole = record.summary if family == "strict" else record.summary.get("published", {})
+            for name in whole.get("metrics", {}):
+                if entry := record.metric(name, family):
+                    numbers = ("" if end is None else f"{end:.4f}" for end in entry)
+                    writer.writerow([safe, start + name, *numbers])
     return out.getvalue()
