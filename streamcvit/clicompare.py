@@ -1,4 +1,4 @@
-"""The commands that read run folders: `report`, `status`, `compare`, `export`; heavy packages are imported inside."""
+"""The commands that read run folders: `report`, `compare`, `export`; heavy packages are imported inside."""
 
 from __future__ import annotations
 
@@ -33,24 +33,6 @@ def report(
     page, _, verdict = comparison.report(found, target, title)
     _notes(verdict.notes)
     out.print(f"report: {page}", markup=False, soft_wrap=True)
-
-
-def status(folder: Annotated[Path, typer.Argument(help="Run folder, also of a run in progress.")]) -> None:
-    """Show where a run is and what it scored so far."""
-    from streamcvit.comparison import verdict_of
-    from streamcvit.monitoring import RunRecord, results_table
-
-    records = [RunRecord.load(found) for found in _found([folder])]
-    for record in records:
-        total = int(sum(map(sum, record.plan))) if len(record.plan) else 0
-        state = "finished" if record.finished else "not finished"
-        skipped = sum(record.skipped.values())
-        out.print(
-            f"{record.method}: {state}, chunk {record.chunks_done} of {len(record.plan)}, "
-            f"{record.position} of {total} samples" + (f", {skipped} steps skipped" if skipped else ""),
-            markup=False,
-        )
-    out.print(results_table(records, verdict_of(records)))
 
 
 def _found(folders: list[Path]) -> list[Path]:

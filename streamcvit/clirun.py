@@ -30,7 +30,8 @@ STYLES = {"starting": "cyan", "running": "bold cyan", "stopped": "yellow", "fail
 
 def status(run: Run, as_json: AsJson = False) -> None:
     """Show what a run is doing, how far it came, what it scored so far, and how to go on."""
-    from streamcvit.monitoring import RunRecord, find_runs, results_table
+    from streamcvit.comparison import verdict_of
+    from streamcvit.monitoring import RunRecord, find_runs, results_tables
     from streamcvit.monitoring.states import run_folder, state_of
 
     try:
@@ -47,7 +48,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
         folders = [Path(state.folder) / method.name for method in state.methods]
         records = [RunRecord.load(folder) for folder in folders]
     if records:
-        out.print(results_table(records))
+        out.print(results_tables(records, verdict_of(records)))
 
 
 def said(state: RunState) -> list[Text]:

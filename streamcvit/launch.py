@@ -135,9 +135,9 @@ def _execute(
         told = told_of_its_end(config.monitor.notify, config.name)
         with view, stop.patience(True), noted(view.log), told:
             Driver(config, pool, folders, view, stop).run()
-        page = _report(config)
+        reported = _report(config)
         pool.farewell()
-    return page
+    return reported
 
 
 def _records(config: RunConfig) -> list[RunRecord]:

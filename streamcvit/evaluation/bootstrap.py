@@ -67,8 +67,9 @@ class Resampler:
         rng: source of the draws; how many are asked for at once does not change them.
         parts: bool [parts, n]; the means are also wanted of these samples alone.
         edges: the two points that an answer can get, where it can get no others. A small test set that is all right or
-            all wrong would not vary: two more samples are then drawn from, one of either kind in every row, a quarter
-            as often as the others, and the draws are centred on the means as they are (Agresti and Coull, 1998).
+            all wrong would not vary: two more samples are then drawn from, one of either kind in every row, a
+            quarter as often as the others, and the draws are centred on the means as they are (after Agresti and Coull,
+            1998).
 
     Attributes:
         plain: float64 [1 + parts, rows], the means as they are, of all samples and of each part; nan where a row has

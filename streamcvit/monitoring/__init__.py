@@ -9,7 +9,7 @@ from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import live_page, render_report, write_report
 from streamcvit.monitoring.runs import find_runs
-from streamcvit.monitoring.terminal import LiveView, results_table
+from streamcvit.monitoring.terminal import LiveView, results_table, results_tables
 from streamcvit.monitoring.verdict import Verdict
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "live_page",
     "render_report",
     "results_table",
+    "results_tables",
     "serve",
     "write_report",
 ]

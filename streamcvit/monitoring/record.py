@@ -169,9 +169,10 @@ class RunRecord:
         """
         table = np.full((self.n_chunks, len(self.tasks)), np.nan)
         place = {task: i for i, task in enumerate(self.tasks)}
-        if column == "score" and family == self.summary.get("family"):
-            columns = self.summary.get("tasks", [])
-            for chunk, row in zip(self.summary.get("chunks", []), self.summary.get("matrix", []), strict=False):
+        summary = self.summary if family == "strict" else self.summary.get("published", {})
+        if column == "score" and family == summary.get("family"):
+            columns = summary.get("tasks", [])
+            for chunk, row in zip(summary.get("chunks", []), summary.get("matrix", []), strict=False):
                 for task, value in zip(columns, row, strict=False):
                     if value is not None and task in place and 0 <= chunk < self.n_chunks:
                         table[chunk, place[task]] = value
@@ -206,14 +207,17 @@ class RunRecord:
         total = np.where(seen, np.nan_to_num(table), 0.0).sum(axis=1)
         return np.where(known, total / np.maximum(seen.sum(axis=1), 1), np.nan)
 
-    def metric(self, name: str) -> Interval | None:
+    def metric(self, name: str, family: str = "strict") -> Interval | None:
         """A metric of `summary.json` with its 95 % interval; None where it is not known (yet).
 
-        AP and MAP are also known, without interval, from the scores alone.
+        AP and MAP of the strict family are also known, without interval, from the scores alone.
         """
-        entry = self.summary.get("metrics", {}).get(name)
+        summary = self.summary if family == "strict" else self.summary.get("published", {})
+        entry = summary.get("metrics", {}).get(name)
         if isinstance(entry, dict) and entry.get("value") is not None:
             return float(entry["value"]), entry.get("low"), entry.get("high")
+        if family != "strict":
+            return None
         curve = self.ap_by_chunk()
         known = curve[~np.isnan(curve)]
         if name in ("ap", "map") and len(known):

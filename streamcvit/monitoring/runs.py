@@ -6,19 +6,26 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
 
-METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "mif")
+METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_cross", "mif")
 """Headline metrics in the order they are shown in."""
 
-LOWER_IS_BETTER = ("maf_best", "maf_first", "maf_previous")
+LOWER_IS_BETTER = ("maf_cross", "maf_best", "maf_first", "maf_previous")
 
 Records = Sequence[tuple[str, RunRecord]]
 """Runs with their labels, in the order they are shown in."""
+
+
+def shown_metrics(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """`METRICS`; with `maf_best` for `maf_cross` where runs of an older release have nothing else."""
+    cross = any(record.metric("maf_cross") for record in records) or not any(r.metric("maf_best") for r in records)
+    return METRICS if cross else tuple("maf_best" if name == "maf_cross" else name for name in METRICS)
 
 
 def find_runs(folder: Path | str, deep: bool = False) -> list[Path]:
@@ -74,8 +81,13 @@ def _on_stream(record: RunRecord, stream: RunRecord) -> RunRecord:
         if task in stream.tasks
         for chunk in np.flatnonzero(seen[:, stream.tasks.index(task)]).tolist()
     ]
-    metrics = {name: value for name, value in record.summary.get("metrics", {}).items() if name in ("ap", "mif")}
-    summary = {"metrics": metrics}
+
+    def kept(whole: dict[str, Any]) -> dict[str, Any]:
+        return {"metrics": {name: value for name, value in whole.get("metrics", {}).items() if name in ("ap", "mif")}}
+
+    summary = kept(record.summary)
+    if published := record.summary.get("published"):
+        summary["published"] = kept(published)
     return replace(
         record,
         tasks=stream.tasks,

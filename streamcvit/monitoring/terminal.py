@@ -20,7 +20,7 @@ from rich.text import Text
 
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runlog import RunLog
-from streamcvit.monitoring.runs import METRICS, compared
+from streamcvit.monitoring.runs import compared, shown_metrics
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 from streamcvit.screen import Screen
 
@@ -32,6 +32,7 @@ HEADINGS = {
     "map": "MAP ↑",
     "bwt_first": "BWT first ↑",
     "bwt_last": "BWT last ↑",
+    "maf_cross": "MAF cross ↓",
     "maf_best": "MAF best ↓",
     "mif": "MIF ↑",
 }
@@ -308,15 +309,18 @@ def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
     return table
 
 
-def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED) -> Table:
+def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, family: str = "strict") -> Table:
     """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold.
 
     Args:
         records: the runs.
         verdict: what was found when they were held against each other.
+        family: of the scorers; a verdict is one of strict scores.
     """
     table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]", caption_style="dim")
-    if verdict.best:
+    if family != "strict":
+        table.caption = f"by the published scorers; {table.caption}"
+    elif verdict.best:
         table.caption = f"{table.caption}; bold: best, its paired difference to every other leaves zero out"
     runs = compared(records)
     records = [record for _, record in runs]
@@ -324,7 +328,8 @@ def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED) ->
     table.add_column("method", no_wrap=True)
     if unfinished:
         table.add_column("chunks", justify="right")
-    for name in METRICS:
+    names = shown_metrics(records)
+    for name in names:
         table.add_column(HEADINGS[name], justify="right")
     for i, (label, record) in enumerate(runs):
         name_cell = Text(label)
@@ -335,18 +340,27 @@ def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED) ->
         cells: list[RenderableType] = [name_cell]
         if unfinished:
             cells.append(Text(f"{record.chunks_done}/{record.n_chunks}"))
-        for name in METRICS:
-            entry = verdict.values.get((name, i)) or record.metric(name)
+        for name in names:
+            entry = (family == "strict" and verdict.values.get((name, i))) or record.metric(name, family)
             if entry is None:
                 cells.append(Text("–", "dim"))
                 continue
             value, low, high = entry
-            cell = Text(f"{value:.1f}", "bold green" if verdict.is_best(name, i) else "")
+            best = family == "strict" and verdict.is_best(name, i)
+            cell = Text(f"{value:.1f}", "bold green" if best else "")
             if low is not None and high is not None:
                 cell.append(f"\n[{low:.1f}, {high:.1f}]", "dim")
             cells.append(cell)
         table.add_row(*cells)
     return table
+
+
+def results_tables(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED) -> Group:
+    """`results_table`, and below it that of the published scorers where tasks have them."""
+    tables = [results_table(records, verdict)]
+    if any(record.metric("ap", "strcvit") for record in records):
+        tables.append(results_table(records, family="strcvit"))
+    return Group(*tables)
 
 
 def import_report(found: Conversion) -> Group:

@@ -22,7 +22,7 @@ from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import figures, tables
 from streamcvit.monitoring.report.extras import audited, own_metrics
 from streamcvit.monitoring.report.plandrawing import plan_svg
-from streamcvit.monitoring.runs import METRICS, Records, compared, find_runs
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records, compared, find_runs, shown_metrics
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 
 __all__ = ["live_page", "plan_svg", "render_report", "write_report"]
@@ -143,10 +143,21 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
         "active": _leading(runs),
         "probes": len(runs) <= figures.MAX_PROBED and any(row["kind"] == "live" for _, r in runs for row in r.scores),
         "facts": _facts(runs),
-        "metrics": [(*tables.HEADINGS[name], "↓" if name.startswith("maf") else "↑") for name in METRICS],
+        "metrics": [
+            (*tables.HEADINGS[name], "↓" if name in LOWER_IS_BETTER else "↑")
+            for name in shown_metrics([record for _, record in runs])
+        ],
         "plan_of": next(label for label, record in runs if record is first),
         "same_plan": figures.same_plan(runs),
-        "headline": tables.headline(runs, verdict),
+        "headlines": [
+            ("", tables.headline(runs, verdict)),
+            *(
+                [("published", tables.headline(runs, family="strcvit"))]
+                if any(r.metric("ap", "strcvit") for _, r in runs)
+                else []
+            ),
+        ],
+        "forms": tables.following_tables(runs),
         "findings": tables.findings(runs, verdict),
         "final": tables.final_scores(runs, verdict),
         "baselines": bool(verdict.baselines),

@@ -16,7 +16,7 @@ from streamcvit.monitoring.latex import escaped, points, tabular
 from streamcvit.monitoring.record import Interval, RunRecord
 from streamcvit.monitoring.report.charts import number
 from streamcvit.monitoring.report.figures import stream_of
-from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records, shown_metrics
 from streamcvit.monitoring.verdict import UNDECIDED, Gap, Verdict, task_key
 
 HEADINGS = {
@@ -24,7 +24,8 @@ HEADINGS = {
     "map": ("MAP", "mean over all chunks"),
     "bwt_first": ("BWT first", "now − when first learned"),
     "bwt_last": ("BWT last", "now − when last learned"),
-    "maf_best": ("MAF best", "mean forgetting"),
+    "maf_cross": ("MAF cross", "mean forgetting"),
+    "maf_best": ("MAF best", "mean forgetting, raised by noise"),
     "mif": ("MIF", "instruction following"),
 }
 MAX_ANSWERS = 3
@@ -44,23 +45,24 @@ class Value:
     right: float = 0.0
 
 
-def known(verdict: Verdict, name: str, place: int, record: RunRecord) -> Interval | None:
-    """A metric of a run: as the comparison found it, else as its summary has it."""
-    return verdict.values.get((name, place)) or record.metric(name)
+def known(verdict: Verdict, name: str, place: int, record: RunRecord, family: str = "strict") -> Interval | None:
+    """A metric of a run: as the comparison, which is one of strict scores, found it, else as its summary has it."""
+    return (family == "strict" and verdict.values.get((name, place))) or record.metric(name, family)
 
 
-def headline(runs: Records, verdict: Verdict = UNDECIDED) -> list[dict[str, Any]]:
+def headline(runs: Records, verdict: Verdict = UNDECIDED, family: str = "strict") -> list[dict[str, Any]]:
     """One row a run: its metrics with intervals, drawn on a scale shared within the column."""
+    names = shown_metrics([record for _, record in runs])
     scale = {}
-    for name in METRICS:
-        entries = [known(verdict, name, i, record) for i, (_, record) in enumerate(runs)]
+    for name in names:
+        entries = [known(verdict, name, i, record, family) for i, (_, record) in enumerate(runs)]
         ends = [end for entry in entries if entry for end in entry if end is not None]
         scale[name] = (min([*ends, 0.0]), max([*ends, 1e-9]))
     rows = []
     for i, (label, record) in enumerate(runs):
         cells = []
-        for name in METRICS:
-            entry = known(verdict, name, i, record)
+        for name in names:
+            entry = known(verdict, name, i, record, family)
             if entry is None:
                 cells.append(Value("–"))
                 continue
@@ -172,6 +174,21 @@ def scorer_table(runs: Records) -> list[dict[str, Any]]:
     return rows if any(cell for row in rows for cell in row["cells"]) else []
 
 
+def following_tables(runs: Records) -> list[dict[str, Any]]:
+    """MIF of each instruction form, and how far the wordings of a task lie apart, a row a run and form."""
+    rows = []
+    for label, record in runs:
+        told = record.summary.get("following", {})
+        for form, entry in told.get("forms", {}).items():
+            if entry.get("value") is None:
+                continue
+            spread = told.get("spread", {}).get(form)
+            span = f"{number(entry['low'])} to {number(entry['high'])}" if entry.get("low") is not None else ""
+            wide = {f"{key}_apart": number(spread[key]["range"]) for key in ("mif", "score")} if spread else {}
+            rows.append({"label": label, "form": form, "mif": number(entry["value"]), "span": span, **wide})
+    return rows
+
+
 def forgotten_answers(record: RunRecord) -> list[dict[str, Any]]:
     """Answers that were right when the task was at its best and are wrong now; where there are none, the worst now."""
     version = {
@@ -264,12 +281,13 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def latex_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     """The headline table for a paper (booktabs): best bold, second underlined, the interval's two ends apart."""
-    arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in METRICS]
-    titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(METRICS, arrows, strict=True)]
+    names = shown_metrics([record for _, record in runs])
+    arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in names]
+    titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(names, arrows, strict=True)]
     rows = []
     for i, (label, record) in enumerate(runs):
-        entries = [known(verdict, name, i, record) for name in METRICS]
-        ranks = [(verdict.is_best(name, i), verdict.is_second(name, i)) for name in METRICS]
+        entries = [known(verdict, name, i, record) for name in names]
+        ranks = [(verdict.is_best(name, i), verdict.is_second(name, i)) for name in names]
         rows.append([escaped(label), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))])
     return tabular(["Method", *titles], [rows])
 
@@ -280,10 +298,14 @@ def csv_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "metric", "value", "low", "high"])
     for place, (label, record) in enumerate(runs):
-        # What is scored once has a MAP on the stream of the others, which its own summary does not hold.
-        for name in dict.fromkeys([*METRICS, *record.summary.get("metrics", {})]):
-            if entry := known(verdict, name, place, record):
-                writer.writerow([unformula(label), name, *("" if end is None else f"{end:.4f}" for end in entry)])
+        for family, start in (("strict", ""), ("strcvit", "published_")):
+            whole = record.summary if family == "strict" else record.summary.get("published", {})
+            # What is scored once has a MAP on the stream of the others, which its own summary does not hold.
+            more = METRICS if family == "strict" else ()
+            for name in dict.fromkeys([*more, *whole.get("metrics", {})]):
+                if entry := known(verdict, name, place, record, family):
+                    ends = ("" if end is None else f"{end:.4f}" for end in entry)
+                    writer.writerow([unformula(label), start + name, *ends])
     return out.getvalue()
 
 
