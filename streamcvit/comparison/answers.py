@@ -17,6 +17,8 @@ from streamcvit.monitoring.record import RunRecord
 
 FAMILIES = {"strict": "score", "strcvit": "score_strcvit"}
 """Family of scorers -> the column of a file of predictions that holds its points."""
+FORMS = {"strict": "follows", "strcvit": "follows_strcvit"}
+"""The same of whether the answer keeps to the demanded form; a file may lack the second."""
 
 
 @dataclass
@@ -26,14 +28,14 @@ class Answers:
     Attributes:
         ids: task -> its test samples, in their order.
         points: family -> task -> points [T, n], nan what was not scored.
-        follows: task -> whether the answer keeps to the demanded form [T, n], nan what was not scored.
+        follows: family -> task -> whether the answer keeps to the demanded form [T, n], nan what was not judged.
         zero: family -> task -> points [n] before any learning.
         rules: task -> (strict rule, published rule or "").
     """
 
     ids: dict[str, list[str]] = field(default_factory=dict)
     points: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {family: {} for family in FAMILIES})
-    follows: dict[str, np.ndarray] = field(default_factory=dict)
+    follows: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {family: {} for family in FAMILIES})
     zero: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {family: {} for family in FAMILIES})
     rules: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -70,8 +72,10 @@ def read_answers(record: RunRecord) -> Answers:
                 zero[places] = table[column]
             else:
                 found.points[family][task][chunk, places] = table[column]
-        if row["kind"] != "zero":
-            found.follows[task][chunk, places] = table["follows"]
+            if row["kind"] != "zero":
+                found.follows[family][task][chunk, places] = table[FORMS[family]]
+    if not any(np.isfinite(told).any() for told in found.follows["strcvit"].values()):
+        found.follows["strcvit"] = found.follows["strict"]  # tasks have the one rule of form
     return found
 
 
@@ -90,11 +94,14 @@ def points_of(record: RunRecord, answers: Answers, family: str = "strict", like:
     for task in record.tasks:
         order = _order(answers.ids.get(task, []), like.ids.get(task, []) if like else None)
         scores[task] = answers.points[family].get(task, nothing)[:, order]
-        follows[task] = answers.follows.get(task, nothing)[:, order]
+        follows[task] = answers.follows[family].get(task, nothing)[:, order]
         if task in answers.zero[family] and len(answers.zero[family][task]) == len(order):
             zero[task] = answers.zero[family][task][order]
     counted = [task for task, held in zip(record.tasks, record.in_average, strict=True) if held and task in judged]
-    return Points(scores, follows, record.plan, counted, zero)
+    in_mif = (record.config.get("evaluation") or {}).get("mif_tasks") or record.tasks
+    if family != "strict":
+        in_mif = [task for task in in_mif if np.isfinite(follows.get(task, nothing)).any()]
+    return Points(scores, follows, record.plan, counted, zero, in_mif)
 
 
 def same_samples(one: Answers, other: Answers) -> bool:
@@ -114,10 +121,10 @@ def _places(found: Answers, task: str, names: list[str], chunks: int) -> list[in
     ids = found.ids.setdefault(task, [])
     place = {name: k for k, name in enumerate(ids)}
     fresh = [name for name in names if name not in place]
-    if fresh or task not in found.follows:
+    if fresh or task not in found.points["strict"]:
         place |= {name: len(ids) + k for k, name in enumerate(fresh)}
         ids += fresh
-        for held in (*found.points.values(), found.follows):
+        for held in (*found.points.values(), *found.follows.values()):
             old = held.get(task, np.full((chunks, 0), np.nan))
             held[task] = np.concatenate([old, np.full((chunks, len(fresh)), np.nan)], axis=1)
         for zero in found.zero.values():
@@ -135,14 +142,15 @@ def _read(folder: Path, version: int, task: str, zero: bool) -> dict[str, Any]:
         where = str(folder / "predictions" / names[0] / f"{task}.parquet")
         raise UserError("the answers of an evaluation are missing", where=where, fix="Restore the file from a copy")
     try:
-        table = pq.read_table(
-            path, columns=["sample_id", *FAMILIES.values(), "follows"], page_checksum_verification=True
-        )
+        schema = pq.read_schema(path)
+        names = [name for name in (*FAMILIES.values(), *FORMS.values()) if name in schema.names]
+        table = pq.read_table(path, columns=["sample_id", *names], page_checksum_verification=True)
+        nothing = np.full(len(table), np.nan)
         return {
             "sample_id": [str(name) for name in table["sample_id"].to_pylist()],
-            **{column: _numbers(table[column]) for column in FAMILIES.values()},
-            "follows": _numbers(table["follows"].cast(pa.int8())),
-            "rules": _rules(pq.read_schema(path).metadata),
+            **{column: _numbers(table[column]) if column in names else nothing for column in FAMILIES.values()},
+            **{form: _numbers(table[form].cast(pa.int8())) if form in names else nothing for form in FORMS.values()},
+            "rules": _rules(schema.metadata),
         }
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         why = next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -212,7 +212,7 @@ def _values(record: RunRecord, drawn: Sampled | None, answers: Answers | None, f
     for name in ALL:
         if record.single and name.startswith(OF_LEARNERS):
             continue
-        entry = record.metric(name) if family == "strict" else None
+        entry = record.metric(name) if family == record.summary.get("family", "strict") else None
         if (entry is None or entry[1] is None) and drawn is not None and (whole or name == "mif"):
             measured = estimate(drawn.metrics[name])
             entry = entry if math.isnan(measured.value) else _interval(measured)

@@ -31,6 +31,7 @@ class Points:
         trained: int [T, tasks], samples learned of a task in a chunk.
         in_average: the tasks that AP and its kin hold.
         zero_shot: task -> points [n_i] before the first chunk; only of tasks that were scored then.
+        in_mif: the tasks that MIF holds; None: all.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -38,6 +39,7 @@ class Points:
     trained: np.ndarray
     in_average: Collection[str]
     zero_shot: Mapping[str, np.ndarray]
+    in_mif: Collection[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def sample(points: Points, draws: int = DRAWS, seed: int = 0) -> Sampled:
     tasks, plan = list(points.scores), Plan(np.asarray(points.trained))
     counted = np.array([task in points.in_average for task in tasks])
     drawn = _Draws(points.scores, seed)
-    rates = _Draws(points.following, seed)
+    judged = tasks if points.in_mif is None else points.in_mif
+    forms = {task: told if task in judged else np.full_like(told, np.nan) for task, told in points.following.items()}
+    rates = _Draws(forms, seed)
     zero = None
     if points.zero_shot:
         zero = _Draws({task: points.zero_shot.get(task, np.full(1, np.nan)) for task in tasks}, seed)
@@ -128,7 +132,7 @@ def differences(
             among = [task for task, here in zip(one.scores, seen, strict=True) if here and task in one.in_average]
             found = compare(_last(one), _last(other), among, draws, seed) if among else found
         if not math.isnan(found.value):
-            by_metric[name] = _decided(found, int(sum(form)) if name == "mif" else counted)
+            by_metric[name] = _decided(found, int(sum(form)) if name.startswith("mif") else counted)
     by_task = {}
     for task, values in first.tasks.items():
         found = estimate(values - second.tasks[task])
