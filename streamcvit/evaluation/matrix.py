@@ -9,7 +9,7 @@ in one pass.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,6 +226,59 @@ def edges_of(tasks: Collection[str], plan: Plan) -> dict[str, tuple[float, float
     return {task: (0.0, 100.0) for task, seen in zip(tasks, plan.seen[-1], strict=True) if not seen}
 
 
+def _steady(scores: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
+    """The world that the draws of `maf_cross` come from, float [..., T, tasks]."""
+    return np.stack([steadied(points, _alone(plan, number)) for number, points in enumerate(scores.values())], -1)
+
+
+def drawn_metrics(
+    scores: Mapping[str, np.ndarray],
+    following: Mapping[str, np.ndarray] | None,
+    plan: Plan,
+    counted: np.ndarray,
+    draws: int = DRAWS,
+    seed: int = 0,
+    zero_shot: Mapping[str, np.ndarray] | None = None,
+    judged: np.ndarray | None = None,
+    forms: Mapping[str, np.ndarray] | None = None,
+) -> tuple[_Draws, Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]]:
+    """Every metric as measured, then in block after block of draws; two of one seed draw the same samples.
+
+    Args:
+        scores, following, plan, counted, draws, seed, zero_shot, judged, forms: as in `intervals`.
+
+    Returns:
+        The source of the draws, and the blocks: matrices [size, ..., T, tasks], name to values [size, ...].
+    """
+    tasks = list(scores)
+    tested = edges_of(tasks, plan)
+    drawn = _Draws(scores, seed, len(plan.seen) > 1, tested)
+    rates, before = None, None
+    if following is not None:
+        absent = np.full((*drawn.shape, 1), np.nan)
+        rates = _Draws(
+            {task: following.get(task, absent) for task in tasks}, seed, edges=dict.fromkeys(tasks, (0.0, 1.0))
+        )
+    if zero_shot is not None:
+        missing = np.full((*drawn.shape[:-1], 1), np.nan)
+        before = _Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
+    steady = _steady(scores, plan)
+
+    def blocks_of() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        for size in (0, *blocks(draws, drawn.numbers)):
+            block, parts = drawn.draw(size)
+            parts[:, 1:] += steady - drawn.parts[:, None]  # draws of the choice come from a world that is known
+            rate = None if rates is None else 100.0 * rates.draw(size)[0]
+            zero = None if before is None else before.draw(size)[0][..., 0, :]
+            values = metrics(block, plan, counted, rate, zero, parts if len(parts) else None, judged)
+            if rate is not None:
+                values |= {f"mif/{name}": mean_following(rate, plan, among) for name, among in (forms or {}).items()}
+            fresh = slice(1 if size else 0, None)
+            yield block[fresh], {name: value[fresh] for name, value in values.items()}
+
+    return drawn, blocks_of()
+
+
 def intervals(
     scores: Mapping[str, np.ndarray],
     following: Mapping[str, np.ndarray] | None,
@@ -252,30 +305,12 @@ def intervals(
     Returns:
         float [..., T, tasks]; name of `METRICS`, or `mif/NAME`, to value, low and high, [...] each.
     """
-    tasks = list(scores)
-    tested = edges_of(tasks, plan)
-    drawn = _Draws(scores, seed, len(plan.seen) > 1, tested)
-    rates, before = None, None
-    if following is not None:
-        absent = np.full((*drawn.shape, 1), np.nan)
-        rates = _Draws(
-            {task: following.get(task, absent) for task in tasks}, seed, edges=dict.fromkeys(tasks, (0.0, 1.0))
-        )
-    if zero_shot is not None:
-        missing = np.full((*drawn.shape[:-1], 1), np.nan)
-        before = _Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
-    steady = np.stack([steadied(points, _alone(plan, number)) for number, points in enumerate(scores.values())], -1)
+    drawn, blocks_of = drawn_metrics(scores, following, plan, counted, draws, seed, zero_shot, judged, forms)
     found: dict[str, list[np.ndarray]] = {}
-    for size in (0, *blocks(draws, drawn.numbers)):
-        block, parts = drawn.draw(size)
-        parts[:, 1:] += steady - drawn.parts[:, None]  # draws of the choice come from a world that is known
-        rate = None if rates is None else 100.0 * rates.draw(size)[0]
-        zero = None if before is None else before.draw(size)[0][..., 0, :]
-        values = metrics(block, plan, counted, rate, zero, parts if len(parts) else None, judged)
-        if rate is not None:
-            values |= {f"mif/{name}": mean_following(rate, plan, among) for name, among in (forms or {}).items()}
+    for _, values in blocks_of:
         for name, value in values.items():
-            found.setdefault(name, []).append(value[1:] if size else value)
+            found.setdefault(name, []).append(value)
+    steady = _steady(scores, plan)
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
     told = {name: (value[0], *ends(value[1:])) for name, value in whole.items()}
     if len(drawn.parts):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamcvit.evaluation.bootstrap import DRAWS, LEVEL, Estimate, blocks, estimate
-from streamcvit.evaluation.matrix import METRICS, Plan, _Draws, average_by_chunk, compare, metrics
+from streamcvit.evaluation.bootstrap import DRAWS, LEVEL, Estimate, estimate
+from streamcvit.evaluation.matrix import Plan, average_by_chunk, compare, drawn_metrics
 
 FEWEST = 6
 """Samples that two runs must be judged differently on, before a difference is taken for one: with five, all in favour
@@ -58,33 +58,28 @@ class Sampled:
 
 
 def sample(points: Points, draws: int = DRAWS, seed: int = 0) -> Sampled:
-    """All metrics of a run, as measured and in every draw."""
+    """All metrics of a run, as measured and in every draw.
+
+    Draws of `maf_cross` come from a world that is known (`intervals`); here they stand around the measured value, each as
+    far on the other side of it as its draw lies from the mean of the draws.
+    """
     tasks, plan = list(points.scores), Plan(np.asarray(points.trained))
     counted = np.array([task in points.in_average for task in tasks])
-    drawn = _Draws(points.scores, seed)
-    judged = tasks if points.in_mif is None else points.in_mif
-    forms = {task: told if task in judged else np.full_like(told, np.nan) for task, told in points.following.items()}
-    rates = _Draws(forms, seed)
-    zero = None
-    if points.zero_shot:
-        zero = _Draws({task: points.zero_shot.get(task, np.full(1, np.nan)) for task in tasks}, seed)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
-    final, by_chunk = [], []
-    for size in (0, *blocks(draws, drawn.numbers)):
-        block, fresh = drawn.draw(size), slice(1 if size else 0, None)
-        values = metrics(
-            block, plan, counted, 100.0 * rates.draw(size), None if zero is None else zero.draw(size)[:, 0]
-        )
-        for name, value in values.items():
-            found[name].append(value[fresh])
-        final.append(block[fresh, -1])
-        by_chunk.append(average_by_chunk(block[fresh], plan, counted))
-    last = np.concatenate(final)
-    return Sampled(
-        {name: np.concatenate(parts) for name, parts in found.items()},
-        {task: last[:, place] for place, task in enumerate(tasks)},
-        np.concatenate(by_chunk),
+    judged = np.array([points.in_mif is None or task in points.in_mif for task in tasks])
+    _, drawn = drawn_metrics(
+        points.scores, points.following, plan, counted, draws, seed, points.zero_shot or None, judged
     )
+    found: dict[str, list[np.ndarray]] = {}
+    final, by_chunk = [], []
+    for block, values in drawn:
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+        final.append(block[:, -1])
+        by_chunk.append(average_by_chunk(block, plan, counted))
+    last, metrics = np.concatenate(final), {name: np.concatenate(parts) for name, parts in found.items()}
+    if len(cross := metrics["maf_cross"][1:]) and not np.isnan(cross).all():
+        metrics["maf_cross"] = np.append(metrics["maf_cross"][0], metrics["maf_cross"][0] + np.nanmean(cross) - cross)
+    return Sampled(metrics, {task: last[:, place] for place, task in enumerate(tasks)}, np.concatenate(by_chunk))
 
 
 @dataclass(frozen=True)
