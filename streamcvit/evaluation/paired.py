@@ -60,8 +60,8 @@ class Sampled:
 def sample(points: Points, draws: int = DRAWS, seed: int = 0) -> Sampled:
     """All metrics of a run, as measured and in every draw.
 
-    Draws of `maf_cross` come from a world that is known (`intervals`); here they stand around the measured value, each as
-    far on the other side of it as its draw lies from the mean of the draws.
+    Draws of `maf_cross` come from a world that is known (`intervals`); here they stand around the measured value, each
+    as far on the other side of it as its draw lies from the mean of the draws.
     """
     tasks, plan = list(points.scores), Plan(np.asarray(points.trained))
     counted = np.array([task in points.in_average for task in tasks])

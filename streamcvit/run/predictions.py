@@ -39,7 +39,7 @@ def write_predictions(path: Path, columns: dict[str, Any], meta: dict[str, Any])
     Returns:
         The table as `read_predictions` gives it.
     """
-    names = [name for name in SCHEMA.names if name not in LATER or columns[name][0] is not None]
+    names = [name for name in SCHEMA.names if name not in LATER or columns.get(name, [None])[0] is not None]
     table = pa.table({name: columns[name] for name in names}, schema=pa.schema([SCHEMA.field(name) for name in names]))
     # Parquet's own checksums cover its pages only, not what says how to read them.
     sealed = {**meta, "sha256": checksum([meta, table.to_pydict()])}
