@@ -192,10 +192,11 @@ class _Written:
         self.count += count
 
     def table(self) -> pa.Table:
-        """The whole index table; the parts are given up."""
-        whole = pa.concat_tables(self.tables or [SCHEMA.empty_table()]).combine_chunks()
+        """The whole index table; the parts are given up, column by column, so that little lies there twice."""
+        parts = {name: [chunk for one in self.tables for chunk in one[name].chunks] for name in SCHEMA.names}
         self.tables.clear()
-        return whole
+        whole = [pa.concat_arrays(parts.pop(field.name) or [pa.array([], field.type)]) for field in SCHEMA]
+        return pa.table(whole, schema=SCHEMA)
 
 
 def _write_shards(part: Path, folder: Path, rows: Iterable[tuple[int, Writable]], per_shard: int) -> _Written:
