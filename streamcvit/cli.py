@@ -403,7 +403,7 @@ def _run(config: Any, **how: Any) -> None:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None
     out.print(results_tables([RunRecord.load(config.folder(method)) for method in config.methods], verdict))
-    out.print(f"report: {page}", markup=False)
+    out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 def _write(path: Path, text: str) -> None:
