@@ -354,14 +354,13 @@ def _fresh(name: str) -> str:
 
 def _run(config: Any, **how: Any) -> None:
     from streamcvit.launch import execute
-    from streamcvit.monitoring import RunRecord, results_table
+    from streamcvit.monitoring import results_table
 
     try:
-        page, verdict = execute(config, **how)
+        page = execute(config, show=lambda records, verdict: out.print(results_table(records, verdict)), **how)
     except Stopped as stopped:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None
-    out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods], verdict))
     out.print(f"report: {page}", markup=False)
 
 
