@@ -395,14 +395,13 @@ def _fresh(name: str, runs: str = "runs") -> str:
 
 def _run(config: Any, **how: Any) -> None:
     from streamcvit.launch import execute
-    from streamcvit.monitoring import RunRecord, results_tables
+    from streamcvit.monitoring import results_tables
 
     try:
-        page, verdict = execute(config, **how)
+        page = execute(config, show=lambda records, verdict: out.print(results_tables(records, verdict)), **how)
     except Stopped as stopped:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None
-    out.print(results_tables([RunRecord.load(config.folder(method)) for method in config.methods], verdict))
     out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 

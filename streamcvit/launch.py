@@ -40,8 +40,13 @@ from streamcvit.screen import Screen
 
 
 def execute(
-    config: RunConfig, *, local: bool = False, resume: bool = False, allow: Sequence[str] = ()
-) -> tuple[Path, Verdict]:
+    config: RunConfig,
+    *,
+    local: bool = False,
+    resume: bool = False,
+    allow: Sequence[str] = (),
+    show: Callable[[Sequence[RunRecord], Verdict], None] = lambda records, verdict: None,
+) -> Path:
     """Run every method of a config on its stream.
 
     Args:
@@ -49,9 +54,10 @@ def execute(
         local: in this process, without Ray.
         resume: continue the run that is in the folder.
         allow: keys that may differ from what the run was started with.
+        show: given the finished runs, and what was found when they were held against each other.
 
     Returns:
-        The report's path, and what was found when the methods were held against each other.
+        The report's path.
 
     Raises:
         UserError: a user's mistake, or a run that stopped and can be resumed (the message says which).
@@ -66,14 +72,15 @@ def execute(
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         refuse(setting_changes(config), allow, folder)
         print(f"this run is already finished: {folder}")
-        return (page, verdict_of(_records(config))) if page.exists() else _report(config)
+        return _report(config, show, page.exists())
     stop = Stop()
     try:
         with stop, room(folder):
             weights = fetch(config.model.name_or_path, config.model.revision)
             with alone(folder) as tell:
                 check_folder(folder, resume)  # again: another run may have come and gone
-                return _execute(config, weights, stop, tell, local, resume, allow)
+                config = _execute(config, weights, stop, tell, local, resume, allow)
+                return _report(config, show)
     except KeyboardInterrupt:  # Stopped, or what Ray makes of it
         raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
     except SystemExit as left:  # while Ray starts, SIGTERM is its own
@@ -90,7 +97,7 @@ def _execute(
     local: bool,
     resume: bool,
     allow: Sequence[str],
-) -> tuple[Path, Verdict]:
+) -> RunConfig:
     folder = config.folder()
     known = check_settings(config, local)
     console = Screen()
@@ -135,18 +142,17 @@ def _execute(
         told = told_of_its_end(config.monitor.notify, config.name)
         with view, stop.patience(True), noted(view.log), told:
             Driver(config, pool, folders, view, stop).run()
-        reported = _report(config)
         pool.farewell()
-    return reported
+    return config
 
 
-def _records(config: RunConfig) -> list[RunRecord]:
-    return [RunRecord.load(config.folder(name)) for name in config.methods]
-
-
-def _report(config: RunConfig) -> tuple[Path, Verdict]:
-    verdict = verdict_of(records := _records(config))
-    return write_report(records, config.folder() / "report.html", config.name, verdict), verdict
+def _report(config: RunConfig, show: Callable[[Sequence[RunRecord], Verdict], None], there: bool = False) -> Path:
+    """Hold the methods against each other, show that, and write the report unless it is there."""
+    records = [RunRecord.load(config.folder(name)) for name in config.methods]
+    verdict = verdict_of(records)
+    show(records, verdict)
+    page = config.folder() / "report.html"
+    return page if there else write_report(records, page, config.name, verdict)
 
 
 def _stream(config: RunConfig, folder: Path, resume: bool, console: Screen) -> StreamIndex:
