@@ -145,7 +145,7 @@ class ImportReport:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value or name == "tasks"}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ImportReport:
