@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 
 from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
+from streamcvit.published import PublishedTable, check_published
 
 _TAKEN = ("stream", "config.yaml", "lock.json", "report.html")  # what else a run's folder holds
 
@@ -364,6 +365,14 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the scoring")
     cluster: ClusterConfig = Field(ClusterConfig(), description="the actors")
     monitor: MonitorConfig = Field(MonitorConfig(), description="the endpoint")
+    published: list[PublishedTable] = Field(
+        default_factory=list, description="tables of papers to compare with; nothing of a run depends on them"
+    )
+
+    @model_validator(mode="after")
+    def _published_fits(self) -> RunConfig:
+        check_published(self.published, self.stream.tasks)
+        return self
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> RunConfig:
