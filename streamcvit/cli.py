@@ -29,13 +29,17 @@ out = Screen()
 err = Screen(stderr=True)
 
 Pipeline = Annotated[
-    Path, typer.Argument(help="YAML file, or the name of one that comes with streamcvit: embedded, real-small.")
+    Path,
+    typer.Argument(
+        help="YAML file, or the name of one that comes with streamcvit: embedded, strcvit-25, cvit-single ..."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. learner.lr=1e-3.")
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run's folder.")]
 Data = Annotated[str | None, typer.Option(help="Root folder of the data (stream.data).")]
+Model = Annotated[str | None, typer.Option(help="Folder or name of the base model (model.name_or_path).")]
 Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray; same results to the bit.")]
 DEMO = ("zero-shot", "lora", "smolora")
 # Part of the benchmark's samples and test questions: done in a minute and a half on two cores.
@@ -92,9 +96,14 @@ def run(
     pipeline: Pipeline,
     method: Annotated[list[str] | None, typer.Option("--method", help="Only these methods of the file.")] = None,
     data: Data = None,
+    model: Model = None,
     name: Name = None,
     settings: Settings = None,
     local: Local = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="A benchmark's recipe whole, on a tiny model over made-up files, in seconds."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the folder.")] = False,
     allow: Annotated[
         list[str] | None,
@@ -102,7 +111,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a pipeline: shard its stream, learn it, score every chunk boundary, report."""
-    config = _config(pipeline, settings, data=data, name=name)
+    config = _config(pipeline, settings, data=data, model=model, name=name)
     if method:
         unknown = [m for m in method if m not in config.methods]
         if unknown:
@@ -110,15 +119,23 @@ def run(
                 f"unknown method {unknown[0]!r}", where=str(pipeline), fix=f"Choose from {', '.join(config.methods)}"
             )
         config = config.model_copy(update={"methods": {m: config.methods[m] for m in method}})
+    if dry_run:
+        _rehearse(config)
+        return
+    _check_paths(config, pipeline)
     _run(config, local=local, resume=resume, allow=allow or [])
 
 
 @app.command()
-def check(pipeline: Pipeline, data: Data = None, settings: Settings = None, local: Local = False) -> None:
+def check(
+    pipeline: Pipeline, data: Data = None, model: Model = None, settings: Settings = None, local: Local = False
+) -> None:
     """Do all of a run's pre-flight without learning: rows, tokens, scorers, adapters, memory, time; nothing is kept."""
     from streamcvit.inspection import inspect
 
-    for line in inspect(_config(pipeline, settings, data=data), local):
+    config = _config(pipeline, settings, data=data, model=model)
+    _check_paths(config, pipeline)
+    for line in inspect(config, local):
         out.print(line, markup=False, soft_wrap=True)
     out.print("nothing stands in the way of this run")
 
@@ -156,6 +173,7 @@ def scenario_show(
     from streamcvit.run.stream import plan_of
 
     config = _config(pipeline, settings, data=data)
+    _check_paths(config, pipeline, model=False)
     plan = plan_of(config)
     out.print(plan_table(plan.tasks, plan.counts))
     if plot is not None:
@@ -207,7 +225,9 @@ def shard(
     from streamcvit.run.losses import stream_lines
     from streamcvit.run.stream import prepare_stream
 
-    index = prepare_stream(_config(pipeline, settings, data=data), folder, out.print)
+    config = _config(pipeline, settings, data=data)
+    _check_paths(config, pipeline, model=False)
+    index = prepare_stream(config, folder, out.print)
     for line in stream_lines(folder, index):
         out.print(line, markup=False, soft_wrap=True)
     _say_stream(index, len(index.eval_index()), folder)
@@ -364,19 +384,37 @@ def _say_stream(index: Any, tests: int, folder: Path) -> None:
     )
 
 
-def _config(pipeline: Path | str, settings: list[str] | None, *, data: str | None = None, **top: Any) -> Any:
+def _config(
+    pipeline: Path | str, settings: list[str] | None, *, data: str | None = None, model: str | None = None, **top: Any
+) -> Any:
     from streamcvit.pipeline import builtin, load_config
 
     path = builtin(pipeline) if isinstance(pipeline, str) else pipeline
-    if data is not None:
-        settings = [*(settings or []), f"stream.data={data}"]
+    given = {"stream.data": data, "model.name_or_path": model}
+    settings = [*(settings or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     return load_config(path, settings, **top)
 
 
-def _fresh(name: str) -> str:
+def _check_paths(config: Any, pipeline: Path, **wanted: bool) -> None:
+    from streamcvit.pipeline import check_paths
+
+    check_paths(config, pipeline, **wanted)
+
+
+def _rehearse(config: Any) -> None:
+    """Run a recipe whole on a tiny model over made-up files, in this process, into a folder of its own."""
+    from streamcvit.rehearsal import rehearsal
+
+    with rehearsal(config) as (small, lines):
+        for line in lines:
+            out.print(line, markup=False, soft_wrap=True)
+        _run(small.model_copy(update={"name": _fresh(small.name, small.out)}), local=True)
+
+
+def _fresh(name: str, runs: str = "runs") -> str:
     """`name`, or `name-2`, `name-3` ...: a demo never touches an older run."""
     number, candidate = 1, name
-    while (Path("runs") / candidate).exists():
+    while (Path(runs) / candidate).exists():
         number += 1
         candidate = f"{name}-{number}"
     return candidate

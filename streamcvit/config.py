@@ -161,6 +161,9 @@ class ModelConfig(Section):
     name_or_path: str = Field(
         "embedded", description="`embedded`, a folder that save_pretrained wrote, or a Hugging Face model's name"
     )
+    architecture: str = Field(
+        "", description="`model_type` of the base that a recipe is for, as in its config.json: what `--dry-run` builds"
+    )
     revision: str = Field("", description="branch, tag or commit of a Hugging Face model; empty: its main branch")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...; auto takes CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

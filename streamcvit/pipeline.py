@@ -50,6 +50,31 @@ def load_config(path: str | Path | None, settings: list[str] | None = None, **to
         raise UserError(explain(error), where=str(path or "settings"), fix=fix) from None
 
 
+def check_paths(config: RunConfig, pipeline: Path, *, model: bool = True) -> None:
+    """The paths that a recipe leaves to the person who runs it.
+
+    Args:
+        config: as the command line has it.
+        pipeline: what it was read from.
+        model: whether the base model is needed too.
+
+    Raises:
+        UserError: one of them is not set.
+    """
+    absent = {}
+    if config.stream.source == "benchmark" and not config.stream.data:
+        absent["stream.data"] = "--data FOLDER"
+    if model and not config.model.name_or_path:
+        absent["model.name_or_path"] = "--model FOLDER"
+    if absent:
+        more = f", or try it without: streamcvit run {pipeline} --dry-run" if config.stream.benchmark else ""
+        raise UserError(
+            f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} not set",
+            where=str(pipeline),
+            fix=f"Set {'both' if len(absent) > 1 else 'it'} in the file, or with {' '.join(absent.values())}{more}",
+        )
+
+
 def parse_setting(setting: str) -> tuple[list[str], Any]:
     """Key path and value of `key.path=value`; the value is YAML.
 
