@@ -16,7 +16,7 @@ from streamcvit.models.tiny import TINY, architecture_of, save_tiny
 
 ROWS = 2
 """Training rows of a task, and test rows; of mixed files a few a chunk."""
-STEP, TESTS, TOKENS, RANK, CHUNKS = 8, 2, 2, 4, 2
+STEP, TESTS, TOKENS, RANK, CHUNKS = 16, 2, 2, 4, 2
 """At most: samples a step, questions a task, tokens of an answer, rank of an adapter, chunks of mixed files."""
 _ATTENTION = 8
 _MEMORY = 6
