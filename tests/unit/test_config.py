@@ -139,7 +139,7 @@ def test_a_pipeline_of_the_package_goes_by_its_name_unless_a_file_has_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config("embedded") == load_config(builtin("embedded"))
-    with pytest.raises(UserError, match="the name of one that comes with streamcvit: embedded, real-small"):
+    with pytest.raises(UserError, match="the name of one that comes with streamcvit: coin, cvit-five, "):
         load_config("embeded")
     (tmp_path / "embedded").write_text("name: own\n")
     assert load_config("embedded").name == "own"
