@@ -320,7 +320,7 @@ def report(
 
     found = [run_folder for folder in folders for run_folder in find_runs(folder)]
     page = write_report(found, to or folders[0] / "report.html", title=folders[0].resolve().name)
-    out.print(f"report: {page}", markup=False)
+    out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -430,7 +430,7 @@ def _run(config: Any, **how: Any) -> None:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None
     out.print(results_table([RunRecord.load(config.folder(method)) for method in config.methods]))
-    out.print(f"report: {page}", markup=False)
+    out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 def _write(path: Path, text: str) -> None:
