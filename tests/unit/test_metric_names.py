@@ -55,4 +55,4 @@ def test_rows_of_mllm_cl_hold_together_under_our_formulae(mft, last, bwt):
         rows[f"t{task}"][task + 1 :] = rest
     told = summarise(rows, None, np.eye(5), set(rows), draws=10).metrics
     assert told[ours("MFT")].value == pytest.approx(mft) and told[ours("MFN")].value == pytest.approx(last)
-    assert told[ours("BWT")].value == pytest.approx(bwt, abs=0.011)
+    assert told[ours("BWT")].value == pytest.approx(bwt, abs=0.018)  # three rounded numbers
