@@ -9,23 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 from streamcvit.published import PublishedTable, check_published
+from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorConfig, Section
 
-OWN = re.compile(r"(?P<path>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
-"""How a setting names what a file of one's own defines: `my.py:Mine`."""
 OWN_CODE = "own_code"
 """The setting that notes such files, and the folder of a run that holds their copies."""
-_TAKEN = ("stream", "config.yaml", "lock.json", "report.html", OWN_CODE)  # what else a run's folder holds
-
-
-class Section(BaseModel):
-    """A part of the tree: unknown keys are errors, values do not change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_TAKEN = ("stream", "config.yaml", "lock.json", "report.html", "run.log", OWN_CODE)  # what else a run's folder holds
 
 
 class TaskFiles(Section):
@@ -317,87 +310,6 @@ class MethodConfig(Section):
     @model_serializer(mode="wrap")
     def _named_as_it_is_read(self, dump: Any) -> dict[str, Any]:
         return {MethodConfig.model_fields[name].alias or name: value for name, value in dump(self).items()}
-
-
-class EvaluationConfig(Section):
-    """The scoring of every seen task after every chunk."""
-
-    batch_size: int = Field(64, ge=1, description="prompts decoded together; halved where memory runs out")
-    draws: int = Field(1000, ge=10, description="bootstrap draws of the intervals")
-    metrics: list[str] = Field(
-        default_factory=list,
-        max_length=16,
-        description="metrics of your own beside those that a run always has, each `my.py:Mine` (docs/extending.md)",
-    )
-    thoughts: Literal["drop", "keep"] = Field(
-        "drop", description="whether answers, and references, are what follows their thoughts (`<think>...</think>`)"
-    )
-    zero_shot: bool = Field(False, description="also score the untrained base on every task")
-    unseen: Literal["every", "ends", "never"] | None = Field(
-        None,
-        description="when tasks are scored that the stream has not brought yet, or never brings. `every`: before the "
-        "first chunk and after every one; `ends`: before the first chunk, and after the last one before the task comes "
-        "(all that forward transfer needs) or, where it never comes, after the last; null: `ends` for tasks that are "
-        "only tested (the built-in ones excepted), `never` for others",
-    )
-    mif_tasks: list[str] = Field(default_factory=list, description="the tasks that MIF holds; empty: all")
-    audit: int = Field(
-        16,
-        ge=0,
-        description="answers of the last boundary that are given again one by one and compared; 0: none",
-    )
-    cache_bytes: int = Field(
-        4 << 30, ge=0, description="picture features that each evaluator keeps in memory (on a GPU: its own), in bytes"
-    )
-    disk_bytes: int = Field(
-        32 << 30,
-        ge=0,
-        description="what does not fit there goes to a file in the run's folder, up to so many bytes and half of the "
-        "free disk; it is gone with the run",
-    )
-
-    @field_validator("metrics")
-    @classmethod
-    def _metrics_are_ones_own(cls, metrics: list[str]) -> list[str]:
-        for name in metrics:
-            if not OWN.fullmatch(name):
-                raise ValueError(f"{name!r} is not of the form my.py:Mine, a file of your own and what it defines")
-        return metrics
-
-
-class ClusterConfig(Section):
-    """How many actors share the work."""
-
-    address: str = Field("local", description="`local` starts a private Ray on this machine; or a cluster's address")
-    ingest_actors: int = Field(2, ge=1, le=256, description="actors that read and preprocess")
-    evaluators: int = Field(1, ge=1, le=256, description="actors that score")
-    look_ahead: int = Field(8, ge=1, description="batches asked for ahead of the learner")
-    heartbeat_seconds: float = Field(1.0, gt=0, description="how often every actor is asked whether it lives")
-    silent_seconds: float = Field(30, gt=0, description="an actor that does not answer for so long is replaced")
-    start_seconds: float = Field(
-        120, gt=0, description="the same while its process starts, waiting for a place included"
-    )
-    stuck_seconds: float = Field(
-        600, gt=0, description="an actor that answers but does not move on is replaced; longer than loading the model"
-    )
-    restarts: int = Field(5, ge=0, description="of one actor, in the window or in a row; at one more the run stops")
-    restart_window_seconds: float = Field(600, gt=0, description="in which `restarts` are counted")
-    backoff_seconds: float = Field(
-        1.0, ge=0, description="before the second restart in a row, then doubled, 30 at most"
-    )
-
-
-class MonitorConfig(Section):
-    """The Prometheus endpoint."""
-
-    host: str = Field("127.0.0.1", description="another than loopback wants a token of every reader")
-    token_file: str = Field("", description="file with that token; empty: a private file is made, its path printed")
-    port: int = Field(0, ge=0, le=65535, description="0: any free port, printed")
-    notify: str = Field(
-        "",
-        pattern=r"^(https?://\S+)?$",
-        description="webhook that alerts are posted to (Slack's JSON); empty: none. For want of a Prometheus",
-    )
 
 
 class RunConfig(Section):

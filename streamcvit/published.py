@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -22,8 +22,23 @@ class PublishedRow(BaseModel):
         default_factory=dict, description="task -> its score after the last chunk, as printed"
     )
     metrics: dict[str, Points] = Field(
-        default_factory=dict, description="metric, by its name in docs/scoring.md -> as printed"
+        default_factory=dict, description="metric, by our name or the field's (docs/scoring.md) -> as printed"
     )
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _metrics_have_our_names(cls, metrics: Any) -> Any:
+        from streamcvit.evaluation.names import ours
+
+        if not isinstance(metrics, dict):
+            return metrics
+        found: dict[Any, Any] = {}
+        for name, value in metrics.items():
+            own = ours(name) if isinstance(name, str) else name
+            if own in found:
+                raise ValueError(f"{name!r} is another name of {own!r}, which stands there too")
+            found[own] = value
+        return found
 
 
 class PublishedTable(BaseModel):

@@ -28,9 +28,10 @@ from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
+from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.loading import Feed, local_feed, schedule_of, settle
 from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
+from streamcvit.run.workers import LearnerWorker
 
 KEPT_MIB = 128
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit

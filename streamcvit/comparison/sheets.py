@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from streamcvit.comparison.baselines import Baseline
 from streamcvit.comparison.decide import LOWER, Comparison
+from streamcvit.evaluation.names import theirs
 from streamcvit.monitoring.record import Interval
 from streamcvit.monitoring.report.tables import HEADINGS
 from streamcvit.monitoring.runs import METRICS
@@ -109,7 +110,9 @@ def metric_sheet(found: Comparison) -> Sheet:
     names = found.metrics()
     names = [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
     title = f"Metrics, {FAMILY[found.family]}"
-    return Sheet("metrics", title, "method", [heading(n) for n in names], [_rows(found, names)], _legend(found))
+    called = [f"{name} is also called {' or '.join(other)}" for name in names if (other := theirs(name))]
+    notes = [*_legend(found), *(["; ".join(called)] if called else [])]
+    return Sheet("metrics", title, "method", [heading(n) for n in names], [_rows(found, names)], notes)
 
 
 def gap_sheet(found: Comparison) -> Sheet:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, Resampler, blocks, bootstrap_mean, ends, estimate
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, blocks, bootstrap_mean, ends, estimate
+from streamcvit.evaluation.draws import Draws, edges_of
 from streamcvit.evaluation.forgetting import (
     best_earlier,
     best_so_far,
     cross_fitted,
     cross_interval,
     forgetting_by_chunk,
-    halves,
     mean_forgetting,
     steadied,
     taken,
@@ -168,45 +168,6 @@ def metrics(
     return {name: values[name] for name in METRICS}
 
 
-class _Draws:
-    """Resampled means of every task, float64 [size, ..., T, tasks] a time; task k draws from its own stream of `seed`.
-
-    Two of the same seed, tasks and sizes draw the same samples. With `cut`, means of halves of the samples come too;
-    `edges` by task, as in `Resampler`.
-    """
-
-    def __init__(
-        self,
-        by_task: Mapping[str, Any],
-        seed: int,
-        cut: bool = False,
-        edges: Mapping[str, tuple[float, float]] | None = None,
-    ) -> None:
-        arrays = [np.atleast_2d(np.asarray(points, dtype=np.float64)) for points in by_task.values()]
-        self.shape = arrays[0].shape[:-1]
-        self.tasks = [
-            Resampler(
-                points.reshape(int(np.prod(self.shape)), points.shape[-1]),
-                np.random.default_rng((seed, number)),
-                halves(points.shape[-1], np.random.default_rng((seed, number, 1))) if cut else None,
-                (edges or {}).get(task),
-            )
-            for number, (task, points) in enumerate(zip(by_task, arrays, strict=True))
-        ]
-        whole = self._shaped(np.stack([task.plain for task in self.tasks], axis=-1)[None])
-        self.plain, self.parts = whole[0, 0], whole[1:, 0]
-        self.numbers = max(whole.size, *(task.n for task in self.tasks))
-
-    def _shaped(self, means: np.ndarray) -> np.ndarray:
-        """[size, parts, rows, tasks] to [parts, size, ..., T, tasks]."""
-        return np.moveaxis(means.reshape(*means.shape[:2], *self.shape, means.shape[-1]), 1, 0)
-
-    def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The means as measured, then the next `size` draws, [1 + size, ..., T, tasks]; the same of each half."""
-        drawn = self._shaped(np.stack([task.draw(size) for task in self.tasks], axis=-1))
-        return np.concatenate([self.plain[None], drawn[0]]), np.concatenate([self.parts[:, None], drawn[1:]], axis=1)
-
-
 def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Collection[str]) -> None:
     if not scores:
         raise UserError("there are no scores to summarise", fix="Evaluate at least one task")
@@ -219,11 +180,6 @@ def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Co
     unknown = set(in_average) - set(scores)
     if unknown:
         raise ValueError(f"tasks in the average without scores: {sorted(unknown)}")
-
-
-def edges_of(tasks: Collection[str], plan: Plan) -> dict[str, tuple[float, float]]:
-    """The two points that an answer can get, of the tasks whose draws need them (`Resampler`): those never learned."""
-    return {task: (0.0, 100.0) for task, seen in zip(tasks, plan.seen[-1], strict=True) if not seen}
 
 
 def _steady(scores: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
@@ -241,7 +197,7 @@ def drawn_metrics(
     zero_shot: Mapping[str, np.ndarray] | None = None,
     judged: np.ndarray | None = None,
     forms: Mapping[str, np.ndarray] | None = None,
-) -> tuple[_Draws, Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]]:
+) -> tuple[Draws, Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]]:
     """Every metric as measured, then in block after block of draws; two of one seed draw the same samples.
 
     Args:
@@ -252,16 +208,16 @@ def drawn_metrics(
     """
     tasks = list(scores)
     tested = edges_of(tasks, plan)
-    drawn = _Draws(scores, seed, len(plan.seen) > 1, tested)
+    drawn = Draws(scores, seed, len(plan.seen) > 1, tested)
     rates, before = None, None
     if following is not None:
         absent = np.full((*drawn.shape, 1), np.nan)
-        rates = _Draws(
+        rates = Draws(
             {task: following.get(task, absent) for task in tasks}, seed, edges=dict.fromkeys(tasks, (0.0, 1.0))
         )
     if zero_shot is not None:
         missing = np.full((*drawn.shape[:-1], 1), np.nan)
-        before = _Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
+        before = Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
     steady = _steady(scores, plan)
 
     def blocks_of() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -412,6 +368,6 @@ def compare(
             fix="Compare runs that were evaluated on the same tasks and samples",
         )
     gaps = {task: np.asarray(one[task], dtype=np.float64) - np.asarray(other[task], dtype=np.float64) for task in tasks}
-    drawn = _Draws(gaps, seed)
+    drawn = Draws(gaps, seed)
     parts = [drawn.draw(size)[0][1 if size else 0 :, 0] for size in (0, *blocks(draws, drawn.numbers))]
     return estimate(np.concatenate(parts).mean(axis=-1))

@@ -28,3 +28,8 @@ last, over the tasks before the last, and its BWT the same with the other sign."
 def ours(name: str) -> str:
     """Our name of a metric that may be called by one of the field's; the name itself where it is ours or unknown."""
     return ALIASES.get(name, name)
+
+
+def theirs(name: str) -> list[str]:
+    """The field's other names of one of our metrics."""
+    return [alias for alias, own in ALIASES.items() if own == name and alias.lower() != name]

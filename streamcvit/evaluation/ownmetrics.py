@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from streamcvit.evaluation.bootstrap import DRAWS, Estimate, blocks, estimate
-from streamcvit.evaluation.matrix import Plan, _Draws, edges_of
+from streamcvit.evaluation.draws import Draws, edges_of
+from streamcvit.evaluation.plan import Plan
 
 Metric = Callable[[np.ndarray, Plan, np.ndarray], np.ndarray]
 """(scores [..., T, tasks] in points, when each task was learned, bool [tasks] which are in the average) -> [...]."""
@@ -28,7 +29,7 @@ def own_metrics(
         scores, trained, in_average, draws, seed: as in `summarise`.
     """
     plan, counted = Plan(np.asarray(trained)), np.array([task in in_average for task in scores])
-    drawn = _Draws(scores, seed, edges=edges_of(scores, plan))
+    drawn = Draws(scores, seed, edges=edges_of(scores, plan))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in functions}
     for size in (0, *blocks(draws, drawn.numbers)):
         block, _ = drawn.draw(size)

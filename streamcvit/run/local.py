@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from streamcvit.config import RunConfig
 from streamcvit.monitoring.notify import Teller
 from streamcvit.monitoring.store import RunStore
+from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.guard import Stop
 from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
+from streamcvit.run.workers import LearnerWorker
 
 
 class Pool(Protocol):

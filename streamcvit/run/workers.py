@@ -1,4 +1,4 @@
-"""What the learner and evaluator actors do, as plain classes: the local run uses them without Ray."""
+"""What the learner actor does, as a plain class: the local run uses it without Ray."""
 
 from __future__ import annotations
 
@@ -9,37 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from streamcvit.adapters import expert_usage
 from streamcvit.config import RunConfig
-from streamcvit.data.sample import Quarantined, Sample
 from streamcvit.data.shards.index import StreamIndex
-from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import Stopped, UserError
-from streamcvit.evaluation import FOLLOW_RULES, STRCVIT_SCORERS, Evaluator, check_test_set
-from streamcvit.evaluation.follow import published_form
 from streamcvit.learning import Ledger, OnlineLearner
 from streamcvit.learning import commit as commits
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.soundness import Diverged
 from streamcvit.models.batch import Batch
-from streamcvit.models.snapshot import Snapshot, load_adapter_state
 from streamcvit.monitoring.definitions import COMMIT_BOUNDS, BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
 from streamcvit.run.losses import unusable
-from streamcvit.run.messages import ChunkReport, Commits, Job, Progress, TaskScores
+from streamcvit.run.messages import ChunkReport, Commits, Progress
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
 from streamcvit.run.origin import START, put_on
 from streamcvit.run.own import blamed
-from streamcvit.run.ownkinds import scorer_of, strategy_of
-from streamcvit.run.scores import ZERO
+from streamcvit.run.ownkinds import strategy_of
 
 
 class LearnerWorker:
@@ -307,142 +298,3 @@ class LearnerWorker:
         self.commits = Commits(so_far, folder_bytes(folder), time.time())
         commits.prune(self.folder / "commits", self.config.learner.keep_commits, self.epoch)
         return folder
-
-
-class EvaluatorWorker:
-    """Scores tasks with any snapshot of any method, on one loaded base.
-
-    Args:
-        config: the run.
-        stream: folder of shards and index (test sets included).
-        loaded: told of the base model, each time one is loaded.
-
-    Raises:
-        UserError: a test set of which nothing can be read, or a sample of one without what its task's rules need.
-    """
-
-    def __init__(
-        self, config: RunConfig, stream: str, loaded: Callable[[torch.nn.Module], None] = lambda _: None
-    ) -> None:
-        settle(config)
-        self.config, self.loaded = config, loaded
-        index = StreamIndex.open(stream).eval_index()
-        self.scorers = {name: scorer_of(config, spec) for name, spec in index.tasks.items()}
-        samples: dict[str, list[Sample]] = {}
-        self.unreadable: dict[str, dict[str, str]] = {}
-        with ShardReader(index) as reader:
-            for task in index.tasks:
-                rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
-                good = (row for row in rows if isinstance(row, Sample))
-                samples[task] = list(check_test_set(index.tasks[task], good, self.scorers[task]))
-                bad = {row.sample_id: f"{row.reason}: {row.detail}" for row in rows if isinstance(row, Quarantined)}
-                if rows and not samples[task]:
-                    raise UserError(
-                        f"not one of {len(rows)} test samples of task {task!r} can be read; the first: {bad[min(bad)]}",
-                        where=index.folder,
-                        fix="Restore the shards from a copy",
-                    )
-                self.unreadable[task] = bad
-        self.tasks, self.samples = index.tasks, samples
-        self.model: PeftModel | None = None
-        self.held = ("", -1, "")
-        self._load()
-
-    def _load(self) -> None:
-        self.base = load_model(self.config)
-        self.encoder = load_encoder(self.config, self.base)
-        how = self.config.evaluation
-        self.evaluator = Evaluator(
-            self.base,
-            self.tasks,
-            self.samples,
-            how.batch_size,
-            instruction_encoder=self.encoder,
-            cache_bytes=how.cache_bytes,
-            thoughts=how.thoughts,
-            disk_bytes=how.disk_bytes,
-            scratch=self.config.folder(),
-        )
-        self.loaded(self.base.model)
-
-    def evaluate(self, job: Job, snapshot: Snapshot | None = None) -> TaskScores:
-        """Score one task.
-
-        Args:
-            job: what to score.
-            snapshot: its weights; None reads them from the job's commit.
-
-        Raises:
-            UserError: the weights that arrived are not the snapshot's, or no test sample of the task can be used.
-        """
-        began = time.perf_counter()
-        digest = self._hold(job, snapshot)
-        model = self.model if self.model is not None else self.base.model
-        found = self.evaluator.evaluate(model, job.task)
-        samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
-        published = published_form(spec.follow) if spec.strcvit else None
-        scores = TaskScores(
-            job,
-            digest,
-            list(found.sample_ids),
-            list(found.texts),
-            [sample.answer for sample in samples],
-            self.scorers[job.task](found.texts, samples),
-            STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
-            FOLLOW_RULES[spec.follow](found.texts, samples),
-            time.perf_counter() - began,
-            self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
-            [sample.instruction for sample in samples],
-            FOLLOW_RULES[published](found.texts, samples) if published else None,
-            notes=[fault] if (fault := self.evaluator.generator.store.fault) else [],
-        )
-        if not job.audit:
-            return scores
-        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found)
-        return replace(scores, audited=min(job.audit, len(samples)), differ=differ)
-
-    def _hold(self, job: Job, snapshot: Snapshot | None) -> str:
-        """Have the job's weights on the base; returns the digest of what is held."""
-        method, version, digest = self.held
-        if not job.commit:
-            self._unload()
-            return self.base.digest
-        if method != job.method:
-            self._unload()
-            self.model = wrap(self.base, self.encoder, self.config, job.method)
-            self.model.eval()
-        if job.chunk == ZERO and self.model is not None:
-            self.held = (job.method, 0, put_on(self.model, Path(job.commit)))
-            return self.held[2]
-        if (method, version) != (job.method, job.version):
-            path = Path(job.commit) / "adapter" / "adapter_model.safetensors"
-            try:
-                digest = load_adapter_state(self.model, snapshot or load_file(path))
-            except (SafetensorError, FileNotFoundError) as error:
-                raise UserError(f"damaged adapter ({error})", where=str(path), fix="Restore it from a copy") from None
-            if digest != job.digest:
-                raise UserError(
-                    f"the weights that arrived have digest {digest[:12]}, the snapshot's is {job.digest[:12]}",
-                    where=f"{job.method}, version {job.version}",
-                    fix="Resume the run; if it stays, the commit is damaged",
-                )
-            if self.model is not None and routes(self.model):
-                state = commits.read_note(Path(job.commit))
-                if state["encoder"] != self.encoder.identity:
-                    raise UserError(
-                        "the instruction encoder here is another one than the learner's",
-                        where=self.config.model.instruction_encoder,
-                        fix="Give every machine the same files",
-                    )
-            self.held = (job.method, job.version, digest)
-        return digest
-
-    def _unload(self) -> None:
-        """Have the base alone, as it was loaded; where an adapter wrote into its weights, load it again."""
-        if self.model is not None:
-            self.model.unload()
-            self.model = None
-        self.held = ("", -1, "")
-        if not self.base.restore():
-            del self.base, self.encoder, self.evaluator  # two do not fit beside each other
-            self._load()

@@ -21,10 +21,11 @@ from streamcvit.learning import commit, read_ledger
 from streamcvit.learning.epochs import Fenced, last_turn
 from streamcvit.pipeline import builtin, load_config
 from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import Job
 from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
+from streamcvit.run.workers import LearnerWorker
 
 CHUNKS, PER_CHUNK = 3, 24
 

@@ -19,8 +19,9 @@ from streamcvit.learning import read_ledger
 from streamcvit.models.processor import resolve
 from streamcvit.monitoring import RunRecord
 from streamcvit.pipeline import builtin, load_config
+from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.loading import load_encoder, load_model
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
+from streamcvit.run.workers import LearnerWorker
 
 TASKS = {name: TaskSpec(name, "exact", "single_word", max_new_tokens=8) for name in ("one", "none", "two", "turns")}
 

@@ -14,10 +14,11 @@ from streamcvit.embedded import tasks as embedded
 from streamcvit.models.base import Base, load_base
 from streamcvit.models.weights import checksum
 from streamcvit.pipeline import load_config
+from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import Job
 from streamcvit.run.stream import prepare_stream
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
+from streamcvit.run.workers import LearnerWorker
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

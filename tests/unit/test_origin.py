@@ -25,6 +25,7 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import adapter_state, load_adapter_state
 from streamcvit.models.vision import vision_dim
 from streamcvit.pipeline import builtin, load_config
+from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.loading import local_feed
 from streamcvit.run.messages import Job
@@ -32,7 +33,7 @@ from streamcvit.run.origin import START, content_digest, keep, lines, other_base
 from streamcvit.run.origincheck import settled
 from streamcvit.run.resume import changes, refuse
 from streamcvit.run.scores import ZERO
-from streamcvit.run.workers import EvaluatorWorker, LearnerWorker
+from streamcvit.run.workers import LearnerWorker
 
 TINY = ["stream.scenario.chunks=1", "stream.scenario.samples_per_chunk=24", "stream.test_samples=1",
         "evaluation.draws=10", "learner.batch_size=6"]  # fmt: skip
