@@ -34,9 +34,10 @@ class PublishedRow(BaseModel):
             return metrics
         found: dict[Any, Any] = {}
         for name, value in metrics.items():
-            own = ours(name) if isinstance(name, str) else name
+            # MAF alone does not say which variant a paper means.
+            own = ours(name) if isinstance(name, str) and name != "MAF" else name
             if own in found:
-                raise ValueError(f"{name!r} is another name of {own!r}, which stands there too")
+                raise ValueError(f"{own!r} stands there twice, by our name and by the field's")
             found[own] = value
         return found
 

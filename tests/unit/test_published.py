@@ -27,6 +27,12 @@ def test_a_published_table_is_kept_with_its_source() -> None:
     assert "a paper, table 1" in config.dump()
 
 
+def test_metrics_may_have_the_fields_names() -> None:
+    rows = {"LoRA-FT": {"metrics": {"MFT": 64.98, "Last": 53.0, "MAA": 61.13, "BWT": -14.97}}}
+    found = RunConfig.model_validate(tree(rows=rows)).published[0].rows["LoRA-FT"].metrics
+    assert found == {"mft": 64.98, "mfn": 53.0, "map": 61.13, "bwt_first": -14.97}
+
+
 def test_a_column_that_is_not_scored_is_named_as_such() -> None:
     rows = {"LoRA": {"tasks": {"one": 1.0, "three": 3.0}}}
     assert RunConfig.model_validate(tree(rows=rows, unscored=["three"])).published[0].unscored == ["three"]
@@ -42,6 +48,11 @@ def test_a_column_that_is_not_scored_is_named_as_such() -> None:
         ({"rows": {}}, "rows"),
         ({"rows": {"LoRA": {}}}, "holds no number"),
         ({"rows": {"LoRA": {"metrics": {"maf": 1.0}}}}, "unknown metric 'maf'; allowed: ap, map"),
+        ({"rows": {"LoRA": {"metrics": {"MAF": 1.91}}}}, "unknown metric 'MAF'"),
+        (
+            {"rows": {"LoRA": {"metrics": {"Avg": 1.0, "map": 1.0}}}},
+            "'map' stands there twice",
+        ),
         ({"rows": {"LoRA": {"tasks": {"one": float("nan")}}}}, "finite"),
         ({"rows": {"LoRA": {"metrics": {"ap": float("inf")}}}}, "finite"),
         ({"page": 3}, "page"),
