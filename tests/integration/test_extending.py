@@ -77,7 +77,7 @@ def test_rows_scores_weights_and_summary_come_from_the_pages_files(whole: Path) 
     page = (whole / "report.html").read_text()
     assert re.search(r"<th class=\"n\">worst_task</th></tr></thead><tbody>\s<tr><td>slow</td><td class=\"n\">\d", page)
     numbers = MetricStore()
-    numbers.load(RunRecord.load(whole / "slow"), "slow")
+    numbers.load(RunRecord.load(whole / "slow"))
     value = summary["metrics"]["worst_task"]["value"]
     (gauge,) = [family for family in numbers.collect() if family.name.endswith("own_metric_points")]
     assert [(one.labels["metric"], one.value) for one in gauge.samples] == [("worst_task", value)]
@@ -88,7 +88,7 @@ def test_a_run_keeps_the_files_and_their_digests_and_reading_it_runs_none(
 ) -> None:
     monkeypatch.setattr(own, "_modules", {})
     saved = load_config(whole / "config.yaml")
-    write_report([whole / "slow"], tmp_path / "page.html")
+    write_report([RunRecord.load(whole / "slow")], tmp_path / "page.html")
     assert learners(whole) == ["slow"] and own._modules == {}
     assert set(saved.own_code) == {"rows.py", "near.py", "worst.py", "slow.py"}
     for name in saved.own_code:
