@@ -37,6 +37,8 @@ def status(run: Run, as_json: AsJson = False) -> None:
     try:
         state = state_of(run_folder(run))
     except UserError:
+        if not Path(run).is_dir():
+            raise
         records = [RunRecord.load(found) for found in find_runs(run)]  # method folders without their run's
         state = None
     if as_json:

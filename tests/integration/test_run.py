@@ -65,7 +65,7 @@ def test_a_file_of_ones_own_reaches_every_process_of_a_run_and_is_kept_with_it(r
     saved = yaml.safe_load((ray_run.folder / "config.yaml").read_text())
     assert saved["own_code"] == {str(OWN_FILE): hashlib.sha256(kept.read_bytes()).hexdigest()}
     assert "lowest" in json.loads((ray_run.folder / "joint" / "summary.json").read_text())["metrics"]
-    assert re.search(r'own_metric_points\{metric="lowest",run="[^"]*lora"\} \d', "".join(ray_run.scrapes))
+    assert re.search(r'own_metric_points\{method="lora",metric="lowest",run="small"\} \d', "".join(ray_run.scrapes))
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -102,7 +102,8 @@ def test_every_score_carries_the_digest_of_its_snapshot(ray_run: Run) -> None:
 
 def test_the_run_folder_holds_only_open_formats(ray_run: Run) -> None:
     endings = Counter(path.suffix for path in ray_run.folder.rglob("*") if path.is_file())
-    assert set(endings) <= {".json", ".jsonl", ".yaml", ".parquet", ".safetensors", ".html", ".tar"}
+    # A log for people, and the sources of a strategy of one's own, beside them.
+    assert set(endings) <= {".json", ".jsonl", ".yaml", ".parquet", ".safetensors", ".html", ".tar", ".log", ".py"}
     assert (ray_run.folder / "report.html").stat().st_size > 10_000
 
 
@@ -150,7 +151,7 @@ def test_metrics_are_scraped_while_the_run_goes_on(ray_run: Run) -> None:
         for family in text_string_to_metric_families(text):
             if family.name == "streamcvit_chunks_completed":
                 for sample in family.samples:
-                    run = sample.labels["run"]
+                    run = sample.labels["run"], sample.labels["method"]
                     assert sample.value >= learned.get(run, 0)
                     learned[run] = sample.value
     assert learned
@@ -184,7 +185,8 @@ def test_a_finished_run_resumed_with_other_settings_is_refused(ray_run: Run) -> 
 def test_status_and_report_read_a_run_folder(ray_run: Run, tmp_path: Path) -> None:
     status = streamcvit("status", str(ray_run.folder), cwd=tmp_path)
     assert status.returncode == 0, status.stderr
-    assert "smolora: finished, chunk 4 of 4, 192 of 192 samples" in status.stdout
+    assert "small is finished" in status.stdout
+    assert re.search(r"smolora +finished, chunk 4 of 4, 192 of 192 samples, AP \d", status.stdout)
     page = tmp_path / "page.html"
     report = streamcvit("report", str(ray_run.folder / "smolora"), "--to", str(page), cwd=tmp_path)
     assert report.returncode == 0, report.stderr

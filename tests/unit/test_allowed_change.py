@@ -57,9 +57,9 @@ def test_a_change_allowed_before_a_kill_is_asked_for_again_until_every_folder_no
 
         patch.setattr(RunFolder, name, killed)
         with pytest.raises(Killed):
-            launch._execute(new, "weights", Stop(), True, True, ["learner.lr"])
+            launch._execute(new, "weights", Stop(), lambda **_: None, True, True, ["learner.lr"])
     assert changes(new, "base", index.digest) == {"learner.lr": ("0.001", "0.005")}
-    launch._execute(new, "weights", Stop(), True, True, ["learner.lr"])
+    launch._execute(new, "weights", Stop(), lambda **_: None, True, True, ["learner.lr"])
     assert changes(new, "base", index.digest) == {}
     for method in new.methods:
         assert '"changed"' in (new.folder(method) / "events.jsonl").read_text()

@@ -23,6 +23,7 @@ from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Ledger, commit
 from streamcvit.learning.epochs import Epoch
 from streamcvit.models.batch import Batch
+from streamcvit.monitoring.store import RunStore
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run.drive import Driver
 from streamcvit.run.folder import RunFolder
@@ -182,7 +183,7 @@ def test_scores_of_a_plain_loop_are_kept_one_by_one(folder: RunFolder) -> None:
             return answer(job)
 
     pool = LocalPool.__new__(LocalPool)
-    pool.signals, pool.evaluator = Stop(), Evaluator()  # type: ignore[assignment]
+    pool.signals, pool.evaluator, pool.store = Stop(), Evaluator(), RunStore([])  # type: ignore[assignment]
     with pytest.raises(Stopped):
         driven(folder, pool).run()  # type: ignore[arg-type]
     assert len(list(folder.path.glob("predictions/*/[!.]*.parquet"))) == 5
