@@ -37,7 +37,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
     try:
         state = state_of(run_folder(run))
     except UserError:
-        if not Path(run).is_dir():
+        if not Path(run).exists():
             raise
         records = [RunRecord.load(found) for found in find_runs(run)]  # method folders without their run's
         state = None
