@@ -39,6 +39,8 @@ from streamcvit.run.scores import ZERO, Scores
 from streamcvit.run.unseen import scored_at
 
 MISSING = "not installed"
+INTERIM_DRAWS = 200
+"""Draws of the intervals between a run's beginning and its end, where they come anew after every chunk."""
 ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream", "audit", "note")
 """Events that a replayed step, or every boundary, repeats."""
 
@@ -328,14 +330,16 @@ class RunFolder:
     def write_scores(self, always: bool = True) -> None:
         """Derive scores.parquet and summary.json from the predictions.
 
-        Unless `always`, one that takes more than a second, as that of a very long stream, stays as it is until ten
-        times as long has gone by.
+        Unless `always`, as at the run's end, intervals come from `INTERIM_DRAWS` draws at most, and a summary that takes
+        more than a second, as that of a very long stream, stays as it is until ten times as long has gone by.
         """
         began = time.monotonic()
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
             return
         write_table(self.path / "scores.parquet", self.scores.table())
         draws, own = self.config.evaluation.draws, metrics_of(self.config)
+        if not always:
+            draws = min(draws, INTERIM_DRAWS)
         summary = self.scores.summary(draws, self.config.seed, own)
         if self.audits:
             summary["audit"] = self.audit
