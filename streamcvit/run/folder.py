@@ -330,8 +330,8 @@ class RunFolder:
     def write_scores(self, always: bool = True) -> None:
         """Derive scores.parquet and summary.json from the predictions.
 
-        Unless `always`, as at the run's end, intervals come from `INTERIM_DRAWS` draws at most, and a summary that takes
-        more than a second, as that of a very long stream, stays as it is until ten times as long has gone by.
+        Unless `always`, as at the run's end, intervals come from `INTERIM_DRAWS` draws at most, and a summary that
+        takes more than a second, as that of a very long stream, stays as it is until ten times as long has gone by.
         """
         began = time.monotonic()
         if not always and self._took > 1 and began - self._wrote < 10 * self._took:
