@@ -19,7 +19,7 @@ import numpy as np
 
 from streamcvit.evaluation import bootstrap, forgetting
 from streamcvit.evaluation.interval import score_interval
-from streamcvit.evaluation.matrix import METRICS, Plan, intervals, metrics
+from streamcvit.evaluation.matrix import METRICS, Plan, drawn_metrics, intervals, metrics
 
 CELLS = ((5, 4), (15, 8), (25, 11))
 """(chunks, tasks)."""
@@ -90,7 +90,7 @@ def cell(kind: str, chunks: int, tasks: int, n: int, streams: int, draws: int, s
     whole = [np.concatenate([start[None], shares])[:, task] for task in range(tasks)]
     points = [answers(share, n, streams, rng) for share in whole]
     follows = {f"t{task}": answers(forms[:, task], n, streams, rng) / 100 for task in range(tasks)}
-    _, found = intervals(
+    drawn = drawn_metrics(
         {f"t{task}": rows[:, 1:] for task, rows in enumerate(points)},
         follows,
         plan,
@@ -99,6 +99,7 @@ def cell(kind: str, chunks: int, tasks: int, n: int, streams: int, draws: int, s
         seed,
         {f"t{task}": rows[:, 0] for task, rows in enumerate(points)},
     )
+    found = intervals(drawn)
     told = {}
     for name in METRICS:
         value, low, high = found[name]

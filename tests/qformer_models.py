@@ -10,28 +10,9 @@ from typing import Any
 
 from models import _model, _text, tiny_tokenizer
 
+from streamcvit.models.tiny import word_tokenizer
+
 QUERIES = 4
-
-
-def word_tokenizer() -> Any:
-    """A tokenizer like BERT's: [CLS] and [SEP] around the text, words in lower case, spelled in letters."""
-    import string
-
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    letters = list(string.ascii_lowercase + string.digits + string.punctuation)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
-    backend = Tokenizer(models.WordPiece({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=512,
-    )  # fmt: skip
 
 
 def with_bos(tokenizer: Any) -> Any:

@@ -182,9 +182,19 @@ def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Co
         raise ValueError(f"tasks in the average without scores: {sorted(unknown)}")
 
 
-def _steady(scores: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
-    """The world that the draws of `maf_cross` come from, float [..., T, tasks]."""
-    return np.stack([steadied(points, _alone(plan, number)) for number, points in enumerate(scores.values())], -1)
+@dataclass(frozen=True)
+class Drawn:
+    """Every metric of a run as measured, then in block after block of draws (`drawn_metrics`).
+
+    Attributes:
+        matrix: float [..., T, tasks], as measured.
+        blocks: matrices [size, ..., T, tasks] and name to values [size, ...]; the first block is what was measured.
+        lost: mean forgetting in the world that the draws of `maf_cross` come from (`steadied`), [...].
+    """
+
+    matrix: np.ndarray
+    blocks: Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
+    lost: np.ndarray
 
 
 def drawn_metrics(
@@ -197,14 +207,18 @@ def drawn_metrics(
     zero_shot: Mapping[str, np.ndarray] | None = None,
     judged: np.ndarray | None = None,
     forms: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Draws, Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]]:
-    """Every metric as measured, then in block after block of draws; two of one seed draw the same samples.
+) -> Drawn:
+    """Every metric with its draws, also of many runs at once (leading axes); two of one seed draw the same samples.
 
     Args:
-        scores, following, plan, counted, draws, seed, zero_shot, judged, forms: as in `intervals`.
-
-    Returns:
-        The source of the draws, and the blocks: matrices [size, ..., T, tasks], name to values [size, ...].
+        scores: task to points [..., T, n_i].
+        following: task to whether the answers keep to the demanded form, same shapes.
+        plan: when each task was learned.
+        counted: bool [tasks], whether the average holds a task.
+        draws, seed: of the bootstrap.
+        zero_shot: task to points [..., n_i] before the first chunk.
+        judged: bool [tasks], whether MIF holds a task; None: all.
+        forms: name to bool [tasks]; MIF over these tasks stands under `mif/NAME`.
     """
     tasks = list(scores)
     tested = edges_of(tasks, plan)
@@ -218,7 +232,7 @@ def drawn_metrics(
     if zero_shot is not None:
         missing = np.full((*drawn.shape[:-1], 1), np.nan)
         before = Draws({task: zero_shot.get(task, missing)[..., None, :] for task in tasks}, seed, edges=tested)
-    steady = _steady(scores, plan)
+    steady = np.stack([steadied(points, _alone(plan, number)) for number, points in enumerate(scores.values())], -1)
 
     def blocks_of() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         for size in (0, *blocks(draws, drawn.numbers)):
@@ -232,48 +246,20 @@ def drawn_metrics(
             fresh = slice(1 if size else 0, None)
             yield block[fresh], {name: value[fresh] for name, value in values.items()}
 
-    return drawn, blocks_of()
+    lost = mean_forgetting(forgetting_by_chunk(steady, plan, best_earlier(steady, plan))["best"], plan, counted)
+    return Drawn(drawn.plain, blocks_of(), lost)
 
 
-def intervals(
-    scores: Mapping[str, np.ndarray],
-    following: Mapping[str, np.ndarray] | None,
-    plan: Plan,
-    counted: np.ndarray,
-    draws: int = DRAWS,
-    seed: int = 0,
-    zero_shot: Mapping[str, np.ndarray] | None = None,
-    judged: np.ndarray | None = None,
-    forms: Mapping[str, np.ndarray] | None = None,
-) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """The matrix, and every metric with both ends of its interval; also of many runs at once (leading axes).
-
-    Args:
-        scores: task to points [..., T, n_i].
-        following: task to whether the answers keep to the demanded form, same shapes.
-        plan: when each task was learned.
-        counted: bool [tasks], whether the average holds a task.
-        draws, seed: of the bootstrap.
-        zero_shot: task to points [..., n_i] before the first chunk.
-        judged: bool [tasks], whether MIF holds a task; None: all.
-        forms: name to bool [tasks]; MIF over these tasks stands under `mif/NAME`.
-
-    Returns:
-        float [..., T, tasks]; name of `METRICS`, or `mif/NAME`, to value, low and high, [...] each.
-    """
-    drawn, blocks_of = drawn_metrics(scores, following, plan, counted, draws, seed, zero_shot, judged, forms)
+def intervals(drawn: Drawn) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Name of `METRICS`, or `mif/NAME`, to value and both ends of its 95 % interval, [...] each."""
     found: dict[str, list[np.ndarray]] = {}
-    for _, values in blocks_of:
+    for _, values in drawn.blocks:
         for name, value in values.items():
             found.setdefault(name, []).append(value)
-    steady = _steady(scores, plan)
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
+    cross = whole["maf_cross"]
     told = {name: (value[0], *ends(value[1:])) for name, value in whole.items()}
-    if len(drawn.parts):
-        truth = mean_forgetting(forgetting_by_chunk(steady, plan, best_earlier(steady, plan))["best"], plan, counted)
-        cross = whole["maf_cross"]
-        told["maf_cross"] = (cross[0], *cross_interval(cross[0], truth, cross[1:]))
-    return drawn.plain, told
+    return told | {"maf_cross": (cross[0], *cross_interval(cross[0], drawn.lost, cross[1:]))}
 
 
 def _alone(plan: Plan, task: int) -> Plan:
@@ -320,7 +306,8 @@ def summarise(
 
     counted, judged = among(in_average), among(tasks if in_mif is None else in_mif)
     groups = {name: among(members) & judged for name, members in (forms or {}).items()}
-    matrix, told = intervals(scores, following, plan, counted, draws, seed, zero_shot, judged, groups)
+    drawn = drawn_metrics(scores, following, plan, counted, draws, seed, zero_shot, judged, groups)
+    matrix, told = drawn.matrix, intervals(drawn)
     lost = forgetting_by_chunk(matrix, plan, best_earlier(matrix, plan))["best"][-1]
     found = {name: _estimate(*map(float, value)) for name, value in told.items()}
     return Summary(

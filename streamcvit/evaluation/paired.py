@@ -66,12 +66,10 @@ def sample(points: Points, draws: int = DRAWS, seed: int = 0) -> Sampled:
     tasks, plan = list(points.scores), Plan(np.asarray(points.trained))
     counted = np.array([task in points.in_average for task in tasks])
     judged = np.array([points.in_mif is None or task in points.in_mif for task in tasks])
-    _, drawn = drawn_metrics(
-        points.scores, points.following, plan, counted, draws, seed, points.zero_shot or None, judged
-    )
+    drawn = drawn_metrics(points.scores, points.following, plan, counted, draws, seed, points.zero_shot or None, judged)
     found: dict[str, list[np.ndarray]] = {}
     final, by_chunk = [], []
-    for block, values in drawn:
+    for block, values in drawn.blocks:
         for name, value in values.items():
             found.setdefault(name, []).append(value)
         final.append(block[:, -1])

@@ -182,7 +182,7 @@ def _instructblip() -> Parts:
     tokenizer._tokenizer.post_processor = processors.TemplateProcessing(  # as Vicuna's: it puts BOS in front
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
     )
-    words = _word_tokenizer()
+    words = word_tokenizer()
     processor = InstructBlipProcessor(  # which adds the image token
         BlipImageProcessorPil(size=_SQUARE), tokenizer, num_query_tokens=queries, qformer_tokenizer=words
     )
@@ -199,7 +199,7 @@ def _instructblip() -> Parts:
     return InstructBlipForConditionalGeneration, config, processor
 
 
-def _word_tokenizer() -> Any:
+def word_tokenizer() -> Any:
     """A tokenizer like BERT's, which the Q-Former has: [CLS] and [SEP] around the text, lower case, by letters."""
     import string
 
