@@ -128,14 +128,17 @@ def single(n: int, trials: int, seed: int = 0) -> dict[str, float]:
     return found
 
 
-def simulate(kinds: list[str], matrices: int, streams: int, draws: int, cells: Any = CELLS) -> dict[str, Any]:
-    """Coverage by kind, then by (chunks, n): the mean over `matrices` true matrices of `streams` streams each."""
+def simulate(
+    kinds: list[str], matrices: int, streams: int, draws: int, cells: Any = CELLS, first: int = 0
+) -> dict[str, Any]:
+    """Coverage by kind, then by (chunks, n): the mean over `matrices` true matrices, the seeds from `first` on, of
+    `streams` streams each."""
     result: dict[str, Any] = {}
     for kind in kinds:
         result[kind] = {}
         for chunks, tasks in cells:
             for n in SIZES:
-                parts = [cell(kind, chunks, tasks, n, streams, draws, seed) for seed in range(matrices)]
+                parts = [cell(kind, chunks, tasks, n, streams, draws, seed) for seed in range(first, first + matrices)]
                 names = [name for name in METRICS if any(name in part for part in parts)]
                 result[kind][f"{chunks} chunks, {tasks} tasks, n = {n}"] = {
                     name: {
@@ -165,18 +168,22 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=10, help="true matrices a cell")
     parser.add_argument("--streams", type=int, default=200, help="streams of each true matrix")
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first matrix")
+    parser.add_argument("--out", type=Path, help="file of results; other kinds in it are kept")
     args = parser.parse_args()
     began = time.perf_counter()
     bootstrap.BLOCK = 5_000_000  # many streams at once: a block of draws of all of them
-    result = simulate(args.kind or list(KINDS), args.matrices, args.streams, args.draws)
+    result = simulate(args.kind or list(KINDS), args.matrices, args.streams, args.draws, first=args.first)
     print(table(result))
     alone = {f"n = {n}": single(n, 4000) for n in SIZES}
     print("\none task's score, by its true value in points:", json.dumps(alone))
     print(f"{args.matrices * args.streams} streams a cell, {args.draws} draws, {time.perf_counter() - began:.0f} s")
     if args.out:
         how = {"matrices": args.matrices, "streams": args.streams, "draws": args.draws, "splits": forgetting.SPLITS}
-        args.out.write_text(json.dumps({"how": how, "kinds": result, "single": alone}, indent=1) + "\n")
+        held = json.loads(args.out.read_text()) if args.out.exists() else {"how": {}, "kinds": {}}
+        held["how"] |= dict.fromkeys(result, how | {"first": args.first})
+        held["kinds"] |= result
+        args.out.write_text(json.dumps(held | {"single": alone}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class MonitorActor(Actor):
         Raises:
             UserError: the port is taken.
         """
-        assert self.teller is None or self.config.monitor.notify
-        return self.server.url, self.server.port
+        server, _ = self.server, self.teller  # both come up here
+        return server.url, server.port
 
     @work
     def progress(self, progress: Progress) -> None:

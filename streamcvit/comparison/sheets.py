@@ -91,7 +91,7 @@ def main_sheet(found: Comparison, baselines: Mapping[str, Baseline]) -> Sheet:
             blocks.append((name, "", [*cells, *(Cell(_mean(found, baselines, place, n)) for n in names)]))
     title = f"Score of each task after the last chunk, {FAMILY[found.family]}"
     return Sheet(
-        "main", title, "method", [*tasks, *map(heading, names)], [blocks, _rows(found, numbers)], _legend(found)
+        "main", title, "method", [*tasks, *map(heading, names)], [blocks, _rows(found, numbers)], _legend(found, names)
     )
 
 
@@ -110,9 +110,7 @@ def metric_sheet(found: Comparison) -> Sheet:
     names = found.metrics()
     names = [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
     title = f"Metrics, {FAMILY[found.family]}"
-    called = [f"{name} is also called {' or '.join(other)}" for name in names if (other := theirs(name))]
-    notes = [*_legend(found), *(["; ".join(called)] if called else [])]
-    return Sheet("metrics", title, "method", [heading(n) for n in names], [_rows(found, names)], notes)
+    return Sheet("metrics", title, "method", [heading(n) for n in names], [_rows(found, names)], _legend(found, names))
 
 
 def gap_sheet(found: Comparison) -> Sheet:
@@ -161,8 +159,10 @@ def _rows(found: Comparison, numbers: Sequence[str]) -> list[tuple[str, str, lis
     return rows
 
 
-def _legend(found: Comparison) -> list[str]:
+def _legend(found: Comparison, names: Sequence[str]) -> list[str]:
     notes = ["points, with 95 % intervals"]
+    if called := [f"{name} is also called {' or '.join(other)}" for name in names if (other := theirs(name))]:
+        notes.append("; ".join(called))
     if any(len(side.runs) > 1 for side in found.sides):
         notes.append("several seeds: mean and Student's interval over seeds")
     if len(found.sides) > 1:

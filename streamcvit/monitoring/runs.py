@@ -22,8 +22,13 @@ Records = Sequence[tuple[str, RunRecord]]
 """Runs with their labels, in the order they are shown in."""
 
 
-def shown_metrics(records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """`METRICS`; with `maf_best` for `maf_cross` where runs of an older release have nothing else."""
+def shown_metrics(records: Sequence[RunRecord], family: str = "strict") -> tuple[str, ...]:
+    """`METRICS`; with `maf_best` for `maf_cross` where runs of an older release have nothing else.
+
+    Of the published family, whose rules fit some tasks and forms only, those that a run has.
+    """
+    if family != "strict":
+        return tuple(name for name in METRICS if any(record.metric(name, family) for record in records))
     cross = any(record.metric("maf_cross") for record in records) or not any(r.metric("maf_best") for r in records)
     return METRICS if cross else tuple("maf_best" if name == "maf_cross" else name for name in METRICS)
 

@@ -328,7 +328,7 @@ def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, fa
     table.add_column("method", no_wrap=True)
     if unfinished:
         table.add_column("chunks", justify="right")
-    names = shown_metrics(records)
+    names = shown_metrics(records, family)
     for name in names:
         table.add_column(HEADINGS[name], justify="right")
     for i, (label, record) in enumerate(runs):

@@ -131,6 +131,12 @@ def live_page(folder: Path | str, title: str = "streamcvit", seconds: int = 10) 
     return page
 
 
+def _columns(runs: Records, family: str) -> list[tuple[str, str, str]]:
+    """Name, note and direction of each metric of a headline table."""
+    names = shown_metrics([record for _, record in runs], family)
+    return [(*tables.HEADINGS[name], "↓" if name in LOWER_IS_BETTER else "↑") for name in names]
+
+
 def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
     first = figures.stream_of(runs)
     following_chart, following_heat = figures.following(runs)
@@ -143,19 +149,12 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
         "active": _leading(runs),
         "probes": len(runs) <= figures.MAX_PROBED and any(row["kind"] == "live" for _, r in runs for row in r.scores),
         "facts": _facts(runs),
-        "metrics": [
-            (*tables.HEADINGS[name], "↓" if name in LOWER_IS_BETTER else "↑")
-            for name in shown_metrics([record for _, record in runs])
-        ],
         "plan_of": next(label for label, record in runs if record is first),
         "same_plan": figures.same_plan(runs),
         "headlines": [
-            ("", tables.headline(runs, verdict)),
-            *(
-                [("published", tables.headline(runs, family="strcvit"))]
-                if any(r.metric("ap", "strcvit") for _, r in runs)
-                else []
-            ),
+            (family, _columns(runs, family), tables.headline(runs, verdict, family))
+            for family in ("strict", "strcvit")
+            if family == "strict" or any(record.metric("ap", family) for _, record in runs)
         ],
         "forms": tables.following_tables(runs),
         "findings": tables.findings(runs, verdict),

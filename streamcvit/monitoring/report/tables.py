@@ -52,7 +52,7 @@ def known(verdict: Verdict, name: str, place: int, record: RunRecord, family: st
 
 def headline(runs: Records, verdict: Verdict = UNDECIDED, family: str = "strict") -> list[dict[str, Any]]:
     """One row a run: its metrics with intervals, drawn on a scale shared within the column."""
-    names = shown_metrics([record for _, record in runs])
+    names = shown_metrics([record for _, record in runs], family)
     scale = {}
     for name in names:
         entries = [known(verdict, name, i, record, family) for i, (_, record) in enumerate(runs)]
@@ -71,7 +71,7 @@ def headline(runs: Records, verdict: Verdict = UNDECIDED, family: str = "strict"
             ends = [value if end is None else end for end in (low, value, high)]
             place = [3 + 94 * (end - floor) / (roof - floor) for end in ends]
             span = f"{number(low)} to {number(high)}" if low is not None and high is not None else ""
-            ranks = verdict.is_best(name, i), verdict.is_second(name, i)
+            ranks = [family == "strict" and told(name, i) for told in (verdict.is_best, verdict.is_second)]
             cells.append(Value(number(value), span, *ranks, *place))
         note = ""
         if record.upper_bound:
