@@ -50,7 +50,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
         folders = [Path(state.folder) / method.name for method in state.methods]
         records = [RunRecord.load(folder) for folder in folders]
     if records:
-        out.print(results_tables(records, verdict_of(records)))
+        out.print(results_tables(records, verdict_of(records, baselines=False)))
 
 
 def said(state: RunState) -> list[Text]:
@@ -161,7 +161,12 @@ def stop(
             f"it runs on {held.get('host')}", where=str(folder), fix=f"Stop it there: kill -TERM {held['pid']}"
         )
     for _ in range(2 if at_once else 1):
-        os.kill(held["pid"], signal.SIGTERM)
+        try:
+            os.kill(held["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            break  # it has ended meanwhile
+        except PermissionError:
+            raise UserError("it is another person's run", where=str(folder), fix="Ask them to stop it") from None
         time.sleep(0.5)
     until = time.monotonic() + wait
     while holder(folder) is not None:

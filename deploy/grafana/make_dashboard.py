@@ -98,7 +98,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Scores and forgetting": (
         Panel("Scores of tasks", "Strict scores at chunk ends.",
               (Query(metric("task_score_points", 'scorer="strict"'), TASK),), unit=POINTS, low=0, high=100),
-        Panel("Forgetting of tasks", "Best less now. The dashed alert line of the rules is at 10.",
+        Panel("Forgetting of tasks", "Best less now. Above 10, for sure, the rules tell.",
               (Query(metric("task_forgetting_points"), TASK),), unit=POINTS),
         Panel("AP, MAP and MIF", "MAP is the mean of AP over the chunks so far, MIF that of instructions followed.",
               (Query(metric("average_performance_points"), f"AP {ONE}"),

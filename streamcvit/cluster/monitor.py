@@ -42,6 +42,7 @@ class MonitorActor(Actor):
     def store(self) -> RunStore:
         store = RunStore(self.config.folder(method) for method in self.config.methods)
         store.build_info(**self.labels)
+        store.read()
         for method in self.config.methods:
             store.begin(Source(self.config.name, method), (), self.actors)
         return store

@@ -16,10 +16,15 @@ from streamcvit.monitoring.verdict import Verdict
 PAGE = "report.html"
 
 
-def verdict_of(records: Sequence[RunRecord]) -> Verdict:
-    """What is found when these runs are held against each other; what cannot be read decides nothing, and is noted."""
+def verdict_of(records: Sequence[RunRecord], baselines: bool = True) -> Verdict:
+    """What is found when these runs are held against each other; what cannot be read decides nothing, and is noted.
+
+    Args:
+        records: the runs.
+        baselines: whether what answers without a look would get is wanted beside it, for which test sets are read.
+    """
     found = compare_runs(records, strict=False)
-    return found.verdict(baselines_of(record for _, record in found.runs))
+    return found.verdict(baselines_of(record for _, record in found.runs) if baselines else None)
 
 
 def report(folders: Sequence[Path], out: Path, title: str) -> tuple[Path, Sequence[RunRecord], Verdict]:

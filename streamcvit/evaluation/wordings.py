@@ -41,18 +41,18 @@ def by_wording(
         known = wording.get(task)
         if known is None or not len(here):
             continue
-        for code in np.unique(known[known >= 0]).tolist():
-            part = known == code
-            rates = 100.0 * np.nanmean(follows[task][np.ix_(here, part)], axis=1)
+        codes, sizes, rates = _by_code(known, 100.0 * follows[task][here])
+        _, _, last = _by_code(known, points[task][here[-1:]])
+        for place, code in enumerate(codes.tolist()):
             rows.append(
                 {
                     "task": task,
                     "form": form[task],
                     "wording": names[code],
-                    "n": int(part.sum()),
-                    "following": float(rates[-1]),
-                    "score": float(np.nanmean(points[task][here[-1], part])),
-                    "mif": float(rates.mean()),
+                    "n": int(sizes[place]),
+                    "following": float(rates[-1, place]),
+                    "score": float(last[0, place]),
+                    "mif": float(rates[:, place].mean()),
                 }
             )
     spread: dict[str, dict[str, Any]] = {}
@@ -69,3 +69,20 @@ def by_wording(
             }
     listed = sorted(rows, key=lambda row: -row["n"])[:MOST]
     return {"wordings": listed, "spread": spread, "more": len(rows) - len(listed)}
+
+
+def _by_code(codes: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of a table [rows, n], nan left out, over the samples of each code.
+
+    Returns:
+        The codes that are not negative, how many samples each has, and the means [rows, codes].
+    """
+    known = np.flatnonzero(codes >= 0)
+    found, sizes = np.unique(codes[known], return_counts=True)
+    if not len(found):
+        return found, sizes, np.zeros((len(table), 0))
+    values = table[:, known[np.argsort(codes[known], kind="stable")]]
+    starts, there = np.cumsum(sizes) - sizes, ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sums = np.add.reduceat(np.where(there, values, 0.0), starts, axis=1)
+        return found, sizes, sums / np.add.reduceat(there.astype(float), starts, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import queue
@@ -50,7 +51,7 @@ class Notifier:
 
     def __init__(self, url: str, pauses: tuple[float, ...] = PAUSES) -> None:
         self.url, self.pauses = url, pauses
-        self._waiting: queue.Queue[Alert | None] = queue.Queue(MOST)
+        self._waiting: queue.Queue[Alert] = queue.Queue(MOST)
         self._thread = threading.Thread(target=self._work, name="notify", daemon=True)
         self._thread.start()
 
@@ -68,7 +69,8 @@ class Notifier:
             time.sleep(0.05)
 
     def _work(self) -> None:
-        while (alert := self._waiting.get()) is not None:
+        while True:
+            alert = self._waiting.get()
             try:
                 self._post(message(alert))
             finally:
@@ -81,7 +83,7 @@ class Notifier:
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
                     return
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 reason = error
                 refused = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 429
             if pause is None or refused:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import yaml
 
 from streamcvit.errors import Stopped, UserError
+from streamcvit.monitoring import alerts
 from streamcvit.monitoring.alerts import RULES, RUN_STOPPED, Alert, Reading, Watch
 from streamcvit.monitoring.definitions import PREFIX
 from streamcvit.monitoring.notify import Notifier, told_of_its_end
@@ -81,10 +84,33 @@ def test_the_alerts_are_those_of_the_rules(case: dict[str, Any]) -> None:
             assert found == expected
 
 
-def test_every_rule_of_prometheus_is_there_with_its_severity() -> None:
-    rules = yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"][0]["rules"]
-    severities = {rule["alert"]: rule["labels"]["severity"] for rule in rules}
+def seconds(time: str) -> int:
+    """Of Prometheus's notation of a time."""
+    return int(time[:-1]) * {"s": 1, "m": 60, "h": 3600}[time[-1]]
+
+
+THRESHOLDS = {
+    "StreamcvitTaskForgotten": alerts.FORGOTTEN_POINTS,
+    "StreamcvitLearnerStarved": alerts.STARVED_SHARE,
+    "StreamcvitEvaluationLags": alerts.LAGGING_CHUNKS,
+    "StreamcvitNoCommit": alerts.COMMIT_SECONDS,
+    "StreamcvitExpertBankCollapsed": alerts.COLLAPSED_SHARE,
+    "StreamcvitQuarantine": alerts.QUARANTINED_SHARE,
+    "StreamcvitStepsSkipped": alerts.SKIPPED_STEPS,
+    "StreamcvitActorRestarts": alerts.RESTARTS,
+}
+
+
+def test_every_rule_of_prometheus_is_there_with_its_severity_threshold_and_times() -> None:
+    rules = {r["alert"]: r for r in yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"][0]["rules"]}
+    severities = {name: rule["labels"]["severity"] for name, rule in rules.items()}
     assert severities == {name: rule.severity for name, rule in RULES.items()} | {RUN_STOPPED: "critical"}
+    assert THRESHOLDS.keys() == RULES.keys()
+    for name, rule in RULES.items():
+        said = rules[name]["expr"]
+        assert re.search(rf"[<>] {THRESHOLDS[name]:g}\b", said), name
+        assert seconds(rules[name].get("for", "0s")) == rule.lasting, name
+        assert {seconds(window) for window in re.findall(r"\[(\w+)\]", said)} == {rule.window} - {0.0}, name
 
 
 def test_one_that_ends_and_comes_again_is_told_again() -> None:
@@ -160,6 +186,21 @@ def test_one_that_refuses_is_not_asked_again_and_one_that_is_slow_keeps_nobody_w
     for _ in range(200):
         notifier.send(ALERT)
     assert time.monotonic() - began < 0.5
+
+
+def test_what_is_no_answer_costs_that_alert_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        notifier = Notifier(f"http://127.0.0.1:{server.getsockname()[1]}/", pauses=())
+        heard = []
+        for alert in (ALERT, replace(ALERT, summary="another one")):
+            notifier.send(alert)
+            connection, _ = server.accept()
+            with connection:
+                heard.append(connection.recv(10_000))
+                connection.sendall(b"garbage\r\n\r\n")
+        notifier.close(10)
+    assert b"POST" in heard[0] and len(heard) == 2
+    assert caplog.text.count("could not be posted") == 2
 
 
 def test_nobody_there_is_no_reason_to_stop(caplog: pytest.LogCaptureFixture) -> None:
