@@ -31,7 +31,7 @@ def trial(rng: np.random.Generator, gain: float, same: float = 0.85) -> tuple[bo
     one = np.where((one == 0) & (rng.random((TASKS, SAMPLES)) < gain / 50), 100.0, one)
     runs = [_points(answers) for answers in (one, other)]
     drawn = sample(runs[0], DRAWS), sample(runs[1], DRAWS)
-    paired = differences(runs[0], runs[1], drawn, DRAWS)[0]["ap"].decided
+    paired = differences(runs[0], runs[1], drawn)[0]["ap"].decided
     (low, high), (floor, roof) = (np.quantile(run.metrics["ap"][1:], [0.025, 0.975]) for run in drawn)
     return bool(paired), bool(low > roof or floor > high)
 

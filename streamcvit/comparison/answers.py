@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,12 @@ class Answers:
         points: family -> task -> points [T, n], nan what was not scored.
         follows: family -> task -> whether the answer keeps to the demanded form [T, n], nan what was not judged.
         zero: family -> task -> points [n] before any learning.
-        rules: task -> (strict rule, published rule or "").
     """
 
     ids: dict[str, list[str]] = field(default_factory=dict)
     points: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {family: {} for family in FAMILIES})
     follows: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {family: {} for family in FAMILIES})
     zero: dict[str, dict[str, np.ndarray]] = field(default_factory=lambda: {family: {} for family in FAMILIES})
-    rules: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[str]:
         """The tasks that a family's rules judge."""
@@ -64,7 +61,6 @@ def read_answers(record: RunRecord) -> Answers:
         if key not in tables:
             tables[key] = _read(record.folder, *key, zero=row["kind"] == "zero")
         table = tables[key]
-        found.rules.setdefault(task, table["rules"])
         places = _places(found, task, table["sample_id"], record.n_chunks)
         for family, column in FAMILIES.items():
             if row["kind"] == "zero":
@@ -72,7 +68,6 @@ def read_answers(record: RunRecord) -> Answers:
                 zero[places] = table[column]
             else:
                 found.points[family][task][chunk, places] = table[column]
-            if row["kind"] != "zero":
                 found.follows[family][task][chunk, places] = table[FORMS[family]]
     if not any(np.isfinite(told).any() for told in found.follows["strcvit"].values()):
         found.follows["strcvit"] = found.follows["strict"]  # tasks have the one rule of form
@@ -150,7 +145,6 @@ def _read(folder: Path, version: int, task: str, zero: bool) -> dict[str, Any]:
             "sample_id": [str(name) for name in table["sample_id"].to_pylist()],
             **{column: _numbers(table[column]) if column in names else nothing for column in FAMILIES.values()},
             **{form: _numbers(table[form].cast(pa.int8())) if form in names else nothing for form in FORMS.values()},
-            "rules": _rules(schema.metadata),
         }
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -159,9 +153,3 @@ def _read(folder: Path, version: int, task: str, zero: bool) -> dict[str, Any]:
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.float64()).to_numpy()
-
-
-def _rules(metadata: dict[bytes, bytes] | None) -> tuple[str, str]:
-    """Names of the strict and the published rule that judged."""
-    said = json.loads((metadata or {}).get(b"streamcvit", b"{}"))
-    return str(said.get("metric", "")), str(said.get("published") or "")

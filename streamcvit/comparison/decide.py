@@ -20,11 +20,9 @@ from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate
 from streamcvit.evaluation.matrix import METRICS as ALL
 from streamcvit.evaluation.paired import Difference, Sampled, differences, over_seeds, sample, seeds_apart
 from streamcvit.monitoring.record import Interval, RunRecord
-from streamcvit.monitoring.runs import Records
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records
 from streamcvit.monitoring.verdict import Gap, Verdict, task_key
 
-LOWER = ("maf_", "forgetting")
-"""What begins so is better the lower it is."""
 OF_LEARNERS = ("bwt", "maf", "fwt", "mft")
 """Metrics that say nothing of what learns nothing, or all at once."""
 
@@ -81,7 +79,7 @@ class Comparison:
             learner = not number.startswith(OF_LEARNERS) or not side.record.untrained
             if (number, place) in self.values and side.record.finished and not side.record.upper_bound and learner:
                 found.append(place)
-        sign = 1 if number.startswith(LOWER) else -1
+        sign = 1 if number.startswith(LOWER_IS_BETTER) else -1
         return sorted(found, key=lambda place: sign * self.values[number, place][0])
 
     def ranks(self, number: str) -> tuple[int | None, int | None]:
@@ -92,7 +90,7 @@ class Comparison:
         return order[0], order[1] if len(order) > 2 and self._above(number, order[1], order[2:]) else None
 
     def _above(self, number: str, one: int, others: Sequence[int]) -> bool:
-        sign = -1 if number.startswith(LOWER) else 1
+        sign = -1 if number.startswith(LOWER_IS_BETTER) else 1
         gaps = [self.gap(number, one, other) for other in others]
         return all(gap is not None and gap.decided and sign * gap.value > 0 for gap in gaps)
 
@@ -123,7 +121,12 @@ class Comparison:
 
 
 def compare_runs(
-    records: Sequence[RunRecord], family: str = "strict", draws: int = DRAWS, seed: int = 0, strict: bool = True
+    records: Sequence[RunRecord],
+    family: str = "strict",
+    draws: int = DRAWS,
+    seed: int = 0,
+    strict: bool = True,
+    paired: bool = True,
 ) -> Comparison:
     """Hold runs against each other.
 
@@ -132,6 +135,7 @@ def compare_runs(
         family: whose points.
         draws, seed: of the bootstrap, the same for all runs.
         strict: raise where a run's answers cannot be read; else note it, and decide nothing of that run.
+        paired: whether differences are wanted.
 
     Raises:
         UserError: no runs, or answers that cannot be read.
@@ -163,7 +167,7 @@ def compare_runs(
                 )
         if set(side.runs) <= drawn.keys() and len({drawn[run].by_chunk.shape for run in side.runs}) == 1:
             found.curves[place] = _band([drawn[run].by_chunk for run in side.runs])
-    for one, other in combinations(range(len(found.sides)), 2):
+    for one, other in combinations(range(len(found.sides)), 2) if paired else ():
         _hold_against(found, one, other, held, drawn, draws, seed)
     return found
 
@@ -193,7 +197,7 @@ def _hold_against(
         theirs = points_of(runs[second][1], held[second], found.family, like)
         order_kept = held[second].ids == like.ids
         again = drawn[second] if order_kept else sample(theirs, draws, seed)
-        metrics, tasks = differences(ours, theirs, (drawn[first], again), draws, seed)
+        metrics, tasks = differences(ours, theirs, (drawn[first], again))
         by_pair.append(metrics | {task_key(task): gap for task, gap in tasks.items()})
     for number in by_pair[0]:
         if not all(number in gaps for gaps in by_pair) or not all((number, k) in found.values for k in (one, other)):

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamcvit.comparison.baselines import Baseline
-from streamcvit.comparison.decide import LOWER, Comparison
+from streamcvit.comparison.decide import Comparison
 from streamcvit.evaluation.names import theirs
 from streamcvit.monitoring.record import Interval
-from streamcvit.monitoring.report.tables import HEADINGS
-from streamcvit.monitoring.runs import METRICS
+from streamcvit.monitoring.runs import METRICS, heading
 from streamcvit.monitoring.verdict import task_key
 from streamcvit.published import PublishedTable
 
@@ -68,14 +67,6 @@ def sheets_of(
     if len(found.sides) > 1:
         sheets.append(gap_sheet(found))
     return [*sheets, *(published_sheet(table, ours) for table, ours in tables)]
-
-
-def heading(name: str) -> str:
-    """What a metric is called in a table, with the way in which it is better."""
-    known = HEADINGS.get(name)
-    arrow = "↓" if name.startswith(LOWER) else "↑"
-    kind, _, variant = name.partition("_")
-    return f"{known[0] if known else ' '.join(filter(None, [kind.upper(), variant]))} {arrow}"
 
 
 def main_sheet(found: Comparison, baselines: Mapping[str, Baseline]) -> Sheet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Whole:
     baselines: dict[str, Baseline]
     tables: list[tuple[PublishedTable, Comparison]]
 
-    @property
+    @cached_property
     def sheets(self) -> list[Sheet]:
         """All tables."""
         return sheets_of(self.found, self.baselines, self.tables)
@@ -111,5 +112,5 @@ def whole_comparison(folders: Sequence[Path], family: str = "strict", recipes: S
     found = compare_runs(records, family)
     ours = found
     if tables and family != "strcvit":
-        ours = compare_runs(records, "strcvit")
+        ours = compare_runs(records, "strcvit", paired=False)
     return Whole(found, baselines_of((r for _, r in found.runs), family), [(table, ours) for table in tables])

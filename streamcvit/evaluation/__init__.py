@@ -12,7 +12,7 @@ from streamcvit.evaluation.bootstrap import Estimate, bootstrap_mean
 from streamcvit.evaluation.check import check_test_set
 from streamcvit.evaluation.families import FAMILIES
 from streamcvit.evaluation.follow import FOLLOW_RULES, FollowRule
-from streamcvit.evaluation.matrix import Summary, compare, summarise
+from streamcvit.evaluation.matrix import Summary, summarise
 from streamcvit.evaluation.scorers import SCORERS, Scorer
 from streamcvit.evaluation.strcvit import STRCVIT_SCORERS
 
@@ -42,7 +42,6 @@ __all__ = [
     "Summary",
     "bootstrap_mean",
     "check_test_set",
-    "compare",
     "summarise",
 ]
 

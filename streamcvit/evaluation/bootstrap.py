@@ -39,9 +39,9 @@ class Estimate(NamedTuple):
 
 
 def student(freedom: int) -> float:
-    """97.5 % quantile of Student's t (Hill, 1970, Cornish-Fisher expansion; within 0.004 from 3 degrees on)."""
-    if freedom < 3:
-        return {1: 12.7062, 2: 4.3027}.get(freedom, math.inf)
+    """97.5 % quantile of Student's t (Hill, 1970, Cornish-Fisher expansion; within 0.0002 from 6 degrees on)."""
+    if freedom < 6:
+        return {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706}.get(freedom, math.inf)
     z, v = Z, float(freedom)
     terms = (
         (z**3 + z) / 4,

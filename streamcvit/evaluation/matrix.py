@@ -9,14 +9,14 @@ in one pass.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, blocks, bootstrap_mean, ends, estimate
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, blocks, bootstrap_mean, ends
 from streamcvit.evaluation.draws import Draws, edges_of
 from streamcvit.evaluation.forgetting import (
     best_earlier,
@@ -37,7 +37,6 @@ __all__ = [
     "Plan",
     "Summary",
     "bootstrap_mean",
-    "compare",
     "metrics",
     "summarise",
 ]
@@ -168,6 +167,11 @@ def metrics(
     return {name: values[name] for name in METRICS}
 
 
+Metric = Callable[[np.ndarray, Plan, np.ndarray], np.ndarray]
+"""One of one's own: (scores [..., T, tasks] in points, when each task was learned, bool [tasks] which are in the
+average) -> [...]."""
+
+
 def _check(scores: Mapping[str, np.ndarray], trained: np.ndarray, in_average: Collection[str]) -> None:
     if not scores:
         raise UserError("there are no scores to summarise", fix="Evaluate at least one task")
@@ -207,6 +211,7 @@ def drawn_metrics(
     zero_shot: Mapping[str, np.ndarray] | None = None,
     judged: np.ndarray | None = None,
     forms: Mapping[str, np.ndarray] | None = None,
+    own: Mapping[str, Metric] | None = None,
 ) -> Drawn:
     """Every metric with its draws, also of many runs at once (leading axes); two of one seed draw the same samples.
 
@@ -219,6 +224,7 @@ def drawn_metrics(
         zero_shot: task to points [..., n_i] before the first chunk.
         judged: bool [tasks], whether MIF holds a task; None: all.
         forms: name to bool [tasks]; MIF over these tasks stands under `mif/NAME`.
+        own: metrics of one's own, which stand under `own/NAME`.
     """
     tasks = list(scores)
     tested = edges_of(tasks, plan)
@@ -243,6 +249,7 @@ def drawn_metrics(
             values = metrics(block, plan, counted, rate, zero, parts if len(parts) else None, judged)
             if rate is not None:
                 values |= {f"mif/{name}": mean_following(rate, plan, among) for name, among in (forms or {}).items()}
+            values |= {f"own/{name}": function(block, plan, counted) for name, function in (own or {}).items()}
             fresh = slice(1 if size else 0, None)
             yield block[fresh], {name: value[fresh] for name, value in values.items()}
 
@@ -251,7 +258,7 @@ def drawn_metrics(
 
 
 def intervals(drawn: Drawn) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Name of `METRICS`, or `mif/NAME`, to value and both ends of its 95 % interval, [...] each."""
+    """Name of `METRICS`, `mif/NAME` or `own/NAME` to value and both ends of its 95 % interval, [...] each."""
     found: dict[str, list[np.ndarray]] = {}
     for _, values in drawn.blocks:
         for name, value in values.items():
@@ -277,6 +284,7 @@ def summarise(
     family: str = "strict",
     in_mif: Collection[str] | None = None,
     forms: Mapping[str, Collection[str]] | None = None,
+    own: Mapping[str, Metric] | None = None,
 ) -> Summary:
     """All summaries of a run with 95 % intervals from a paired bootstrap over samples.
 
@@ -292,6 +300,7 @@ def summarise(
         family: the scorers the points come from.
         in_mif: the tasks that MIF holds; None: all.
         forms: instruction form to its tasks, each of which gets a MIF of its own.
+        own: metrics of one's own, by name.
 
     Raises:
         UserError: there are no scores.
@@ -306,7 +315,7 @@ def summarise(
 
     counted, judged = among(in_average), among(tasks if in_mif is None else in_mif)
     groups = {name: among(members) & judged for name, members in (forms or {}).items()}
-    drawn = drawn_metrics(scores, following, plan, counted, draws, seed, zero_shot, judged, groups)
+    drawn = drawn_metrics(scores, following, plan, counted, draws, seed, zero_shot, judged, groups, own)
     matrix, told = drawn.matrix, intervals(drawn)
     lost = forgetting_by_chunk(matrix, plan, best_earlier(matrix, plan))["best"][-1]
     found = {name: _estimate(*map(float, value)) for name, value in told.items()}
@@ -315,7 +324,8 @@ def summarise(
         matrix=matrix,
         ap_by_chunk=average_by_chunk(matrix, plan, counted),
         seen=[[task for task, here in zip(tasks, row, strict=True) if here] for row in plan.seen],
-        metrics={name: found[name] for name in METRICS if name not in WHERE_DEFINED or not np.isnan(found[name].value)},
+        metrics={name: found[name] for name in METRICS if name not in WHERE_DEFINED or not np.isnan(found[name].value)}
+        | {name: found[f"own/{name}"] for name in own or {}},
         forgetting={
             task: 0.0 if plan.first[number] == len(trained) - 1 else float(lost[number])
             for number, task in enumerate(tasks)
@@ -328,33 +338,3 @@ def summarise(
 
 def _estimate(value: float, low: float, high: float) -> Estimate:
     return Estimate(value, low, high) if not np.isnan(value) else Estimate(value, value, value)
-
-
-def compare(
-    one: Mapping[str, np.ndarray],
-    other: Mapping[str, np.ndarray],
-    in_average: Collection[str] | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
-    """Difference of two runs' AP (one minus other) with its paired interval.
-
-    Args:
-        one: task to the points [n_i] of one run's final answers.
-        other: the same of another run, the same samples in the same order.
-        in_average: tasks to count; None for all.
-
-    Raises:
-        UserError: the runs do not hold the same tasks and samples.
-    """
-    tasks = [task for task in one if in_average is None or task in in_average]
-    uneven = [task for task in tasks if np.shape(one[task]) != np.shape(other.get(task, ()))]
-    if uneven or not tasks:
-        raise UserError(
-            f"the runs cannot be compared sample by sample ({', '.join(uneven) or 'no task in common'})",
-            fix="Compare runs that were evaluated on the same tasks and samples",
-        )
-    gaps = {task: np.asarray(one[task], dtype=np.float64) - np.asarray(other[task], dtype=np.float64) for task in tasks}
-    drawn = Draws(gaps, seed)
-    parts = [drawn.draw(size)[0][1 if size else 0 :, 0] for size in (0, *blocks(draws, drawn.numbers))]
-    return estimate(np.concatenate(parts).mean(axis=-1))

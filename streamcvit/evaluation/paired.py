@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamcvit.evaluation.bootstrap import DRAWS, LEVEL, Estimate, estimate
-from streamcvit.evaluation.matrix import Plan, average_by_chunk, compare, drawn_metrics
+from streamcvit.errors import UserError
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate, student
+from streamcvit.evaluation.matrix import Plan, average_by_chunk, drawn_metrics
 
 FEWEST = 6
 """Samples that two runs must be judged differently on, before a difference is taken for one: with five, all in favour
@@ -101,29 +102,29 @@ class Difference:
 
 
 def differences(
-    one: Points, other: Points, sampled: tuple[Sampled, Sampled], draws: int = DRAWS, seed: int = 0
+    one: Points, other: Points, sampled: tuple[Sampled, Sampled]
 ) -> tuple[dict[str, Difference], dict[str, Difference]]:
     """What one run has more than another of each metric, and of each task's score after the last chunk.
 
     Args:
         one, other: the runs' points, of the same samples in the same order.
-        sampled: both runs' draws (`sample`) with these `draws` and this `seed`.
-        draws, seed: of the bootstrap.
+        sampled: both runs' draws (`sample`) of one seed.
 
     Raises:
         UserError: the runs do not hold the same tasks and samples.
     """
     first, second = sampled
+    if {t: np.shape(p) for t, p in one.scores.items()} != {t: np.shape(p) for t, p in other.scores.items()}:
+        raise UserError(
+            "the runs cannot be compared sample by sample",
+            fix="Compare runs that were evaluated on the same tasks and samples",
+        )
     at_all = {task: _differ(points, other.scores[task]).any(axis=0).sum() for task, points in one.scores.items()}
     form = [_differ(points, other.following[task]).any(axis=0).sum() for task, points in one.following.items()]
     counted = sum(int(n) for task, n in at_all.items() if task in one.in_average)
     by_metric = {}
     for name, values in first.metrics.items():
         found = estimate(values - second.metrics[name])
-        if name == "ap":
-            seen = np.asarray(one.trained).sum(axis=0) > 0
-            among = [task for task, here in zip(one.scores, seen, strict=True) if here and task in one.in_average]
-            found = compare(_last(one), _last(other), among, draws, seed) if among else found
         if not math.isnan(found.value):
             by_metric[name] = _decided(found, int(sum(form)) if name.startswith("mif") else counted)
     by_task = {}
@@ -132,10 +133,6 @@ def differences(
         if not math.isnan(found.value):
             by_task[task] = _decided(found, int(_differ(one.scores[task][-1], other.scores[task][-1]).sum()))
     return by_metric, by_task
-
-
-def _last(points: Points) -> dict[str, np.ndarray]:
-    return {task: values[-1] for task, values in points.scores.items()}
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -152,7 +149,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = student(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -160,23 +157,3 @@ def seeds_apart(values: Sequence[float]) -> Difference:
     """Differences of pairs of seeds, taken together; equal pairs decide nothing."""
     found = over_seeds(values)
     return Difference(found, found.low > 0 or found.high < 0, len(values))
-
-
-def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t beyond which, on both sides, 1 - level of Student's distribution lies; freedom >= 1."""
-    low, high = 0.0, 1e6
-    while high - low > 1e-9 * max(1.0, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| <= t), in closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd, cosine = freedom % 2, math.cos(angle)
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):  # cos + 2/3 cos^3 + 2*4/(3*5) cos^5 ..., or 1 + 1/2 cos^2 + ...
-        total += term
-        term *= cosine * cosine * k / (k + 1)
-    return (2 / math.pi) * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

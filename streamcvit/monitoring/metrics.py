@@ -139,13 +139,6 @@ class MetricStore(Collector):
             self._set("task_forgetting_points", run, best - score, task)
             self._set("task_forgetting_low_points", run, best - score - math.hypot(below, above), task)
 
-    def forgetting(self, run: Source, points: Mapping[str, float], low: Mapping[str, float] | None = None) -> None:
-        """Best score less score now by task where it was computed elsewhere; `low` is the interval's lower end."""
-        for task, value in points.items():
-            self._set("task_forgetting_points", run, value, task)
-        for task, value in (low or {}).items():
-            self._set("task_forgetting_low_points", run, value, task)
-
     def summary(self, run: Source, summary: Mapping[str, Any]) -> None:
         """`summary.json`: AP, MAP, BWT, MAF, MIF, and metrics of one's own."""
         for name, entry in summary.get("metrics", {}).items():

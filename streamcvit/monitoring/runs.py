@@ -16,7 +16,15 @@ from streamcvit.monitoring.record import RunRecord
 METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_cross", "mif")
 """Headline metrics in the order they are shown in."""
 
-LOWER_IS_BETTER = ("maf_cross", "maf_best", "maf_first", "maf_previous")
+LOWER_IS_BETTER = "maf_"
+"""What begins so is better the lower it is."""
+
+
+def heading(name: str) -> str:
+    """What a metric is called in a table, with the way in which it is better."""
+    kind, _, variant = name.partition("_")
+    return " ".join(filter(None, [kind.upper(), variant, "↓" if name.startswith(LOWER_IS_BETTER) else "↑"]))
+
 
 Records = Sequence[tuple[str, RunRecord]]
 """Runs with their labels, in the order they are shown in."""

@@ -20,22 +20,12 @@ from rich.text import Text
 
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runlog import RunLog
-from streamcvit.monitoring.runs import compared, shown_metrics
+from streamcvit.monitoring.runs import compared, heading, shown_metrics
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 from streamcvit.screen import Screen
 
 if TYPE_CHECKING:
     from streamcvit.adapters.published import Conversion
-
-HEADINGS = {
-    "ap": "AP ↑",
-    "map": "MAP ↑",
-    "bwt_first": "BWT first ↑",
-    "bwt_last": "BWT last ↑",
-    "maf_cross": "MAF cross ↓",
-    "maf_best": "MAF best ↓",
-    "mif": "MIF ↑",
-}
 
 NBSP = "\u00a0"
 """Keeps a task and its score on one line."""
@@ -330,7 +320,7 @@ def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, fa
         table.add_column("chunks", justify="right")
     names = shown_metrics(records, family)
     for name in names:
-        table.add_column(HEADINGS[name], justify="right")
+        table.add_column(heading(name), justify="right")
     for i, (label, record) in enumerate(runs):
         name_cell = Text(label)
         if record.upper_bound:
@@ -368,16 +358,16 @@ def import_report(found: Conversion) -> Group:
     from streamcvit.adapters.published import pattern_of  # here, since a table of results needs no torch
 
     modules = Table(box=SIMPLE_HEAD, title=f"{found.kind}: {len(found.modules)} modules", title_justify="left")
-    for heading in ("published module", "in the model"):
-        modules.add_column(heading, overflow="fold")
-    for heading in ("modules", "in", "out"):
-        modules.add_column(heading, justify="right")
+    for title in ("published module", "in the model"):
+        modules.add_column(title, overflow="fold")
+    for title in ("modules", "in", "out"):
+        modules.add_column(title, justify="right")
     kinds = Counter((pattern_of(path), pattern_of(place), i, o) for path, (place, i, o) in found.modules.items())
     for (path, place, inputs, outputs), count in kinds.items():
         modules.add_row(Text(path), Text("same" if place == path else place), str(count), str(inputs), str(outputs))
     settings = Table(box=SIMPLE_HEAD)
-    for heading in ("setting", "value", "from"):
-        settings.add_column(heading)
+    for title in ("setting", "value", "from"):
+        settings.add_column(title)
     for name, (value, source) in found.settings.items():
         if name != "target_modules":
             settings.add_row(name, Text(str(value)), source)

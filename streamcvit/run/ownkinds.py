@@ -14,9 +14,8 @@ from streamcvit.data.references import BadRow
 from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.errors import UserError
 from streamcvit.evaluation import SCORERS, Scorer
-from streamcvit.evaluation.matrix import METRICS, Plan
+from streamcvit.evaluation.matrix import METRICS, Metric, Plan
 from streamcvit.evaluation.needs import needing, needs_of
-from streamcvit.evaluation.ownmetrics import Metric
 from streamcvit.learning import STRATEGIES, Sequential
 from streamcvit.run import own
 

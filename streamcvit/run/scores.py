@@ -14,8 +14,7 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.evaluation.follow import published_form
 from streamcvit.evaluation.interval import score_interval
-from streamcvit.evaluation.matrix import summarise
-from streamcvit.evaluation.ownmetrics import Metric, own_metrics
+from streamcvit.evaluation.matrix import Metric, summarise
 from streamcvit.evaluation.wordings import by_wording
 
 ZERO = -1
@@ -215,6 +214,7 @@ class Scores:
                 family=name,
                 in_mif=[task for task in self.mif_tasks if task in forms],
                 forms={form: [t for t in forms if forms[t] == form] for form in dict.fromkeys(forms.values()) if form},
+                own=own if name == "strict" else None,
             )
             following = {
                 "tasks": [task for task in self.mif_tasks if forms.get(task)],
@@ -234,10 +234,7 @@ class Scores:
 
         whole = family("strict", self._points, self._follows, self.form)
         if own:
-            points = {task: scored(self._points, task) for task in self.tasks}
-            extra = own_metrics(own, points, counts, self.in_average, draws, seed)
-            whole["metrics"] |= {name: value.to_json() for name, value in extra.items()}
-            whole["own_metrics"] = list(extra)
+            whole["own_metrics"] = list(own)
         if forms := {task: published_form(self.form[task]) or "" for task in self.tasks if task in self._published}:
             whole["published"] = family("strcvit", self._published, self._follows_published, forms)
         return whole

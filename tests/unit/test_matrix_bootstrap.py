@@ -7,8 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from streamcvit.errors import UserError
-from streamcvit.evaluation import bootstrap_mean, compare, summarise
+from streamcvit.evaluation import bootstrap_mean, summarise
 from streamcvit.evaluation.bootstrap import resampled_means
 from streamcvit.evaluation.matrix import Plan, metrics
 
@@ -102,31 +101,6 @@ def test_a_long_stream_is_summarised_in_blocks_and_that_changes_nothing(run, mon
     for name, found in whole.metrics.items():
         assert parts.metrics[name] == pytest.approx(found, nan_ok=True), name
     assert parts.ap_by_chunk == pytest.approx(whole.ap_by_chunk)
-
-
-def test_two_runs_are_compared_sample_by_sample(run):
-    ours = {task: points[-1] for task, points in run.items()}
-    theirs = {task: points - 7.0 for task, points in ours.items()}
-    assert compare(ours, theirs) == pytest.approx((7, 7, 7))
-    assert compare(ours, ours) == (0.0, 0.0, 0.0)
-    unrelated = {task: points[0] for task, points in run.items()}
-    found = compare(ours, unrelated)
-    assert found.low < found.value < found.high
-    assert found.value == pytest.approx(np.mean([ours[task].mean() - unrelated[task].mean() for task in ours]))
-
-
-def test_a_comparison_leaves_out_tasks_outside_the_average(run):
-    ours = {task: points[-1] for task, points in run.items()}
-    theirs = {"a": ours["a"] - 7.0, "b": ours["b"] + 100.0}
-    assert compare(ours, theirs, in_average={"a"}).value == pytest.approx(7)
-
-
-def test_runs_on_other_samples_cannot_be_compared(run):
-    ours = {task: points[-1] for task, points in run.items()}
-    with pytest.raises(UserError, match="b"):
-        compare(ours, {"a": ours["a"], "b": ours["b"][:5]})
-    with pytest.raises(UserError, match="no task in common"):
-        compare({}, ours)
 
 
 def test_fifteen_chunks_of_eleven_tasks_take_less_than_a_second():

@@ -134,7 +134,7 @@ def live_page(folder: Path | str, title: str = "streamcvit", seconds: int = 10) 
 def _columns(runs: Records, family: str) -> list[tuple[str, str, str]]:
     """Name, note and direction of each metric of a headline table."""
     names = shown_metrics([record for _, record in runs], family)
-    return [(*tables.HEADINGS[name], "↓" if name in LOWER_IS_BETTER else "↑") for name in names]
+    return [(*tables.HEADINGS[name], "↓" if name.startswith(LOWER_IS_BETTER) else "↑") for name in names]
 
 
 def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def latex_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     """The headline table for a paper (booktabs): best bold, second underlined, the interval's two ends apart."""
     names = shown_metrics([record for _, record in runs])
-    arrows = [r"$\downarrow$" if name in LOWER_IS_BETTER else r"$\uparrow$" for name in names]
+    arrows = [r"$\downarrow$" if name.startswith(LOWER_IS_BETTER) else r"$\uparrow$" for name in names]
     titles = [f"{HEADINGS[name][0]} {arrow}" for name, arrow in zip(names, arrows, strict=True)]
     rows = []
     for i, (label, record) in enumerate(runs):
