@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from streamcvit.errors import UserError
 from streamcvit.pipeline import load_config
 from streamcvit.run.stream import Watch, prepare_stream
 from streamcvit.start import begin
-from streamcvit.start.survey import Source, Survey
+from streamcvit.start.survey import Source, Survey, survey
 from streamcvit.start.words import found_lines
 
 KINDS = {
@@ -75,9 +75,9 @@ def import_stream(
     if kind in LAYOUTS:
         own = {"source": "benchmark", "benchmark": kind, "data": str(source.absolute())}
         config = load_config(None, [*(f"stream.{key}={json.dumps(value)}" for key, value in own.items()), *given])
-    else:
-        config = _of_files(kind, source, made, given, seed, test_share, say)
     try:
+        if kind not in LAYOUTS:
+            config = _of_files(kind, source, made, given, seed, test_share, say)
         return prepare_stream(config, to, watch=watch, resume=True)
     finally:
         if not begun(to):
@@ -109,18 +109,13 @@ def _of_files(
     except (OSError, ValueError):
         before = None
     asked = [kind, str(source.absolute()), seed, test_share]
-    if pipeline.is_file() and before is not None and before[:-1] == asked and before[-1] == _times(before[-1]):
+    if pipeline.is_file() and before == [*asked, _times(_wanted(kind, source, survey(root)))]:
         say("going on with the rows that were looked at before")
         return load_config(pipeline, settings)
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    try:
-        start = begin(root, pipeline, test_share=test_share, seed=seed, only=only)
-        files = [str(file) for one in seen for file in one.files]
-        notes.write_text(json.dumps([*asked, _times(dict.fromkeys(files))]), encoding="utf-8")
-    except UserError:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+    start = begin(root, pipeline, test_share=test_share, seed=seed, only=only)
+    notes.write_text(json.dumps([*asked, _times(seen)]), encoding="utf-8")
     for line in found_lines(start):
         say(line)
     return load_config(pipeline, settings)
@@ -138,10 +133,10 @@ def _wanted(kind: str, source: Path, found: Survey) -> Iterator[Source]:
             yield one
 
 
-def _times(files: dict[str, Any]) -> dict[str, list[int]]:
-    """Size and time of each file, of a folder of its tables."""
+def _times(sources: Iterable[Source]) -> dict[str, list[int]]:
+    """Size and time of each file of these sources, of a folder of its tables."""
     found: dict[str, list[int]] = {}
-    for name in files:
+    for name in dict.fromkeys(str(file) for one in sources for file in one.files):
         path = Path(name)
         there = [one.stat() for one in (tables.files_in(path) if path.is_dir() else [path]) if one.exists()]
         found[name] = [number for one in there for number in (one.st_size, one.st_mtime_ns)]

@@ -30,13 +30,18 @@ def cut(plan: Plan, how: str, chunks: int) -> Plan:
     """An ordered plan shortened to its `first` chunks, or its whole order cut anew (`recut`) into so many.
 
     Raises:
-        UserError: it has fewer chunks, or no order.
+        UserError: it has not so many chunks, or samples, or no order.
     """
     if plan.labels is None:
         raise UserError("a plan without an order cannot be cut", fix="Choose another preset")
+    if not 1 <= chunks <= (len(plan) if how == "first" else len(plan.labels)):
+        there = f"{len(plan)} chunks" if how == "first" else f"{len(plan.labels)} samples"
+        raise UserError(
+            f"{chunks} chunks are asked for; the stream has {there}",
+            where="stream.scenario.preset",
+            fix="Ask for others",
+        )
     if how == "first":
-        if chunks > len(plan):
-            raise UserError(f"the first {chunks} chunks are asked for; the stream has {len(plan)}", fix="Ask for fewer")
         counts = plan.counts[:chunks]
         return Plan(plan.tasks, counts, plan.labels[: counts.sum()])
     parts = np.array_split(plan.labels, chunks)

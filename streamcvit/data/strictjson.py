@@ -7,7 +7,6 @@ range) is refused where it comes in.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -76,20 +75,14 @@ def loads(text: bytes | str, most: int | None = None) -> Any:
     return value
 
 
-def rows(text: str) -> Iterator[Any]:
+def read_rows(read: Callable[[int], str]) -> Iterator[Any]:
     """The rows of a JSON list, one by one; a row that is well-formed but refused comes as its ValueError.
+
+    Args:
+        read: so many characters of what follows; fewer only at the end. No more is held than a part and a row.
 
     Raises:
         ValueError: the text is no JSON list (rows before the fault have been given by then).
-    """
-    return read_rows(io.StringIO(text, newline="").read)
-
-
-def read_rows(read: Callable[[int], str]) -> Iterator[Any]:
-    """As `rows`, of a text that comes in parts; no more of it is held than a part and a row.
-
-    Args:
-        read: so many characters of what follows; fewer only at the end.
     """
     window = _Window(read)
     if window.skip() != "[":

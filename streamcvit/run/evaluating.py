@@ -100,7 +100,10 @@ class EvaluatorWorker:
         model = self.model if self.model is not None else self.base.model
         found = self.evaluator.evaluate(model, job.task)
         samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
+        follows = FOLLOW_RULES[spec.follow](found.texts, samples)
         published = published_form(spec.follow) if spec.strcvit else None
+        if published is not None:
+            told = follows if published == spec.follow else FOLLOW_RULES[published](found.texts, samples)
         scores = TaskScores(
             job,
             digest,
@@ -109,11 +112,11 @@ class EvaluatorWorker:
             [sample.answer for sample in samples],
             self.scorers[job.task](found.texts, samples),
             STRCVIT_SCORERS[spec.strcvit](found.texts, samples) if spec.strcvit else None,
-            FOLLOW_RULES[spec.follow](found.texts, samples),
+            follows,
             time.perf_counter() - began,
             self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
             [sample.instruction for sample in samples],
-            FOLLOW_RULES[published](found.texts, samples) if published else None,
+            None if published is None else told,
             notes=[fault] if (fault := self.evaluator.generator.store.fault) else [],
         )
         if not job.audit:

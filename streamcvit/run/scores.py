@@ -130,11 +130,10 @@ class Scores:
             held[task][1 + chunk] = np.nan
             held[task][1 + chunk, places] = values
         if "instruction" in table.column_names and not table["instruction"].null_count:
-            numbers = [
-                self._wordings.setdefault(text, len(self._wordings)) for text in table["instruction"].to_pylist()
-            ]
+            coded = table["instruction"].combine_chunks().dictionary_encode()
+            known = [self._wordings.setdefault(text, len(self._wordings)) for text in coded.dictionary.to_pylist()]
             codes = self._wording.setdefault(task, np.full(len(self.columns[task]), -1, np.int32))
-            codes[places] = numbers
+            codes[places] = np.array(known, np.int32)[coded.indices.to_numpy()]
         at = 1 + chunk, self.tasks.index(task)
         self._digests[at] = digest
         self._rows[at] = np.zeros((), _ROW)

@@ -14,12 +14,12 @@ import numpy as np
 from streamcvit.config import RunConfig
 from streamcvit.data.files.report import ImportReport
 from streamcvit.data.files.spool import Nothing, Spool
-from streamcvit.data.files.taskrows import Rows
+from streamcvit.data.files.taskrows import Row, Rows
 from streamcvit.data.files.tasks import TaskData, TaskFiles, load_tasks, report_of
 from streamcvit.data.layouts import LAYOUTS, load_layout
 from streamcvit.data.locations import is_url
 from streamcvit.data.plan import Plan
-from streamcvit.data.sample import Quarantined, TaskSpec
+from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.scenario import order
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.write import Writable, write_stream
@@ -176,7 +176,7 @@ def _load(config: RunConfig, spool: Spool) -> _Found:
     tasks = {name: TaskFiles(**task.model_dump()) for name, task in stream.tasks.items()}
     mixed, notes = None, []
     if stream.source == "benchmark":
-        found = load_layout(LAYOUTS[stream.benchmark], stream.data, tasks, stream.bad_share, spool)
+        found = load_layout(LAYOUTS[stream.benchmark], stream.data, tasks, stream.bad_share, spool, formats_of(config))
         data, mixed, notes = found.tasks, found.mixed, found.notes
     else:
         data = load_tasks(stream.data, tasks, stream.bad_share, spool, formats=formats_of(config))
@@ -210,9 +210,18 @@ def _samples(found: _Found, seed: int) -> Iterator[tuple[int, Writable]]:
 
 
 def _checked(config: RunConfig, spec: TaskSpec, rows: Rows) -> Iterator[Writable]:
-    """Test rows, after it is seen that they have what their task's rules read; their pictures are not read for that."""
-    for place, _ in enumerate(check_test_set(spec, (row.sample for row in rows.rows), scorer_of(config, spec))):
-        yield rows.stored(place)
+    """Test rows, after it is seen that they have what their task's rules read; pictures are not read for that, but for
+    the first sample's, on which a scorer of one's own is tried."""
+    own = spec.scorer not in SCORERS
+    row: Row
+
+    def looked_at() -> Iterator[Sample]:
+        nonlocal row
+        for place, row in enumerate(rows.rows):
+            yield row.load() if own and not place else row.sample
+
+    for _ in check_test_set(spec, looked_at(), scorer_of(config, spec)):
+        yield row.stored
 
 
 class _Watched(Spool):

@@ -270,7 +270,8 @@ class LearnerWorker:
         learned = time.perf_counter()
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
         state = commits.read_note(folder)
-        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": folder_bytes(folder)}
+        assert self.commits is not None
+        info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": self.commits.size_bytes}
         return ChunkReport(
             self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
         )

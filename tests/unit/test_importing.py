@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from streamcvit import cli
 from streamcvit.config import RunConfig
+from streamcvit.data.files.origins import Noting, origins_of
 from streamcvit.data.layouts import LAYOUTS
 from streamcvit.data.shards import write as writing
 from streamcvit.data.shards.index import StreamIndex
@@ -150,6 +151,32 @@ def test_files_go_on_from_the_rows_that_were_looked_at(rows, tmp_path, monkeypat
     assert said == ["going on with the rows that were looked at before"]
     import_stream("files", rows, tmp_path / "again", settings=SMALL_SHARDS)
     assert contents(to) == contents(tmp_path / "again")
+
+
+def test_a_file_that_came_meanwhile_is_imported_too(rows, tmp_path):
+    to = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        import_stream("files", rows, to, settings=SMALL_SHARDS, watch=stop_after(30))
+    (rows / "shapes.jsonl").write_text(
+        "".join(json.dumps(llava(n, f"<image>\nWhich is {n}?")) + "\n" for n in range(30))
+    )
+    assert set(import_stream("files", rows, to, settings=SMALL_SHARDS).tasks) == {"colours", "shapes"}
+
+
+def test_a_wrong_setting_leaves_no_copy_of_the_rows(rows, tmp_path):
+    with pytest.raises(UserError, match="stream.nothing"):
+        import_stream("files", rows, tmp_path / "s", settings=["stream.nothing=1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_made_file_that_a_person_changed_is_named_itself(tmp_path):
+    made, noting = tmp_path / "a.jsonl", Noting()
+    made.write_text("{}\n")
+    noting.add("theirs.csv", 7)
+    noting.save(made)
+    assert origins_of(made).of(0) == ("theirs.csv", 7)
+    made.write_text("{}\nnot json\n")
+    assert origins_of(made) is None
 
 
 def test_tables_of_hugging_face_and_csv_are_imported_by_their_kind(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -98,6 +99,22 @@ def test_paths_that_were_made_whole_and_other_image_folders_are_found(small, tmp
         path.write_text(path.read_text().replace("<STRCVIT_IMAGE_ROOT>", "/data/somebody/raw"))
     (tmp_path / "raw_images").rename(tmp_path / "images")
     assert prepare_stream(config("strcvit", tmp_path), tmp_path / "s").n_chunks == 25
+
+
+@pytest.mark.parametrize("preset", ["strcvit-0-recut", "strcvit-0-first", "strcvit-26-first", "strcvit-9999-recut"])
+def test_a_cut_into_chunks_that_there_cannot_be_is_refused(small, preset):
+    with pytest.raises(UserError, match=r"stream.scenario.preset: \d+ chunks are asked for; the stream has"):
+        plan_of(config("strcvit", small("strcvit"), scenario={"preset": preset}))
+
+
+def test_a_bad_row_of_mixed_files_is_named_with_its_file(tmp_path):
+    LAYOUTS["strcvit"].write_small(tmp_path, ROWS)
+    path = tmp_path / "StrCVIT_dataset" / "train" / "data_007.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([*rows, {"messages": 3}]))
+    index = prepare_stream(config("strcvit", tmp_path), tmp_path / "s")
+    said = json.loads((Path(index.folder) / "import.json").read_text())
+    assert "data_007.json: row" in json.dumps(said)
 
 
 @pytest.mark.parametrize("preset", ["strcvit-15-first", "strcvit-15-recut", "strcvit-20-first", "strcvit-20-recut"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from streams import sample
 
 from streamcvit.config import RunConfig
+from streamcvit.data.files.tasks import TaskFiles, load_tasks
 from streamcvit.data.references import BadRow
 from streamcvit.data.sample import TaskSpec
 from streamcvit.errors import UserError
@@ -15,6 +18,7 @@ from streamcvit.evaluation import SCORERS
 from streamcvit.launch import execute
 from streamcvit.pipeline import load_config
 from streamcvit.run import own, ownkinds
+from streamcvit.run.stream import _checked
 
 STRATEGY = "from streamcvit.learning import Sequential\nclass Mine(Sequential):\n"
 
@@ -113,12 +117,27 @@ def test_a_scorer_is_a_function_or_a_class_and_its_numbers_are_looked_at(tmp_pat
             ownkinds.scorer_of(config, spec)(["a", "b"], [sample(0), sample(1)])
 
 
-def test_a_stream_that_names_a_file_has_it_run_only_where_the_config_does_too(tmp_path: Path) -> None:
+def test_a_stream_that_names_a_file_has_it_run_only_where_the_config_does_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = loaded(tmp_path, "open('was-run', 'w')\ndef Mine(p, s): ...\n", STRATEGIES)
     for name in ("my.py:Mine", "/etc/other.py:Mine", "nothing"):
         with pytest.raises(UserError, match="the stream names the scorer .*, the config does not"):
             ownkinds.scorer_of(config, TaskSpec("t", name, "single_word"))
     assert ownkinds.scorer_of(config, TaskSpec("t", "exact", "single_word")) is SCORERS["exact"]
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_scorer_of_ones_own_is_tried_on_a_whole_sample(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "p" / "a.png")
+    rows = [{"question_id": name, "image": "a.png", "text": "What?", "answer": "red"} for name in ("1", "2")]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    config = loaded(tmp_path, "def Mine(p, s):\n    return [float(len(x.pictures[0].data)) for x in s]\n", SCORER)
+    files = config.stream.tasks["t"].model_copy(update={"train": "", "test": "test.json", "images": "p"})
+    data = load_tasks(tmp_path, {"t": TaskFiles(**files.model_dump())})["t"]
+    assert [found.sample_id for found in _checked(config, data.spec, data.test)] == ["1", "2"]
 
 
 def test_a_stream_folder_is_not_made_with_a_scorer_that_it_cannot_bring(tmp_path: Path) -> None:

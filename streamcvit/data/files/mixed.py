@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from streamcvit.data.files.report import FileReport
 from streamcvit.data.files.spool import Spool
 from streamcvit.data.files.taskrows import Rows
 from streamcvit.data.files.tasks import Amend, Reading, make_unique
-from streamcvit.data.formats import BAD_SHARE, Ids, Record
+from streamcvit.data.formats import BAD_SHARE, FORMATS, Ids, Record
 from streamcvit.data.instructions import UNNAMED, Naming
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import Quarantined
@@ -51,6 +52,7 @@ def load_mixed(
     naming: Naming = UNNAMED,
     spool: Spool | None = None,
     amend: Amend | None = None,
+    formats: Mapping[str, Callable[[Any], Record]] = FORMATS,
 ) -> Mixed:
     """Read them.
 
@@ -65,6 +67,7 @@ def load_mixed(
         naming: how the instruction is named.
         spool: where the rows go.
         amend: what is done to a row before its format reads it.
+        formats: readers of rows by name.
 
     Raises:
         UserError: as `load_tasks`.
@@ -72,13 +75,14 @@ def load_mixed(
     spool = Spool() if spool is None else spool
     rows, reports = {task: Rows(spool) for task in tasks}, {task: FileReport(_among(files)) for task in tasks}
     column = {task: place for place, task in enumerate(tasks)}
-    total, bad, ids = FileReport(), list[Quarantined](), Ids()
+    total, bad, ids = FileReport(_among(files)), list[Quarantined](), Ids()
     chunks, labels = array("i"), array("i")
     for chunk, file in enumerate(files):
         path = Path(root, file)
-        reading = Reading(path.stem, format, Path(root, images), naming, False, spool, amend, task_of, total)
+        reading = Reading(path.stem, format, Path(root, images), naming, False, spool, amend, task_of, formats=formats)
         for row in reading.rows(path, ids):
             if isinstance(row, Quarantined):
+                total.add_bad(row)
                 bad.append(row)
                 continue
             task = row.sample.task
@@ -87,7 +91,7 @@ def load_mixed(
             reports[task].add(row.sample, len(row.pictures), bool(row.sample.instruction), naming)
             chunks.append(chunk)
             labels.append(column[task])
-    total.file = _among(files)
+        total.rows += reading.report.rows
     total.check(bad_share)
     if not len(labels):
         raise UserError("no row can be used", where=total.file, fix="Check the files")

@@ -12,7 +12,8 @@ import numpy as np
 from streamcvit.errors import UserError
 
 ENDING = ".from"
-"""Behind the name of the made file: a line of JSON with the names of the files, then (file, row) of each, uint32."""
+"""Behind the name of the made file: a line of JSON with the names of the files and the made one's size, then file and
+row of each, uint32."""
 REFUSED = "!row: "
 """Begins a line of a made file in the place of a row that could not be read; what follows says why."""
 
@@ -22,13 +23,19 @@ class Origins:
 
     Args:
         path: of the made file.
+
+    Attributes:
+        files: that its rows come from.
+        size: bytes that it had when it was made.
     """
 
     def __init__(self, path: Path) -> None:
         where = beside(path)
         try:
             with where.open("rb") as stream:
-                self.files: list[str] = json.loads(stream.readline())["files"]
+                head = json.loads(stream.readline())
+                self.files: list[str] = head["files"]
+                self.size: int = head["bytes"]
                 start, size = stream.tell(), os.fstat(stream.fileno()).st_size
             count = (size - start) // 8
             self._rows = np.memmap(where, "<u4", "r", start, (count, 2)) if count else np.zeros((0, 2), "<u4")
@@ -49,8 +56,9 @@ def beside(path: Path) -> Path:
 
 
 def origins_of(path: Path) -> Origins | None:
-    """Of a file; None where it is nobody's making."""
-    return Origins(path) if beside(path).is_file() else None
+    """Of a file; None where it is nobody's making, or was changed since."""
+    found = Origins(path) if beside(path).is_file() else None
+    return found if found and found.size == path.stat().st_size else None
 
 
 class Noting:
@@ -65,7 +73,7 @@ class Noting:
         self._rows.extend((self._files.setdefault(file, len(self._files)), row))
 
     def save(self, path: Path) -> None:
-        """Write them beside the made file."""
+        """Write them beside the made file, which is whole by now."""
         with beside(path).open("wb") as out:
-            out.write(json.dumps({"files": list(self._files)}).encode() + b"\n")
+            out.write(json.dumps({"files": list(self._files), "bytes": path.stat().st_size}).encode() + b"\n")
             out.write(np.frombuffer(self._rows, np.uint32).astype("<u4").tobytes())

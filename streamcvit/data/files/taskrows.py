@@ -76,6 +76,11 @@ class Row:
         """Of the sample."""
         return self.sample.sample_id
 
+    @property
+    def stored(self) -> Stored:
+        """The same as it is written."""
+        return Stored(self.sample_id, self.sample.task, self.text, self.pictures, self.spool)
+
     def load(self) -> Sample:
         """The sample with its pictures' bytes as they are.
 

@@ -14,7 +14,7 @@ from streamcvit.data.files.report import TaskReport
 from streamcvit.data.files.rows import MAX_FILE
 from streamcvit.data.files.spool import Spool
 from streamcvit.data.files.tasks import Amend, TaskData, TaskFiles, load_tasks
-from streamcvit.data.formats import BAD_SHARE, Record
+from streamcvit.data.formats import BAD_SHARE, FORMATS, Record
 from streamcvit.data.instructions import UNNAMED, Naming
 from streamcvit.data.references import BadRow
 from streamcvit.errors import UserError
@@ -126,6 +126,7 @@ def load_layout(
     tasks: Mapping[str, TaskFiles],
     bad_share: float = BAD_SHARE,
     spool: Spool | None = None,
+    formats: Mapping[str, Callable[[Any], Record]] = FORMATS,
 ) -> Loaded:
     """Read a benchmark's files.
 
@@ -135,6 +136,7 @@ def load_layout(
         tasks: as the layout's, perhaps with other settings.
         bad_share: more bad rows than this share of a file stop the import.
         spool: where rows go.
+        formats: readers of rows by name.
 
     Raises:
         UserError: files are missing (the message names them), or as `load_tasks`.
@@ -149,14 +151,15 @@ def load_layout(
         return _both(layout.amend, joins[task] if part == "test" else None)
 
     if not layout.chunks:
-        return Loaded(load_tasks(root, tasks, bad_share, spool, amend), None, notes)
+        return Loaded(load_tasks(root, tasks, bad_share, spool, amend, formats), None, notes)
     assert layout.task_of is not None
     first = next(iter(tasks.values()))
     mixed = load_mixed(
         root, [layout.place(root, one) for one in layout.chunks], list(tasks), layout.task_of, first.images,
-        first.format, bad_share, layout.naming, spool, layout.amend,
+        first.format, bad_share, layout.naming, spool, layout.amend, formats,
     )  # fmt: skip
-    data = load_tasks(root, {name: replace(one, train="") for name, one in tasks.items()}, bad_share, spool, amend)
+    tests = {name: replace(one, train="") for name, one in tasks.items()}
+    data = load_tasks(root, tests, bad_share, spool, amend, formats)
     return Loaded(
         {
             name: replace(one, train=mixed.rows[name], report=TaskReport(mixed.reports[name], one.report.test))

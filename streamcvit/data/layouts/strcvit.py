@@ -25,7 +25,7 @@ from streamcvit.data.formats import Record
 from streamcvit.data.instructions import Naming
 from streamcvit.data.layouts import small
 from streamcvit.data.layouts.base import Join, Layout, Row, answers_by_id
-from streamcvit.data.layouts.cvit import DESCRIBE, GQA, OBJECT, PHRASE
+from streamcvit.data.layouts.cvit import DESCRIBE, GQA, LETTER, OBJECT, PHRASE
 from streamcvit.data.references import IMAGE_ROOT_MARK
 
 HOME = (
@@ -34,10 +34,9 @@ HOME = (
 )
 CHUNKS = 25
 ROOT, IMAGES = "StrCVIT_dataset", "raw_images"
+# Our words for two instructions of which only the embeddings are published, for small files.
 PLACE = f"What is the background of the image?\n{PHRASE}"
 BOX = "Please provide the bounding box coordinate of the region this sentence describes."
-LETTER = "Answer with the option's letter from the given choices directly."
-# Our words for two instructions of which only the embeddings are published, for small files.
 
 _BOX = re.compile(r"\[?\s*\d*\.?\d+(\s*,\s*\d*\.?\d+){3}\s*\]?\.?")
 # Folder of the pictures: task. COCO's hold those of two.
