@@ -34,8 +34,6 @@ KINDS = {
 }
 STEADY, LASTS = 0.7, 0.6
 """Share of a sample's variance that it keeps over all chunks; correlation of the rest from chunk to chunk."""
-BIASED = ("bwt_max", "maf_best")
-"""Forms of the field that take the best of noisy scores."""
 
 
 def plan_of(chunks: int, tasks: int, rng: np.random.Generator) -> np.ndarray:

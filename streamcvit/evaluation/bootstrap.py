@@ -149,15 +149,16 @@ def resampled_means(points: np.ndarray, draws: int, rng: np.random.Generator) ->
     return np.concatenate([source.plain, *(source.draw(size)[:, 0] for size in blocks(draws, source.n))])
 
 
-def ends(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ends(drawn: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Both ends of the interval of drawn values [draws, ...]; draws in which a value is not defined are left out."""
+    tails = [(1 - level) / 2, (1 + level) / 2]
     if not np.isnan(drawn).any():
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        low, high = np.quantile(drawn, tails, axis=0)
         return low, high
     known = ~np.isnan(drawn).all(axis=0)
     found = np.full((2, *drawn.shape[1:]), np.nan)
     if known.any():
-        found[:, known] = np.nanquantile(drawn[:, known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        found[:, known] = np.nanquantile(drawn[:, known], tails, axis=0)
     return found[0], found[1]
 
 

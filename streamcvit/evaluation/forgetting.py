@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamcvit.evaluation.bootstrap import ends
+from streamcvit.evaluation.bootstrap import LEVEL, ends
 from streamcvit.evaluation.plan import Plan, at, mean_of
 
 SPLITS = 2
@@ -89,6 +89,24 @@ def cross_fitted(parts: np.ndarray, plan: Plan, counted: np.ndarray) -> np.ndarr
     return np.mean(found, axis=0)
 
 
+def cross_fitted_loss(parts: np.ndarray, plan: Plan, counted: np.ndarray) -> np.ndarray:
+    """`bwt_max` against the chunk that one half of the samples finds best, measured on the other half; [...].
+
+    Args:
+        parts, plan, counted: as of `cross_fitted`.
+    """
+    found = [
+        final_loss(parts[number ^ 1], plan, counted, best_so_far(choosing, plan))
+        for number, choosing in enumerate(parts)
+    ]
+    return np.mean(found, axis=0)
+
+
+def final_loss(scores: np.ndarray, plan: Plan, counted: np.ndarray, best_at: np.ndarray) -> np.ndarray:
+    """Mean over the tasks learned of A[T, i] less A at `best_at` (`best_so_far`), [...]: `bwt_max`."""
+    return mean_of(scores[..., -1, :] - taken(scores, best_at)[..., -1, :], plan.seen[-1] & counted)
+
+
 def steadied(points: np.ndarray, plan: Plan) -> np.ndarray:
     """Scores of one task drawn together as far as their changes from chunk to chunk are noise, [..., T].
 
@@ -117,19 +135,40 @@ def steadied(points: np.ndarray, plan: Plan) -> np.ndarray:
     return np.where(there, shrunk, np.nan)
 
 
-def cross_interval(value: np.ndarray, truth: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of `maf_cross`.
+Ends = tuple[np.ndarray, np.ndarray]
+
+
+def cross_interval(value: np.ndarray, truth: np.ndarray, drawn: np.ndarray, level: float = LEVEL) -> Ends:
+    """Interval of a cross-fitted form, of 95 % unless told.
 
     The draws' spread around their own mean, and beyond it, on that side alone, the distance of this mean from the
     truth that the draws were made of: what choosing on half of the samples costs.
 
     Args:
         value: [...] as measured.
-        truth: [...] mean forgetting in the world that the draws come from (`steadied`).
-        drawn: [draws, ...] of `cross_fitted` in that world.
+        truth: [...] what is forgotten in the world that the draws come from (`steadied`).
+        drawn: [draws, ...] of the form in that world.
     """
-    low, high = ends(drawn)
+    low, high = ends(drawn, level)
     with np.errstate(invalid="ignore"):
         middle = np.where(np.isnan(drawn), 0.0, drawn).sum(axis=0) / (~np.isnan(drawn)).sum(axis=0)
     cost = truth - middle
     return value - (high - middle) - np.maximum(0.0, -cost), value + (middle - low) + np.maximum(0.0, cost)
+
+
+def reaching(plain: np.ndarray, value: np.ndarray, truth: np.ndarray, drawn: np.ndarray) -> Ends:
+    """95 % interval of a plain form: that of its cross-fitted form, moved out to a plain value which it does not hold.
+
+    An interval that was moved out on one side errs on the other alone, which then has all 5 %.
+
+    Args:
+        plain: [...] the plain form, as measured.
+        value, truth, drawn: as of `cross_interval`.
+    """
+    low, high = cross_interval(value, truth, drawn)
+    lower, higher = cross_interval(value, truth, drawn, 2 * LEVEL - 1)
+    above, below = plain > high, plain < low
+    return (
+        np.where(below, plain, np.where(above, lower, low)),
+        np.where(above, plain, np.where(below, higher, high)),
+    )

@@ -22,12 +22,15 @@ from streamcvit.evaluation.forgetting import (
     best_earlier,
     best_so_far,
     cross_fitted,
+    cross_fitted_loss,
     cross_interval,
+    final_loss,
     forgetting_by_chunk,
     mean_forgetting,
+    reaching,
     steadied,
-    taken,
 )
+from streamcvit.evaluation.interval import wilson_ends
 from streamcvit.evaluation.plan import Plan, at, mean_of
 
 __all__ = [
@@ -45,6 +48,8 @@ METRICS = (
     *("ap", "map", "bwt_first", "bwt_last", "bwt_max", "maf_cross", "maf_best", "maf_first", "maf_previous"),
     *("mfn", "mft", "mif", "fwt", "ap_unseen", "mif_unseen", "fwt_unseen"),
 )
+CROSS_LOSS = "cross/bwt_max"
+"""The cross-fitted form of `bwt_max`, which its interval is of."""
 WHERE_DEFINED = ("fwt", "ap_unseen", "mif_unseen", "fwt_unseen")
 """Metrics that a summary holds only where they are defined: where tasks are scored before they are seen, or unseen."""
 
@@ -139,7 +144,6 @@ def metrics(
     by_chunk = average_by_chunk(scores, plan, counted)
     at_first, at_last = at(scores, plan.first), at(scores, plan.last)
     measured = scores if scores.ndim == 2 else scores[0]
-    at_best = taken(scores, best_so_far(measured, plan))[..., -1, :]
     forgotten = forgetting_by_chunk(scores, plan, best_earlier(measured, plan))
     nothing = np.full(scores.shape[:-2], np.nan)
     values = dict.fromkeys(METRICS, nothing) | {
@@ -147,7 +151,7 @@ def metrics(
         "map": mean_of(by_chunk, (plan.seen & counted).any(axis=-1)),
         "bwt_first": mean_of(final - at_first, learned & (plan.first < end)),
         "bwt_last": mean_of(final - at_last, learned & (plan.last < end)),
-        "bwt_max": mean_of(final - at_best, learned),
+        "bwt_max": final_loss(scores, plan, counted, best_so_far(measured, plan)),
         "mfn": mean_of(final, learned),
         "mft": mean_of(at_first, learned),
         "ap_unseen": mean_of(final, tested & counted),
@@ -193,12 +197,14 @@ class Drawn:
     Attributes:
         matrix: float [..., T, tasks], as measured.
         blocks: matrices [size, ..., T, tasks] and name to values [size, ...]; the first block is what was measured.
-        lost: mean forgetting in the world that the draws of `maf_cross` come from (`steadied`), [...].
+        lost: what is forgotten in the world that draws of cross-fitted forms come from (`steadied`), name to [...].
+        alone: ends of the intervals of metrics that are one task's score, [...] each; nan where the draws tell them.
     """
 
     matrix: np.ndarray
     blocks: Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
-    lost: np.ndarray
+    lost: dict[str, np.ndarray]
+    alone: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def drawn_metrics(
@@ -249,24 +255,65 @@ def drawn_metrics(
             values = metrics(block, plan, counted, rate, zero, parts if len(parts) else None, judged)
             if rate is not None:
                 values |= {f"mif/{name}": mean_following(rate, plan, among) for name, among in (forms or {}).items()}
+            if len(parts):
+                values[CROSS_LOSS] = cross_fitted_loss(parts, plan, counted)
             values |= {f"own/{name}": function(block, plan, counted) for name, function in (own or {}).items()}
             fresh = slice(1 if size else 0, None)
             yield block[fresh], {name: value[fresh] for name, value in values.items()}
 
-    lost = mean_forgetting(forgetting_by_chunk(steady, plan, best_earlier(steady, plan))["best"], plan, counted)
-    return Drawn(drawn.plain, blocks_of(), lost)
+    forgotten = forgetting_by_chunk(steady, plan, best_earlier(steady, plan))["best"]
+    lost = {
+        "maf_cross": mean_forgetting(forgotten, plan, counted),
+        CROSS_LOSS: final_loss(steady, plan, counted, best_so_far(steady, plan)),
+    }
+    return Drawn(drawn.plain, blocks_of(), lost, _alone_ends(scores, following or {}, plan, counted, judged))
+
+
+def _alone_ends(
+    scores: Mapping[str, np.ndarray],
+    following: Mapping[str, np.ndarray],
+    plan: Plan,
+    counted: np.ndarray,
+    judged: np.ndarray | None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`Drawn.alone`: a mean over one task has that task's interval."""
+    learned, judged = plan.seen[-1], np.ones(len(counted), bool) if judged is None else judged
+    tasks, found = list(scores), {}
+    for name, among, points, whole in (
+        ("ap", learned & counted, scores, 1.0),
+        ("mfn", learned & counted, scores, 1.0),
+        ("ap_unseen", ~learned & counted, scores, 1.0),
+        ("mif_unseen", ~learned & judged, following, 100.0),
+    ):
+        if among.sum() == 1 and (task := tasks[int(among.argmax())]) in points:
+            found[name] = wilson_ends(whole * np.asarray(points[task], np.float64)[..., -1, :])
+    return found
 
 
 def intervals(drawn: Drawn) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Name of `METRICS`, `mif/NAME` or `own/NAME` to value and both ends of its 95 % interval, [...] each."""
+    """Name of `METRICS`, `mif/NAME` or `own/NAME` to value and both ends of its 95 % interval, [...] each.
+
+    The plain forms that take the best of noisy scores, `maf_best` and `bwt_max`, have the interval of their
+    cross-fitted form, which is where the truth is; where the plain value lies beyond it, it reaches to it.
+    """
     found: dict[str, list[np.ndarray]] = {}
     for _, values in drawn.blocks:
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
-    cross = whole["maf_cross"]
     told = {name: (value[0], *ends(value[1:])) for name, value in whole.items()}
-    return told | {"maf_cross": (cross[0], *cross_interval(cross[0], drawn.lost, cross[1:]))}
+    for name, (low, high) in drawn.alone.items():
+        value, *drawn_ends = told[name]
+        told[name] = (
+            value,
+            *(np.where(np.isnan(end), other, end) for end, other in zip((low, high), drawn_ends, strict=True)),
+        )
+    for name, plain in (("maf_cross", "maf_best"), (CROSS_LOSS, "bwt_max")):
+        if name in whole:
+            cross = whole[name][0], drawn.lost[name], whole[name][1:]
+            told[name] = (whole[name][0], *cross_interval(*cross))
+            told[plain] = (told[plain][0], *reaching(told[plain][0], *cross))
+    return told
 
 
 def _alone(plan: Plan, task: int) -> Plan:

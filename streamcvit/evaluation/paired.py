@@ -15,7 +15,7 @@ import numpy as np
 
 from streamcvit.errors import UserError
 from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate, student
-from streamcvit.evaluation.matrix import Plan, average_by_chunk, drawn_metrics
+from streamcvit.evaluation.matrix import CROSS_LOSS, Plan, average_by_chunk, drawn_metrics
 
 FEWEST = 6
 """Samples that two runs must be judged differently on, before a difference is taken for one: with five, all in favour
@@ -72,7 +72,8 @@ def sample(points: Points, draws: int = DRAWS, seed: int = 0) -> Sampled:
     final, by_chunk = [], []
     for block, values in drawn.blocks:
         for name, value in values.items():
-            found.setdefault(name, []).append(value)
+            if name != CROSS_LOSS:  # serves an interval only
+                found.setdefault(name, []).append(value)
         final.append(block[:, -1])
         by_chunk.append(average_by_chunk(block, plan, counted))
     last, metrics = np.concatenate(final), {name: np.concatenate(parts) for name, parts in found.items()}
