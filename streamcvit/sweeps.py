@@ -58,5 +58,6 @@ def _metrics(records: Sequence[RunRecord]) -> dict[str, Interval]:
         if len(values) == len(records) == 1:
             told[name] = values[0]
         elif len(values) == len(records):
-            told[name] = tuple(over_seeds([value[0] for value in values]))
+            mean, low, high = over_seeds([value[0] for value in values])
+            told[name] = (mean, low, high)
     return told
