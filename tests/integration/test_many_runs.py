@@ -56,7 +56,7 @@ def test_seeds_that_are_killed_and_stopped_go_on_to_what_each_comes_to_alone(tmp
     assert state["state"] == "stopped" and state["go_on"].endswith("runs/mine/config.yaml --resume")
     done = streamcvit("run", "runs/mine/config.yaml", "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "smolora − lora" in done.stdout and "over 3 seeds" in done.stdout
+    assert "Paired differences" in done.stdout and "over 3 seeds" in done.stdout
     assert (whole / "report.html").is_file()
     shown = streamcvit("status", "mine", cwd=tmp_path).stdout
     assert "mine is finished" in shown and "seed-3  finished" in shown
