@@ -105,13 +105,23 @@ def run(
         typer.Option("--dry-run", help="A benchmark's recipe whole, on a tiny model over made-up files, in seconds."),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the folder.")] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="0-9", help="A run of each seed, side by side, and what they show together."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep", metavar="KEY=V,V", help="A run of each value of a setting; several: of each combination."
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow-change", metavar="KEY", help="With --resume: let this differ, e.g. learner.lr or code."),
     ] = None,
 ) -> None:
     """Run a pipeline: shard its stream, learn it, score every chunk boundary, report."""
-    config = _config(pipeline, settings, data=data, model=model, name=name)
+    config = _config(pipeline, settings, data=data, model=model, name=name, **_several(seeds, sweep))
     if method:
         unknown = [m for m in method if m not in config.methods]
         if unknown:
@@ -123,7 +133,17 @@ def run(
         _rehearse(config)
         return
     _check_paths(config, pipeline)
-    _run(config, local=local, resume=resume, allow=allow or [])
+    how: dict[str, Any] = {"local": local, "resume": resume, "allow": allow or []}
+    if not config.seeds and not config.sweep:
+        _run(config, **how)
+        return
+    from streamcvit.climany import run_many
+    from streamcvit.variants import variants
+
+    def read(more: list[str]) -> Any:
+        return _config(pipeline, [*(settings or []), *more], data=data, model=model, name=name)
+
+    run_many(config, variants(config, read), **how)
 
 
 @app.command()
@@ -366,6 +386,13 @@ def _config(
     given = {"stream.data": data, "model.name_or_path": model}
     settings = [*(settings or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     return load_config(path, settings, **top)
+
+
+def _several(seeds: str | None, sweep: list[str] | None) -> dict[str, Any]:
+    """`--seeds` and `--sweep` as the file's keys of that name."""
+    from streamcvit.variants import parse_seeds, parse_sweep
+
+    return {"seeds": parse_seeds(seeds) if seeds else None, "sweep": parse_sweep(sweep) if sweep else None}
 
 
 def _check_paths(config: Any, pipeline: Path, **wanted: bool) -> None:

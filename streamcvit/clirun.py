@@ -48,6 +48,8 @@ def status(run: Run, as_json: AsJson = False) -> None:
         for line in said(state):
             out.print(line, soft_wrap=True)
         folders = [Path(state.folder) / method.name for method in state.methods]
+        if any((folder / "config.yaml").is_file() and not (folder / "run.json").is_file() for folder in folders):
+            folders = find_runs(state.folder, deep=True)  # several runs, each with its methods
         records = [RunRecord.load(folder) for folder in folders]
     if records:
         out.print(results_tables(records, verdict_of(records, baselines=False)))

@@ -30,8 +30,9 @@ from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run
 from streamcvit.run.guard import Stop, alone
 from streamcvit.run.loading import base_bytes
-from streamcvit.run.local import LocalPool, Pool
+from streamcvit.run.local import LocalPool, Pool, Watcher
 from streamcvit.run.losses import lost_list, stream_lines
+from streamcvit.run.messages import Progress
 from streamcvit.run.origin import other_bases
 from streamcvit.run.origincheck import settled
 from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
@@ -46,6 +47,7 @@ def execute(
     resume: bool = False,
     allow: Sequence[str] = (),
     show: Callable[[Sequence[RunRecord], Verdict], None] = lambda records, verdict: None,
+    watcher: Watcher | None = None,
 ) -> Path:
     """Run every method of a config on its stream.
 
@@ -55,6 +57,7 @@ def execute(
         resume: continue the run that is in the folder.
         allow: keys that may differ from what the run was started with.
         show: given the finished runs, and what was found when they were held against each other.
+        watcher: who looks on, and may stop it, where it is `local`.
 
     Returns:
         The report's path.
@@ -73,13 +76,13 @@ def execute(
         refuse(setting_changes(config), allow, folder)
         print(f"this run is already finished: {folder}")
         return _report(config, show, page.exists())
-    stop = Stop()
+    stop = watcher.stop if watcher else Stop()
     try:
         with stop, room(folder):
             weights = fetch(config.model.name_or_path, config.model.revision)
             with alone(folder) as tell:
                 check_folder(folder, resume)  # again: another run may have come and gone
-                config = _execute(config, weights, stop, tell, local, resume, allow)
+                config = _execute(config, weights, stop, tell, local, resume, allow, watcher)
                 return _report(config, show)
     except KeyboardInterrupt:  # Stopped, or what Ray makes of it
         raise Stopped(stop.signal, _how_to_go_on(config, local)) from None
@@ -97,6 +100,7 @@ def _execute(
     local: bool,
     resume: bool,
     allow: Sequence[str],
+    watcher: Watcher | None,
 ) -> RunConfig:
     folder = config.folder()
     known = check_settings(config, local)
@@ -109,7 +113,7 @@ def _execute(
         refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
-    with _unless_begun(folder), _own_code(config), _starting(config, weights, local, stop, console) as start:
+    with _unless_begun(folder), _own_code(config), _starting(config, weights, local, stop, console, watcher) as start:
         if index is None:
             index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
@@ -205,20 +209,27 @@ def _finished(folder: Path) -> bool:
     return (folder / "run.json").exists() and read_run(folder)["finished"] is not None
 
 
+def _told(view: LiveView, watcher: Watcher | None) -> Callable[[Progress], None]:
+    """Who hears the learner's newest word: the view, and who looks on."""
+
+    def tell(word: Progress) -> None:
+        view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+        if watcher is not None:
+            watcher.progress(word)
+
+    return tell
+
+
 @contextlib.contextmanager
 def _starting(
-    config: RunConfig, weights: str, local: bool, stop: Stop, console: Screen
+    config: RunConfig, weights: str, local: bool, stop: Stop, console: Screen, watcher: Watcher | None
 ) -> Iterator[Callable[[LiveView], Pool]]:
     """Who works, coming up while the stream is made ready; what is given waits for them, once the stream is there."""
     stream = str(config.folder() / "stream")
     turn = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
     if local:
         yield lambda view: LocalPool(
-            config,
-            stream,
-            turn,
-            stop,
-            lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped),
+            config, stream, turn, stop, _told(view, watcher), watcher.loaded if watcher else lambda _: None
         )
         return
     size = base_bytes(config, weights)

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 OWN = re.compile(r"(?P<path>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 """How a setting names what a file of one's own defines: `my.py:Mine`."""
+
+
+def seed_list(given: Any) -> list[int]:
+    """Seeds as a list, of `0-9`, `0,3,5-7`, a number or a list of numbers.
+
+    Raises:
+        ValueError: it names none, or one twice.
+    """
+    found: list[int] = []
+    for part in given if isinstance(given, list) else str(given).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(part))
+        if match is None or (last := int(match[2] or match[1])) < int(match[1]) or last - int(match[1]) > 10_000:
+            raise ValueError(f"{str(part)!r:.40} names no seeds; write a number, or the first and the last: 0-9")
+        found += range(int(match[1]), last + 1)
+    if len(set(found)) < len(found):
+        raise ValueError("a seed is there twice")
+    return found
 
 
 class Section(BaseModel):
@@ -69,6 +86,11 @@ class ClusterConfig(Section):
     address: str = Field("local", description="`local` starts a private Ray on this machine; or a cluster's address")
     ingest_actors: int = Field(2, ge=1, le=256, description="actors that read and preprocess")
     evaluators: int = Field(1, ge=1, le=256, description="actors that score")
+    side_by_side: int = Field(
+        0,
+        ge=0,
+        description="of several seeds, or values of a sweep, so many run at a time; 0: as many as there is room for",
+    )
     look_ahead: int = Field(8, ge=1, description="batches asked for ahead of the learner")
     heartbeat_seconds: float = Field(1.0, gt=0, description="how often every actor is asked whether it lives")
     silent_seconds: float = Field(30, gt=0, description="an actor that does not answer for so long is replaced")

@@ -12,7 +12,7 @@ import numpy as np
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runs import Records, compared
 
-_WHERE = ("seed", "name", "out", "cluster", "monitor", "methods", "published")
+_WHERE = ("seed", "name", "out", "cluster", "monitor", "methods", "published", "seeds", "sweep")
 """Settings that do not make another method of a run."""
 
 

@@ -122,6 +122,8 @@ def state_of(folder: Path) -> RunState:
     config: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    if config.get("seeds") or config.get("sweep"):
+        return _of_several(folder, config, held)
     names = [name for name in config.get("methods") or {} if isinstance(name, str)]
     records = [RunRecord.load(folder / name) for name in names if (folder / name / "run.json").is_file()]
     methods = [_method(record) for record in records]
@@ -153,6 +155,36 @@ def state_of(folder: Path) -> RunState:
         go_on=f"streamcvit run {folder / 'config.yaml'} --resume" if state in (STOPPED, FAILED) and records else "",
         methods=methods,
     )
+
+
+def _of_several(folder: Path, config: dict[str, Any], held: dict[str, Any] | None) -> RunState:
+    """The state of several seeds, or of a sweep: each of its runs has the place of a method."""
+    runs = [state_of(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    parts = [_as_one(run) for run in runs]
+    ended = bool(runs) and (folder / "report.html").is_file() and all(run.state == FINISHED for run in runs)
+    failed = next((run for run in runs if run.state == FAILED), None)
+    state = RUNNING if held is not None else FINISHED if ended else FAILED if failed else STOPPED
+    said = held or {}
+    return RunState(
+        name=str(config.get("name") or folder.resolve().name),
+        folder=str(folder),
+        state=state,
+        why=f"{failed.name}: {failed.why}" if failed and state == FAILED else "",
+        pid=said.get("pid"),
+        host=str(said.get("host") or ""),
+        since=str(said.get("since") or ""),
+        go_on=f"streamcvit run {folder / 'config.yaml'} --resume" if state in (STOPPED, FAILED) else "",
+        methods=parts,
+    )
+
+
+def _as_one(run: RunState) -> MethodState:
+    """A run's methods together."""
+    chunk, chunks, position, total, skipped = (
+        sum(getattr(method, name) for method in run.methods)
+        for name in ("chunk", "chunks", "position", "total", "steps_skipped")
+    )
+    return MethodState(run.name, run.state, chunk, chunks, position, total, None, skipped, None)
 
 
 def _endings(records: list[RunRecord]) -> list[dict[str, Any]]:

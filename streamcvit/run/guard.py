@@ -104,6 +104,10 @@ class Stop:
         """Whether a signal came."""
         return self.signal is not None
 
+    def ask(self, number: int) -> None:
+        """Ask for a stop in good order, as a first signal does."""
+        self.signal = signal.Signals(number)
+
     def arm(self) -> None:
         """Take the signals, also back from a library that took them."""
         for number in (signal.SIGINT, signal.SIGTERM):

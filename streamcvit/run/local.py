@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import nn
 
 from streamcvit.config import RunConfig
 from streamcvit.monitoring.notify import Teller
@@ -42,6 +44,21 @@ class Pool(Protocol):
     def farewell(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Watcher:
+    """Who looks on at a run in this process, and may stop it.
+
+    Attributes:
+        stop: asks for its end.
+        progress: told the learner's newest word.
+        loaded: told of a base model, each time one is loaded.
+    """
+
+    stop: Stop
+    progress: Callable[[Progress], None]
+    loaded: Callable[[nn.Module], None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Done:
     value: ChunkReport | TaskScores
@@ -54,11 +71,19 @@ class LocalPool:
     learn_ahead = 0  # learns when nothing else is to be done
     url = ""
 
-    def __init__(self, config: RunConfig, stream: str, start: int, stop: Stop, progress: Any = lambda _: None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: str,
+        start: int,
+        stop: Stop,
+        progress: Callable[[Progress], None] = lambda _: None,
+        loaded: Callable[[nn.Module], None] = lambda _: None,
+    ) -> None:
         self.signals = stop
         feed = local_feed(config, stream)
-        self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0))
-        self.evaluator = EvaluatorWorker(config, stream)
+        self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0), loaded)
+        self.evaluator = EvaluatorWorker(config, stream, loaded)
         self.base_digest = self.learner.base.digest
         self.store = RunStore(config.folder(method) for method in config.methods)
         self.teller = Teller(self.store, config.monitor.notify) if config.monitor.notify else None

@@ -150,6 +150,21 @@ class Commits:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How a whole run ended.
+
+    Attributes:
+        state: `finished`, `stopped` or `failed`.
+        what: what is wrong with one that failed, and how to mend it.
+        seconds: that it took this time.
+    """
+
+    state: str
+    what: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Restart:
     """An actor that was replaced.
 

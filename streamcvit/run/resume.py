@@ -15,7 +15,7 @@ from streamcvit.errors import UserError
 from streamcvit.run.folder import MISSING, code_version, read_run, versions
 from streamcvit.run.origin import changed as changed_start
 
-MAY_CHANGE = ("out", "name", "cluster", "monitor", "published")
+MAY_CHANGE = ("out", "name", "cluster", "monitor", "published", "seeds", "sweep")
 """What a resumed run may change: it does not touch what is learned or scored."""
 BESIDE = {"code": "streamcvit", "versions": "packages", "model": "model files", "index": "stream"}
 """What may differ although the settings are the same, in words."""
