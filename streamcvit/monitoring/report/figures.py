@@ -158,7 +158,7 @@ def task_charts(runs: Records) -> list[Chart]:
 
 def _live(record: RunRecord, task: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores between chunk ends, placed by their version between the versions at chunk ends."""
-    rows = [r for r in record.scores if r["kind"] == "live" and r["family"] == "strict" and r["task"] == task]
+    rows = [row for row in record.probes if row["family"] == "strict" and row["task"] == task]
     ends = [(event["step"], event["chunk"] + 1) for event in record.chunk_events() if event.get("step")]
     if not rows or not ends:
         return None
