@@ -45,7 +45,7 @@ class EvaluationConfig(Section):
         description="answers of the last boundary that are given again one by one and compared; 0: none",
     )
     probe_samples: int = Field(
-        16,
+        32,
         ge=0,
         description="test samples a task that are scored between chunk ends, with the newest weights "
         "(docs/monitoring.md); 0: none",

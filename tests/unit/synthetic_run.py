@@ -150,7 +150,7 @@ def _write_scores(
                 add((k + 1) * 8, k, task, "boundary", float(matrix[k, i]), 100)
                 add((k + 1) * 8 - 4, k, task, "live", float(matrix[k, i] + rng.normal(0, 4)), 20)
     pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
-    lines = [json.dumps(row | {"cursor": row["version"], "time": "2026-01-01T10:00:00+00:00"}) for row in probes]
+    lines = [json.dumps(row | {"cursor": 8 * row["version"], "time": "2026-01-01T10:00:00+00:00"}) for row in probes]
     (folder / "probes.jsonl").write_text("".join(line + "\n" for line in lines))
     for k in range(len(matrix)):
         out = folder / "predictions" / f"{(k + 1) * 8:08d}"
