@@ -23,7 +23,13 @@ from streamcvit.run.workers import LearnerWorker
 
 pytestmark = pytest.mark.xdist_group("whole-run")
 
-CHUNK = ["stream.scenario.chunks=1", "stream.scenario.samples_per_chunk=320", "stream.test_samples=12"]
+# Long enough for a learner to be met in the middle of it, twice.
+CHUNK = [
+    "stream.scenario.chunks=1",
+    "stream.scenario.samples_per_chunk=320",
+    "stream.test_samples=12",
+    "learner.micro_batch=2",
+]
 PROBES = ["evaluation.probe_samples=4", "evaluation.probe_share=1", "cluster.backoff_seconds=0"]
 
 
