@@ -15,7 +15,7 @@ from running import ROOT, boundaries, command, environment
 from test_kill import actors_of
 
 from streamcvit.models.snapshot import adapter_state, state_digest
-from streamcvit.monitoring.probes import read_probes
+from streamcvit.monitoring.probes import PROBES
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.pipeline import load_config
 from streamcvit.run.loading import local_feed
@@ -30,23 +30,25 @@ CHUNK = [
     "stream.test_samples=12",
     "learner.micro_batch=2",
 ]
-PROBES = ["evaluation.probe_samples=4", "evaluation.probe_share=1", "cluster.backoff_seconds=0"]
+LIVE = ["evaluation.probe_samples=4", "evaluation.probe_share=1", "cluster.backoff_seconds=0"]
 
 
 def test_probes_go_on_while_learner_and_evaluator_die_and_the_run_is_that_without_them(tmp_path: Path) -> None:
     words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "live", "--method", "smolora"]
-    words += [word for setting in (*CHUNK, *PROBES) for word in ("--set", setting)]
+    words += [word for setting in (*CHUNK, *LIVE) for word in ("--set", setting)]
     process = subprocess.Popen(
         command(*words), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     folder, met = tmp_path / "runs" / "live", 0
+    rows = folder / "smolora" / PROBES
     for victim in ("LearnerActor", "EvaluatorActor"):
-        while process.poll() is None and len(rows := read_probes(folder / "smolora")[0]) <= met:
+        while process.poll() is None and not (rows.exists() and rows.stat().st_size > met):
             time.sleep(0.02)
-        met = len(rows)
+        assert process.poll() is None, f"the run ended before a {victim} could be met in the middle of a chunk"
+        met = rows.stat().st_size
         for actor in actors_of(process, victim):
             os.kill(actor.pid, signal.SIGKILL)
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     assert {who for who, how in restarts(folder) if how == "died"} == {"learner", "evaluator"}
 
