@@ -61,6 +61,18 @@ class EvaluationConfig(Section):
         ge=0,
         description="answers of the last boundary that are given again one by one and compared; 0: none",
     )
+    probe_samples: int = Field(
+        32,
+        ge=0,
+        description="test samples a task that are scored between chunk ends, with the newest weights "
+        "(docs/monitoring.md); 0: none",
+    )
+    probe_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="of the evaluators' time that such probes take at most; chunk ends that wait for scores come first",
+    )
     cache_bytes: int = Field(
         4 << 30, ge=0, description="picture features that each evaluator keeps in memory (on a GPU: its own), in bytes"
     )

@@ -16,6 +16,7 @@ from streamcvit.config import RunConfig
 from streamcvit.run.messages import Progress
 
 PULSE = "pulse"  # the concurrency group that answers while a call is served
+MAILBOX = "mailbox"  # the one that waits meanwhile for what the learner leaves there
 
 
 def work(method: Callable) -> Callable:

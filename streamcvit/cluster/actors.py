@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from torch import nn
 
-from streamcvit.cluster.actor import Actor, work
+from streamcvit.cluster.actor import MAILBOX, Actor, work
 from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
@@ -30,11 +30,14 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
 from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.loading import Feed, local_feed, schedule_of, settle
-from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.mailbox import Mailbox
+from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
 
 KEPT_MIB = 128
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
+PROBE_SECONDS = 5.0  # one that is not there by then is not probed
+MAIL_SECONDS = 60.0  # that a question for weights waits for the end of a step; then it is asked again
 
 
 def ingest_name(number: int) -> str:
@@ -199,13 +202,15 @@ class LearnerActor(Actor):
     def __init__(self, config: RunConfig, stream: str, turn: Turn) -> None:
         super().__init__(config)
         self.stream, self.turn = stream, turn
+        self.mailbox = Mailbox()
 
     @cached_property
     def worker(self) -> LearnerWorker:
         canceled = ray.get_runtime_context().is_canceled
         self.feed = RemoteFeed(self.config, self.stream, self.move, canceled)
         loaded = partial(count_forwards, move=self.move)
-        return LearnerWorker(self.config, self.stream, self.feed, self._tell, canceled, self.turn, loaded)
+        between = self.mailbox.look_in
+        return LearnerWorker(self.config, self.stream, self.feed, self._tell, canceled, self.turn, loaded, between)
 
     def _tell(self, word: Progress) -> None:
         # A copy: it holds counts that go on changing.
@@ -224,6 +229,15 @@ class LearnerActor(Actor):
         report = self.worker.learn_chunk(method, chunk)
         fresh = report.version == self.worker.learner.step
         return report, [ray.put(self.worker.learner.snapshot())] if fresh else None
+
+    @ray.method(concurrency_group=MAILBOX)
+    def newest(self) -> Weights | None:
+        """The weights after the step that is being taken, with a reference to them; None where no step is."""
+        found = self.mailbox.ask(MAIL_SECONDS)
+        try:
+            return found and replace(found, snapshot=[ray.put(found.snapshot)])
+        except ray.exceptions.RayError:  # the object store is full, say: learning must not end of it
+            return None
 
 
 class EvaluatorActor(Actor):
@@ -247,12 +261,18 @@ class EvaluatorActor(Actor):
         """Score one job, with the published snapshot or, where that is gone, from the commit."""
         return self.worker.evaluate(job, _fetch(snapshot))
 
+    @work
+    def probe(self, job: Job, snapshot: list[Any] | None) -> Probed:
+        """Score a probe, unless its weights were lost with the learner: no commit has them."""
+        held = _fetch(snapshot, PROBE_SECONDS)
+        return self.worker.probe(job, held) if held is not None else Probed(job)
 
-def _fetch(reference: list[Any] | None) -> Snapshot | None:
+
+def _fetch(reference: list[Any] | None, seconds: float = SNAPSHOT_SECONDS) -> Snapshot | None:
     """The published snapshot; None when it died with its owner (the commit folder is the truth, this a cache)."""
     if not reference:
         return None
     try:
-        return ray.get(reference[0], timeout=SNAPSHOT_SECONDS)
+        return ray.get(reference[0], timeout=seconds)
     except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from streamcvit.cluster.actor import Actor, work
 from streamcvit.config import RunConfig
@@ -91,6 +92,12 @@ class MonitorActor(Actor):
             self.store.commit(run, done.seconds, done.size_bytes, done.written)
         if progress.queue is not None:
             self.store.queue(run, progress.queue)
+        self.move()
+
+    @work
+    def probed(self, method: str, rows: list[dict[str, Any]]) -> None:
+        """What came of a probe."""
+        self.store.probes(Source(self.config.name, method), rows)
         self.move()
 
     @work

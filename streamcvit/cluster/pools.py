@@ -6,10 +6,12 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from streamcvit.cluster.head import Head
+from streamcvit.cluster.mail import Mail
 from streamcvit.cluster.supervise import Call, Post, Supervisor
 from streamcvit.config import RunConfig
 from streamcvit.run.folder import build_labels
-from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
+from streamcvit.run.local import Answer, Probing
+from streamcvit.run.messages import ChunkReport, Job, Progress, Restart
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 FAREWELL_SECONDS = 120
@@ -29,11 +31,12 @@ class RayPool:
     """
 
     url, base_digest = "", ""
+    probing: Probing | None
     learn_ahead = 2  # the learner finds its next chunk waiting: it never waits for the driver
 
     def __init__(self, ray: Any, config: RunConfig, stream: str, start: int, head: Head, token: str = "") -> None:
         from streamcvit.cluster import actors
-        from streamcvit.cluster.actor import PULSE
+        from streamcvit.cluster.actor import MAILBOX, PULSE
         from streamcvit.cluster.monitor import MONITOR, MonitorActor
 
         self.evaluators = config.cluster.evaluators
@@ -57,7 +60,7 @@ class RayPool:
 
         def post(name: str, cls: type, arguments: Callable[[int], tuple[Any, ...]], **options: Any) -> Post:
             # Ray's head would keep a record of every call, the questions for a pulse included.
-            options |= {"enable_task_events": False, "concurrency_groups": {PULSE: 1}}
+            options |= {"enable_task_events": False, "concurrency_groups": {PULSE: 1, MAILBOX: 1}}
             options |= {"max_restarts": 0, "max_task_retries": 0}
             actor = ray.remote(**options)(cls)
             return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
@@ -79,6 +82,7 @@ class RayPool:
             post(name, actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus) for name in scorers
         ]
         self.posts = [self.monitor, self.learner, *ingest, *self.workers]
+        self.probing = self.mail = Mail(self.supervisor, self.learner, self._to_monitor)
 
     def ready(self) -> RayPool:
         """This pool, once the stream is there and every actor has read it and its model.
@@ -96,18 +100,23 @@ class RayPool:
     def evaluate(self, job: Job) -> Hashable:
         taken = set(self.busy.values())
         number = next(i for i in range(self.evaluators) if i not in taken)
-        snapshot = self.snapshots.get((job.method, job.digest))
-        call = self.supervisor.call(self.workers[number], "evaluate", job, snapshot)
+        if job.probe:
+            call = self.supervisor.call(self.workers[number], "probe", job, self.mail.snapshot(job))
+        else:
+            snapshot = self.snapshots.get((job.method, job.digest))
+            call = self.supervisor.call(self.workers[number], "evaluate", job, snapshot)
         self.busy[call] = number
         return call
 
-    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
+    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, Answer]]:
         self.head.check()
-        results: list[tuple[Any, ChunkReport | TaskScores]] = []
+        results: list[tuple[Any, Answer]] = []
         answers = self.supervisor.wait(seconds)
         if self.private and self.supervisor.restarts and not self.supervisor.ray.nodes()[0]["Alive"]:
             self.head.give_up("Ray has given up its only node", "cluster.address")  # a stopped one: its port answers
         for call, value in answers:
+            if self.mail.take(call, value):
+                continue
             self.busy.pop(call, None)
             if isinstance(value, tuple):
                 value, snapshot = value
@@ -157,10 +166,10 @@ class RayPool:
         if self.monitor.actor is not None:
             self.supervisor.ray.wait([self.monitor.actor.farewell.remote()], timeout=FAREWELL_SECONDS)
 
-    def _to_monitor(self, method: str, value: Any) -> None:
+    def _to_monitor(self, method: str, *values: Any) -> None:
         """Say something that is not waited for; a monitor that is being replaced reads the folders when it starts."""
         if self.monitor.actor is not None:
-            getattr(self.monitor.actor, method).remote(value)
+            getattr(self.monitor.actor, method).remote(*values)
 
 
 def _gpus(ray: Any, config: RunConfig) -> float:

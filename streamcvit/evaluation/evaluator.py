@@ -95,6 +95,7 @@ class Evaluator:
         self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes, thoughts, disk_bytes, scratch)
         self.left_out: dict[str, dict[str, str]] = {}
         self._requests: dict[str, list[Request]] = {}
+        self._probes: dict[tuple[str, int, int], tuple[list[Request], tuple[Sample, ...]]] = {}
 
     def requests(self, task: str) -> list[Request]:
         """The task's requests, prepared on first use and kept; a sample that cannot become one is left out.
@@ -144,6 +145,34 @@ class Evaluator:
         seconds = time.perf_counter() - start
         return Predictions(task, tuple(one.sample.sample_id for one in chosen), tuple(texts), seconds)
 
+    def probe(self, model: Any, task: str, limit: int, seed: int = 0) -> tuple[Predictions, tuple[Sample, ...]]:
+        """Answers a seeded part of a task's evaluation set, of which no more than that is prepared.
+
+        Args:
+            model: as in `evaluate`.
+            task: of which evaluation set.
+            limit, seed: so many samples at most, the same ones every time, without those that cannot be used.
+
+        Returns:
+            The answers, and the samples as they are scored, in one order.
+        """
+        drawn = task, limit, seed
+        if drawn not in self._probes:
+            asked = self._asked[task]
+            samples = [asked[i] for i in _drawn(len(asked), task, limit, seed)]
+            try:
+                requests = self.generator.prepare(samples)
+            except UnusableSamples as fault:
+                samples = [sample for sample in samples if sample.sample_id not in fault.reasons]
+                requests = self.generator.prepare(samples)
+            scored = tuple(map(_without_thoughts, samples)) if self._thoughts == "drop" else tuple(samples)
+            self._probes[drawn] = requests, scored
+        requests, scored = self._probes[drawn]
+        start = time.perf_counter()
+        texts = self._answer(self.generator, model, task, requests)
+        ids = tuple(sample.sample_id for sample in scored)
+        return Predictions(task, ids, tuple(texts), time.perf_counter() - start), scored
+
     def _answer(
         self, generator: Generator, model: Any, task: str, requests: Sequence[Request], batch_size: int | None = None
     ) -> list[str]:
@@ -182,8 +211,12 @@ class Evaluator:
         ]
 
     def _probe(self, task: str, limit: int | None, seed: int) -> list[int]:
-        total = len(self.samples[task])
-        if limit is None or limit >= total:
-            return list(range(total))
-        rng = np.random.default_rng([seed, *task.encode()])
-        return sorted(rng.choice(total, size=limit, replace=False).tolist())
+        return _drawn(len(self.samples[task]), task, limit, seed)
+
+
+def _drawn(total: int, task: str, limit: int | None, seed: int) -> list[int]:
+    """Places of so many of a task's samples, rising; all where there is no limit."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    rng = np.random.default_rng([seed, *task.encode()])
+    return sorted(rng.choice(total, size=limit, replace=False).tolist())

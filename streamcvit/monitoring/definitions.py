@@ -62,6 +62,14 @@ METRICS: dict[str, MetricDefinition] = {
         MetricDefinition(
             "task_forgetting_low_points", "gauge", "Lower end of the 95% interval of task_forgetting_points.", ("task",)
         ),
+        MetricDefinition("task_probe_points", "gauge", "Newest score of a task's probe between chunk ends.", ("task",)),
+        MetricDefinition(
+            "task_probe_low_points", "gauge", "Lower end of the 95% interval of task_probe_points.", ("task",)
+        ),
+        MetricDefinition(
+            "task_probe_high_points", "gauge", "Upper end of the 95% interval of task_probe_points.", ("task",)
+        ),
+        MetricDefinition("probe_version", "gauge", "Optimizer steps in the weights that were probed last."),
         MetricDefinition(
             "task_following_ratio", "gauge", "Share of answers in the form the instruction asks for.", ("task",)
         ),

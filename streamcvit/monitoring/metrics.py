@@ -139,6 +139,14 @@ class MetricStore(Collector):
             self._set("task_forgetting_points", run, best - score, task)
             self._set("task_forgetting_low_points", run, best - score - math.hypot(below, above), task)
 
+    def probes(self, run: Source, rows: Iterable[Mapping[str, Any]]) -> None:
+        """New rows of `probes.jsonl`, oldest first; they move neither best nor forgetting."""
+        for row in rows:
+            self._set("probe_version", run, row["version"])
+            if row["family"] == "strict":
+                for name, column in (("", "score"), ("low_", "low"), ("high_", "high")):
+                    self._set(f"task_probe_{name}points", run, row[column], row["task"])
+
     def summary(self, run: Source, summary: Mapping[str, Any]) -> None:
         """`summary.json`: AP, MAP, BWT, MAF, MIF, and metrics of one's own."""
         for name, entry in summary.get("metrics", {}).items():
@@ -271,6 +279,7 @@ class MetricStore(Collector):
             self._load_chunk(run, record, chunks)
         # Live scores of a version come before the chunk end of a later one.
         self.scores(run, sorted(record.scores, key=lambda row: row["version"]))
+        self.probes(run, record.probes)
         for task, seconds in record.evaluation_seconds.items():
             self.evaluation_seconds(run, task, _counted(EVALUATION_BOUNDS, seconds))
         self.summary(run, record.summary)

@@ -22,6 +22,7 @@ import yaml
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring.learned import Ledger, empty_ledger
+from streamcvit.monitoring.probes import read_probes
 
 Interval = tuple[float, float | None, float | None]
 """Value with the two ends of its 95 % interval, in points; the ends are None where no interval is known."""
@@ -51,6 +52,7 @@ class RunRecord:
         plan: samples of each task in each chunk, int64 [T, N].
         scores: rows of `scores.parquet` as dictionaries, the newest of each (chunk, task, kind, family) only.
         summary: `summary.json`; empty where missing.
+        probes: rows of `probes.jsonl`, scores between chunk ends, in order; never part of the matrix.
         events: lines of `events.jsonl` in order.
         ledger: every learned sample.
         in_average: whether AP and its kin hold a task, bool [N].
@@ -66,6 +68,7 @@ class RunRecord:
     plan: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     scores: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    probes: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     ledger: Ledger = field(default_factory=empty_ledger)
     in_average: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
@@ -98,6 +101,8 @@ class RunRecord:
         record._read_plan()
         record._read_scores(rows)
         record._read_ledger()
+        record.probes, said = read_probes(folder)
+        record.problems += filter(None, [said])
         record.events = list(record._read_events())
         return record
 
@@ -328,8 +333,7 @@ class RunRecord:
             self.evaluation_seconds = {name: seconds[task == name] for name in dict.fromkeys(task)}
         newest: dict[tuple, dict[str, Any]] = {}
         for row in rows(table).to_pylist():
-            at = row["version"] if row["kind"] == "live" else row["chunk"]
-            newest[at, row["task"], row["kind"], row["family"]] = row
+            newest[row["chunk"], row["task"], row["kind"], row["family"]] = row
         self.scores = list(newest.values())
 
     def _read_ledger(self) -> None:

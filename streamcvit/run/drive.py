@@ -15,13 +15,15 @@ from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import newest_epoch
+from streamcvit.monitoring.probes import PROBES
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run import audits
 from streamcvit.run.boundaries import boundary_reports
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import Pool
-from streamcvit.run.messages import ChunkReport, Job, Progress, TaskScores
+from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores
+from streamcvit.run.probes import Prober, keep_until
 from streamcvit.run.scores import ZERO
 
 POLL_SECONDS = 0.3
@@ -69,6 +71,7 @@ class Driver:
         self.told_left: set[str] = set()  # tasks with test samples that cannot be used
         self.told_notes: set[str] = set()
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
+        self.prober = Prober(config, pool, folders, view.message)
 
     def run(self) -> None:
         """Until all is done.
@@ -104,6 +107,8 @@ class Driver:
                 raise Stopped
             while self._evaluating() < self.pool.evaluators and (job := self._next_job()):
                 self.pending[self.pool.evaluate(job)] = job
+            while learning and self._evaluating() < self.pool.evaluators and (job := self.prober.next()):
+                self.pending[self.pool.evaluate(job)] = job
             while more and (learning < self.pool.learn_ahead or not self.pending):
                 task = next(chunks, None)
                 more = task is not None
@@ -119,6 +124,8 @@ class Driver:
                         learning += 1
                     else:
                         self._learned(result)
+                elif isinstance(result, Probed):
+                    self.prober.done(result)
                 else:
                     self._scored(result)
             self._watch()
@@ -139,6 +146,7 @@ class Driver:
                 self.view.message(f"{name}: {what}")
             # Boundaries behind the commit that the learner goes on from are learned again.
             last = newest[1]["step"] if newest else 0
+            keep_until(folder.path / PROBES, last)
             done = {c: r for c, r in boundary_reports(folder.path, name).items() if r.version <= last}
             for report in done.values():
                 for what in report.damaged:

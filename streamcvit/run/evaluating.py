@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, STRCVIT_SCORERS, Evaluator, check_test_set
+from streamcvit.evaluation.evaluator import Predictions
 from streamcvit.evaluation.follow import published_form
 from streamcvit.learning import commit as commits
 from streamcvit.models.snapshot import Snapshot, load_adapter_state
 from streamcvit.run.loading import load_encoder, load_model, routes, settle, wrap
-from streamcvit.run.messages import Job, TaskScores
+from streamcvit.run.messages import Job, Probed, TaskScores
 from streamcvit.run.origin import put_on
 from streamcvit.run.ownkinds import scorer_of
 from streamcvit.run.scores import ZERO
@@ -99,12 +100,36 @@ class EvaluatorWorker:
         digest = self._hold(job, snapshot)
         model = self.model if self.model is not None else self.base.model
         found = self.evaluator.evaluate(model, job.task)
-        samples, spec = self.evaluator.samples[job.task], self.tasks[job.task]
+        samples = self.evaluator.samples[job.task]
+        scores = self._judged(job, digest, found, samples, began)
+        if not job.audit:
+            return scores
+        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found)
+        return replace(scores, audited=min(job.audit, len(samples)), differ=differ)
+
+    def probe(self, job: Job, snapshot: Snapshot) -> Probed:
+        """Score the samples of one task that the seed draws, with weights from between two boundaries.
+
+        Whatever goes wrong is told, not raised: nothing depends on a probe, and a boundary meets it again.
+        """
+        began = time.perf_counter()
+        try:
+            digest = self._hold(job, snapshot)
+            found, samples = self.evaluator.probe(self.model, job.task, job.probe, self.config.seed)
+            return Probed(job, self._judged(job, digest, found, samples, began) if samples else None)
+        except Exception as error:
+            self.held = ("", -1, "")  # what the model holds by now is not known
+            reason = str(error).splitlines()
+            return Probed(job, None, f"{job.task}: {reason[0] if reason else type(error).__name__}"[:300])
+
+    def _judged(self, job: Job, digest: str, found: Predictions, samples: Sequence[Sample], began: float) -> TaskScores:
+        """What answers to these samples are worth."""
+        spec = self.tasks[job.task]
         follows = FOLLOW_RULES[spec.follow](found.texts, samples)
         published = published_form(spec.follow) if spec.strcvit else None
         if published is not None:
             told = follows if published == spec.follow else FOLLOW_RULES[published](found.texts, samples)
-        scores = TaskScores(
+        return TaskScores(
             job,
             digest,
             list(found.sample_ids),
@@ -119,15 +144,11 @@ class EvaluatorWorker:
             None if published is None else told,
             notes=[fault] if (fault := self.evaluator.generator.store.fault) else [],
         )
-        if not job.audit:
-            return scores
-        differ = self.evaluator.audit(model, job.task, job.audit, self.config.seed, found)
-        return replace(scores, audited=min(job.audit, len(samples)), differ=differ)
 
     def _hold(self, job: Job, snapshot: Snapshot | None) -> str:
         """Have the job's weights on the base; returns the digest of what is held."""
         method, version, digest = self.held
-        if not job.commit:
+        if not job.commit and not job.probe:
             self._unload()
             return self.base.digest
         if method != job.method:
@@ -149,7 +170,7 @@ class EvaluatorWorker:
                     where=f"{job.method}, version {job.version}",
                     fix="Resume the run; if it stays, the commit is damaged",
                 )
-            if self.model is not None and routes(self.model):
+            if self.model is not None and routes(self.model) and not job.probe:
                 state = commits.read_note(Path(job.commit))
                 if state["encoder"] != self.encoder.identity:
                     raise UserError(

@@ -15,8 +15,18 @@ from streamcvit.monitoring.store import RunStore
 from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.guard import Stop
 from streamcvit.run.loading import local_feed
-from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
+from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, Restart, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
+
+Answer = ChunkReport | TaskScores | Probed
+
+
+class Probing(Protocol):
+    """What a pool offers whose evaluators can work beside the learner; a probe is a job of theirs."""
+
+    def newest(self, seconds: float) -> Weights | None: ...
+
+    def probed(self, method: str, rows: list[dict[str, Any]]) -> None: ...
 
 
 class Pool(Protocol):
@@ -24,6 +34,7 @@ class Pool(Protocol):
 
     evaluators: int
     learn_ahead: int
+    probing: Probing | None
     base_digest: str
     url: str
 
@@ -31,7 +42,7 @@ class Pool(Protocol):
 
     def evaluate(self, job: Job) -> Hashable: ...
 
-    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]: ...
+    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, Answer]]: ...
 
     def stop(self, pending: list[Any]) -> None: ...
 
@@ -69,6 +80,7 @@ class LocalPool:
 
     evaluators = 1  # a job is done when it is given
     learn_ahead = 0  # learns when nothing else is to be done
+    probing: Probing | None = None  # a probe would take its time from learning
     url = ""
 
     def __init__(
@@ -95,7 +107,7 @@ class LocalPool:
         with self.signals.patience(False):  # nothing is written here: a stop need not wait
             return _Done(self.evaluator.evaluate(job))
 
-    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, ChunkReport | TaskScores]]:
+    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, Answer]]:
         return [(done, done.value) for done in pending]
 
     def stop(self, pending: list[Any]) -> None:

@@ -54,6 +54,7 @@ class Job:
         version, digest: of the snapshot; before any learning that of the base, or of the adapter started from.
         commit: the folder it can always be read from; empty for the bare base.
         audit: so many of the answers are given again one by one.
+        probe: so many of the task's test samples, drawn by the seed, and no chunk boundary; 0: all, at one.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Job:
     digest: str
     commit: str
     audit: int = 0
+    probe: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,40 @@ class TaskScores:
     audited: int | None = None
     differ: Sequence[Disagreement] = ()
     notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a learner held between two steps of a chunk.
+
+    Attributes:
+        method: whose adapter.
+        chunk: being learned.
+        version, cursor, digest: of the snapshot.
+        snapshot: the weights, or where they are.
+    """
+
+    method: str
+    chunk: int
+    version: int
+    cursor: int
+    digest: str
+    snapshot: Any
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What came of a probe.
+
+    Attributes:
+        job: what was asked.
+        scores: of the samples drawn; None where the weights were gone with their learner, or something went wrong.
+        fault: what went wrong, in one line.
+    """
+
+    job: Job
+    scores: TaskScores | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from streamcvit.run.origin import changed as changed_start
 
 MAY_CHANGE = ("out", "name", "cluster", "monitor", "published", "seeds", "sweep")
 """What a resumed run may change: it does not touch what is learned or scored."""
+PROBE_SETTINGS = ("probe_samples", "probe_share")
+"""The same of `evaluation`."""
 BESIDE = {"code": "streamcvit", "versions": "packages", "model": "model files", "index": "stream"}
 """What may differ although the settings are the same, in words."""
 DEPENDS = ("torch", "transformers", "peft", "numpy", "tokenizers", "pillow")
@@ -76,6 +78,8 @@ def setting_changes(config: RunConfig) -> Changes:
     before, after = _saved(config.folder() / "config.yaml"), config.model_dump(mode="json")
     for section in MAY_CHANGE:
         before.pop(section, None), after.pop(section)
+    for key in PROBE_SETTINGS:
+        before["evaluation"].pop(key), after["evaluation"].pop(key)
     return _differences(before, after)
 
 

@@ -44,6 +44,7 @@ class LearnerWorker:
         stop: asked after every batch; once it is true the learner commits and raises `Stopped`.
         turn: among the run's learners, where there may be others.
         loaded: told of the base model, each time one is loaded.
+        between: called between two steps of a chunk, with the method and its learner.
     """
 
     learner: OnlineLearner
@@ -57,9 +58,11 @@ class LearnerWorker:
         stop: Callable[[], bool] = lambda: False,
         turn: Turn | None = None,
         loaded: Callable[[torch.nn.Module], None] = lambda _: None,
+        between: Callable[[str, OnlineLearner], None] = lambda method, learner: None,
     ) -> None:
         settle(config)
         self.config, self.feed, self.progress, self.stop, self.turn = config, feed, progress, stop, turn
+        self.between = between
         self.fenced: Fenced | None = None
         self.index = StreamIndex.open(stream)
         self.known_bad = {bad.position for bad in unusable(self.index)}
@@ -264,6 +267,8 @@ class LearnerWorker:
                 self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined, skipped=skipped)
                 if stopping:
                     raise Stopped
+            if learner.cursor < stop:
+                self.between(self.method, learner)
         self._check_losses(chunk, quarantined)
         info = note()
         info["idle"] = idle_modules(learner.idle) if info["samples"] else []  # nothing learned tells nothing

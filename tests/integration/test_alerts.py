@@ -73,6 +73,17 @@ def test_prometheus_holds_what_the_run_folder_says(seen: Seen) -> None:
             assert [v for _, v in prometheus.ask(f"last_over_time(streamcvit_{name}{labels}[10m])")] == [commits]
 
 
+def test_prometheus_holds_the_newest_probe_of_each_task_with_its_interval(seen: Seen) -> None:
+    for method in ("lora", "smolora", "joint"):
+        rows = [row for row in RunRecord.load(seen.folder / method).probes if row["family"] == "strict"]
+        newest = {row["task"]: row for row in rows}
+        assert newest or method != "lora"  # while its first chunk is learned there is nothing else to score
+        for name, column in (("", "score"), ("low_", "low"), ("high_", "high")):
+            query = f'last_over_time(streamcvit_task_probe_{name}points{{run="seen",method="{method}"}}[10m])'
+            found = {labels["task"]: value for labels, value in seen.prometheus.ask(query)}
+            assert found == pytest.approx({task: row[column] for task, row in newest.items()})
+
+
 def test_sequential_lora_is_told_to_forget_and_joint_training_is_not(seen: Seen) -> None:
     folder, alerts = seen.folder, seen.alerts
     told = {(a["labels"]["alertname"], a["labels"]["method"]) for a in alerts}

@@ -118,12 +118,12 @@ def _write_documents(folder: Path, method: str, tasks: tuple, plan: np.ndarray, 
 def _write_scores(
     folder: Path, tasks: tuple, plan: np.ndarray, matrix: np.ndarray, seen: np.ndarray, text: str, rng
 ) -> None:
-    rows = []
+    rows, probes = [], []
 
     def add(version: int, chunk: int, task: str, kind: str, score: float, n: int) -> None:
         for family, bonus in (("strict", 0.0), ("strcvit", 4.0 if task in ("scene", "land", "count") else 0.5)):
             value = float(np.clip(score + bonus, 0, 100))
-            rows.append(
+            (probes if kind == "live" else rows).append(
                 {
                     "version": version,
                     "digest": f"{version:064x}",
@@ -150,6 +150,8 @@ def _write_scores(
                 add((k + 1) * 8, k, task, "boundary", float(matrix[k, i]), 100)
                 add((k + 1) * 8 - 4, k, task, "live", float(matrix[k, i] + rng.normal(0, 4)), 20)
     pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
+    lines = [json.dumps(row | {"cursor": 8 * row["version"], "time": "2026-01-01T10:00:00+00:00"}) for row in probes]
+    (folder / "probes.jsonl").write_text("".join(line + "\n" for line in lines))
     for k in range(len(matrix)):
         out = folder / "predictions" / f"{(k + 1) * 8:08d}"
         out.mkdir(parents=True)

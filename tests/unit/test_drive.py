@@ -45,6 +45,7 @@ class Actors:
     learn_ahead: int = 1
     base_digest: str = "base"
     url: str = ""
+    probing: None = None
     asked: list[int] = field(default_factory=list)
     scored: list[Job] = field(default_factory=list)
     stopped: bool = False

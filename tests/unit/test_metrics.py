@@ -44,6 +44,7 @@ def filled_store() -> MetricStore:
     store.steps_skipped(LORA, {"loss": 2})
     store.prequential(LORA, 0.7, {"digit": 0.5})
     store.scores(LORA, [row("digit", 60.0, following=0.9, disagreements=4, low=50.0, high=70.0), row("digit", 20.0, 1)])
+    store.probes(LORA, [row("digit", 40.0, 2, kind="live", low=20.0, high=60.0)])
     store.summary(
         LORA,
         {
@@ -134,14 +135,21 @@ def test_forgetting_is_best_less_now_with_an_interval_of_both() -> None:
     assert value(samples, "task_forgetting_low_points", task="digit") == pytest.approx(50 - math.hypot(8, 6))
 
 
+FAMILIES_PROBED = [(99.0, "strict"), (12.0, "strcvit")]
+
+
 def test_probes_and_published_scores_move_neither_best_nor_forgetting() -> None:
     store = MetricStore()
-    store.scores(LORA, [row("digit", 50.0), row("digit", 99.0, kind="live"), row("digit", 70.0, family="strcvit")])
+    store.scores(LORA, [row("digit", 50.0), row("digit", 70.0, family="strcvit")])
+    probes = [row("digit", score, 7, "live", family, low=80.0, high=100.0) for score, family in FAMILIES_PROBED]
+    store.probes(LORA, probes)
     store.scores(LORA, [row("digit", 3.0, chunk=-1, kind="zero")])
     samples = samples_of(text_of(store))
     assert value(samples, "task_best_score_points", task="digit") == 50
     assert value(samples, "task_forgetting_points", task="digit") == 0
-    assert value(samples, "task_score_points", task="digit", scorer="strict") == 99
+    assert value(samples, "task_score_points", task="digit", scorer="strict") == 50
+    shown = [value(samples, f"task_probe_{end}points", task="digit") for end in ("low_", "", "high_")]
+    assert shown == [80, 99, 100] and value(samples, "probe_version") == 7
     assert value(samples, "task_score_points", task="digit", scorer="strcvit") == 70
 
 
@@ -244,7 +252,7 @@ def test_the_telling_rows_of_a_long_stream_lead_to_the_same_values_as_all_of_the
             str(rng.choice(["digit", "ocr"])),
             float(score),
             chunk,
-            str(rng.choice(["boundary", "boundary", "live", "zero"])),
+            str(rng.choice(["boundary", "boundary", "unseen", "zero"])),
             str(rng.choice(["strict", "strcvit"])),
             low=float(score) - chunk,
         )

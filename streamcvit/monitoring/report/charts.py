@@ -29,6 +29,7 @@ class Series:
         name: shown on hover.
         x, y: points, float arrays of one length; NaN in y leaves a gap.
         dots: more points without a line (x, y), or None.
+        spans: intervals of these (low, high), or None.
     """
 
     run: int
@@ -36,6 +37,7 @@ class Series:
     x: np.ndarray
     y: np.ndarray
     dots: tuple[np.ndarray, np.ndarray] | None = None
+    spans: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,10 @@ def _line(line: Series, px, py, small: bool, markers: bool) -> Markup:
         for x, y in zip(*line.dots, strict=True):
             if math.isfinite(y):
                 parts.append(Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="1.6"/>').format(px(x), py(y)))
+    if line.dots is not None and line.spans is not None:
+        ends = zip(line.dots[0], *line.spans, strict=True)
+        spans = "".join(f"M{px(x):.1f} {py(low):.1f}V{py(high):.1f}" for x, low, high in ends)
+        parts.append(Markup('<path class="span" d="{}"/>').format(spans))
     path, pen = "", "M"
     for x, y in zip(line.x, line.y, strict=True):
         if not math.isfinite(y):

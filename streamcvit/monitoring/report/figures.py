@@ -20,6 +20,10 @@ WAITS = (
 )
 MAX_PROBED = 5
 """With more runs than this, probes between chunk ends would hide the lines and are left out."""
+MAX_DOTS = 60
+"""Probes of a task and run in its chart: of more, so many, evenly spread."""
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def plan_heat(record: RunRecord) -> Heat:
@@ -140,8 +144,8 @@ def task_charts(runs: Records) -> list[Chart]:
         for run, (label, record) in enumerate(runs):
             if task in record.tasks:
                 column = tables[run][:, record.tasks.index(task)]
-                dots = _live(record, task) if len(runs) <= MAX_PROBED else None
-                series.append(Series(run, label, *_after_chunks(record, column), dots))
+                dots = _live(record, task) if len(runs) <= MAX_PROBED else (None, None)
+                series.append(Series(run, label, *_after_chunks(record, column), *dots))
         chart = line_chart(
             series,
             title=task,
@@ -156,16 +160,17 @@ def task_charts(runs: Records) -> list[Chart]:
     return charts
 
 
-def _live(record: RunRecord, task: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores between chunk ends, placed by their version between the versions at chunk ends."""
-    rows = [r for r in record.scores if r["kind"] == "live" and r["family"] == "strict" and r["task"] == task]
-    ends = [(event["step"], event["chunk"] + 1) for event in record.chunk_events() if event.get("step")]
-    if not rows or not ends:
-        return None
+def _live(record: RunRecord, task: str) -> tuple[Pair, Pair] | tuple[None, None]:
+    """Scores between chunk ends, placed by the samples behind their weights, and their intervals."""
+    rows = [row for row in record.probes if row["family"] == "strict" and row["task"] == task]
+    if not rows:
+        return None, None
     rows.sort(key=lambda row: row["version"])
-    steps, places = zip((0, 0), *ends, strict=True)
-    x = np.interp([row["version"] for row in rows], steps, places)
-    return x, np.array([row["score"] for row in rows], dtype=float)
+    if len(rows) > MAX_DOTS:
+        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, MAX_DOTS).round().astype(int)]
+    cursor, score, low, high = np.array([[row[n] for n in ("cursor", "score", "low", "high")] for row in rows], float).T
+    ends = np.concatenate([[0], np.cumsum(record.plan.sum(axis=1))])
+    return (np.interp(cursor, ends, np.arange(len(ends))), score), (low, high)
 
 
 def forgetting_charts(runs: Records) -> list[Chart]:

@@ -147,7 +147,7 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
             for i, ((label, _), color) in enumerate(zip(runs, _colours(runs), strict=True))
         ],
         "active": _leading(runs),
-        "probes": len(runs) <= figures.MAX_PROBED and any(row["kind"] == "live" for _, r in runs for row in r.scores),
+        "probes": len(runs) <= figures.MAX_PROBED and any(r.probes for _, r in runs),
         "facts": _facts(runs),
         "plan_of": next(label for label, record in runs if record is first),
         "same_plan": figures.same_plan(runs),
