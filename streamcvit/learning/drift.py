@@ -71,19 +71,20 @@ class DriftMeter:
         self.learner, self.probes = learner, probes
         self._modules = traced_modules(learner.model)
         self._held: dict[str, _Reference] = {}
+        self._banks: list[str] = []
         self._facts: dict[str, RoutingInputs | None] = {}
 
     @torch.no_grad()
-    def measure(self, learned: Collection[str], last: bool = False) -> dict[str, Any]:
-        """Drift at a chunk's end, as JSON values; then the tasks of the chunk have their present as reference.
+    def measure(self, learned: Collection[str], leaving: Collection[str]) -> dict[str, Any]:
+        """Drift at a chunk's end, as JSON values; then tasks that leave have their present as reference.
 
         Args:
             learned: tasks that the chunk had samples of.
-            last: no chunk follows, so that no reference is wanted.
+            leaving: those of them that the next chunk has none of; of others no reference is wanted yet.
 
         Returns:
             `drift`: bank -> `router`, `expert`, and the same by task (`tasks`), of tasks learned before the chunk and
-            not in it; `routes_moved`: by task, of each sample of its probe the largest router drift of a bank.
+            not in it; `routes_moved`: by seen task, of each sample of its probe the largest router drift of a bank.
         """
         model = self.learner.model
         training = model.training
@@ -91,17 +92,20 @@ class DriftMeter:
         model.eval()
         try:
             tasks, routes = self._compare(away)
-            for task in () if last else self.probes:
-                if task in learned and (seen := self._trace(task)) is not None:
+            self._held = dict(away)
+            for task in self.probes:
+                if task in leaving and (seen := self._trace(task)) is not None:
                     self._held[task] = _Reference(seen.to("cpu"), _to_host(expert_outputs(model, self._modules, seen)))
+                    self._banks = list(seen.weights)
         finally:
             if training:
                 learning_mode(model)
         drift = {}
-        for bank in dict.fromkeys(bank for held in self._held.values() for bank in held.outputs):
+        for bank in self._banks:
             own = tasks.get(bank, {})
             drift[bank] = {kind: _mean(each[kind] for each in own.values()) for kind in KINDS} | {"tasks": own}
-        return {"drift": drift, "routes_moved": routes}
+        fresh = {task: dict.fromkeys(self.probes[task].sample_ids, 0.0) for task in self.probes if task in learned}
+        return {"drift": drift, "routes_moved": routes | fresh}
 
     def _compare(self, away: Mapping[str, _Reference]) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """By bank and task, router and expert drift; by task and sample, the largest router drift."""
@@ -174,15 +178,16 @@ class DriftMeter:
             tensors[f"{number}.inputs"] = held.trace.inputs
             tensors |= {f"{number}.weights.{bank}": each for bank, each in held.trace.weights.items()}
             tensors |= {f"{number}.outputs.{bank}": each for bank, each in held.outputs.items()}
-        if tensors:
-            save_file(tensors, folder / FILE, metadata={"tasks": json.dumps(tasks)})
+        if self._banks:
+            save_file(tensors, folder / FILE, metadata={"tasks": json.dumps(tasks), "banks": json.dumps(self._banks)})
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote; a task whose probe is another one since begins when it is next learned."""
-        self._held = {}
+        self._held, self._banks = {}, []
         if not (folder / FILE).is_file():
             return
         with safe_open(folder / FILE, "pt") as file:
+            self._banks = json.loads(file.metadata()["banks"])
             for number, entry in enumerate(json.loads(file.metadata()["tasks"])):
                 probe = self.probes.get(entry["task"])
                 if probe is None or list(probe.sample_ids) != entry["samples"]:

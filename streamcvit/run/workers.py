@@ -287,9 +287,11 @@ class LearnerWorker:
         if not self.config.learner.drift_samples:
             return {}
         began, (first, stop) = time.perf_counter(), self.schedule.bounds(chunk)
-        tasks = self.index.task_of[self.schedule.order[:stop]]
-        found = self.drift.measure(set(tasks[first:]), last=chunk + 1 == len(self.schedule.stops))
-        without = sorted(set(tasks) - self.probes.keys())
+        more = chunk + 1 < self.schedule.n_chunks
+        tasks = self.index.task_of[self.schedule.order[: self.schedule.bounds(chunk + 1)[1] if more else stop]]
+        learned, then = set(tasks[first:stop]), set(tasks[stop:])
+        found = self.drift.measure(learned, learned - then if more else ())
+        without = sorted(set(tasks[:stop]) - self.probes.keys())
         return {**found, "drift_without": without, "drift_s": time.perf_counter() - began}
 
     def _check_losses(self, chunk: int, quarantined: list[dict[str, Any]]) -> None:
