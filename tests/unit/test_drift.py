@@ -23,6 +23,7 @@ from streamcvit.models.base import Base, load_base
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.drifts import ALL, missing_points, split
 from streamcvit.monitoring.report.page import render_report
+from streamcvit.monitoring.runs import compared
 
 ADAPTERS = {
     "lora": ("lora", {}),
@@ -303,3 +304,19 @@ def test_the_report_splits_the_missing_points_of_each_task_so_that_they_sum_up(t
     page = render_report([record])
     assert "What the missing points were lost to" in page and "Routes moved, visual" in page
     assert "No test samples to measure by: chart" in page
+
+
+def test_training_on_all_tasks_at_once_has_no_drift_and_what_it_lacks_is_capacity(tmp_path: Path) -> None:
+    stream = write_run(tmp_path / "lora", "lora", chunks=6, tasks=("shape", "digit", "ocr"))
+    joint = write_run(tmp_path / "joint", "joint", chunks=6, tasks=("shape", "digit", "ocr"), once=True)
+    lines = [json.loads(line) for line in (joint / "events.jsonl").read_text().splitlines()]
+    for event in lines:
+        if event["event"] == "chunk":
+            event |= {"drift": {}, "routes_moved": {"ocr": {f"ocr-{k}": 0.0 for k in range(20)}}}
+    (joint / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    (label, record), alone = compared([RunRecord.load(stream), RunRecord.load(joint)])[-1], RunRecord.load(joint)
+    assert label == "joint" and record.single
+    for one in (record, alone):
+        row = missing_points(one)[0]
+        assert (row.task, row.router, row.expert) == ("ocr", 0.0, 0.0)
+        assert row.score + row.capacity == pytest.approx(100)

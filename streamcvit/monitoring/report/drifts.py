@@ -46,22 +46,24 @@ class Missing:
 
 
 def drift_charts(runs: Records) -> list[Chart]:
-    """Drift over chunks: a chart a bank and measure, a line a run."""
+    """Drift over chunks: a chart a bank and measure, a line a run; charts of one measure share their axis."""
     told = [(i, label, _by_bank(record)) for i, (label, record) in enumerate(runs)]
     banks = dict.fromkeys(bank for *_, found in told for bank in found)
     chunks = max(record.n_chunks for _, record in runs)
     charts = []
-    for bank in banks:
-        for kind, title, unit in _KINDS:
-            lines = [
-                Series(i, label, found[bank]["chunk"], 100 * found[bank][kind])
-                for i, label, found in told
-                if bank in found
-            ]
-            if kind == "router" and not any(line.y.any() for line in lines) and bank == "adapter":
-                continue  # one expert: there is nowhere else to go
-            name = f"{title}, {bank}"
-            charts.append(line_chart(lines, title=name, unit=unit, chunks=chunks, size=(340, 190), markers=False))
+    for kind, title, unit in _KINDS:
+        lines = {
+            bank: [Series(i, label, own[bank]["chunk"], 100 * own[bank][kind]) for i, label, own in told if bank in own]
+            for bank in banks
+            if (kind, bank) != ("router", "adapter")  # one expert: there is nowhere else to go
+        }
+        top = max((float(line.y.max()) for own in lines.values() for line in own), default=0.0) or 1.0
+        charts += [
+            line_chart(
+                own, title=f"{title}, {bank}", unit=unit, chunks=chunks, y_max=top, size=(340, 190), markers=False
+            )
+            for bank, own in lines.items()
+        ]
     return charts
 
 
@@ -87,11 +89,12 @@ def missing_points(record: RunRecord) -> list[Missing]:
     for i, task in enumerate(record.tasks):
         ends = sorted(chunk for name, chunk in version if name == task)
         learned = [chunk for chunk in np.flatnonzero(record.plan[:, i]).tolist() if ends and chunk <= ends[-1]]
-        event = events.get(ends[-1], {}) if ends else {}
+        newest = max(events, default=0) if record.single else ends[-1] if ends else 0
+        event = events.get(newest, {})
         moved = event.get("routes_moved", {}).get(task)
         if not moved or not learned:
             continue
-        since = [chunk for chunk in ends if chunk >= learned[-1]]
+        since = ends[-1:] if record.single else [chunk for chunk in ends if chunk >= learned[-1]]
         chosen = {since[int(k)] for k in np.linspace(0, len(since) - 1, min(len(since), MAX_ENDS)).round()}
         scores = [_scores(record, version[task, chunk], task) for chunk in sorted(chosen)]
         changed = any(own["tasks"].get(task, {}).get("expert", 0.0) > 0 for own in event.get("drift", {}).values())
