@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from streams import TASKS as STREAM_TASKS
+from streams import sample
 from synthetic_run import write_run
 from test_learner import TASKS, batches, learner_for
 
 from streamcvit.adapters import cluster_assignments, compile_layers, expert_usage, plain_layers, tuner_of
 from streamcvit.adapters.moelora import MoELoraLayer
 from streamcvit.adapters.smolora import SMoLoraLayer
+from streamcvit.data.sample import Picture
+from streamcvit.data.shards.write import write_stream
 from streamcvit.embedded import tasks as embedded
+from streamcvit.errors import Stopped
 from streamcvit.learning import OnlineLearner
 from streamcvit.learning.commit import RESUME
 from streamcvit.learning.drift import FILE, DriftMeter, ProbeSet
@@ -24,6 +29,9 @@ from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.drifts import ALL, missing_points, split
 from streamcvit.monitoring.report.page import render_report
 from streamcvit.monitoring.runs import compared
+from streamcvit.pipeline import builtin, load_config
+from streamcvit.run.loading import local_feed
+from streamcvit.run.workers import LearnerWorker
 
 ADAPTERS = {
     "lora": ("lora", {}),
@@ -256,6 +264,55 @@ def test_compiled_layers_are_looked_at_as_they_are_written(base: Base, probes: d
         plain_layers(base.model)
         learner.model.unload()
     assert found[0] == found[1]
+
+
+class StopAfter:
+    def __init__(self, batches: int) -> None:
+        self.left = batches + 1
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three chunks of 12: colours, shapes, colours again; of the test samples of shapes none can be used."""
+    chunks = [(k // 12, sample(k, ("colour", "shape", "colour")[k // 12], answers=("red",))) for k in range(36)]
+    tests = {"colour": [sample(90 + k) for k in range(5)], "shape": [sample(99, "shape", pictures=(Picture(b"none"),))]}
+    folder = tmp_path_factory.mktemp("drift") / "stream"
+    write_stream(folder, chunks, STREAM_TASKS, tests, 0)
+    return str(folder)
+
+
+def test_a_run_learns_the_same_without_and_measures_the_same_where_it_was_stopped(stream: str, tmp_path: Path) -> None:
+    digests, drifts = [], []
+    for count, lives in ((0, (99,)), (3, (99,)), (3, (4, 99))):
+        settings = [f"learner.drift_samples={count}", "learner.batch_size=6", "methods.m={adapter: lora}"]
+        config = load_config(builtin("embedded"), [*settings, f"out={tmp_path / str(len(digests))}"])
+        for after in lives:
+            worker = LearnerWorker(config, stream, local_feed(config, stream), stop=StopAfter(after))
+            reports = {}
+            try:
+                for chunk in range(3):
+                    reports[chunk] = worker.learn_chunk("m", chunk)
+            except Stopped:
+                assert worker.learner.cursor == 18  # inside the chunk that leaves the colours alone
+        digests.append([reports[chunk].digest for chunk in range(3)])
+        drifts.append(
+            [{k: v for k, v in reports[chunk].info.items() if "drift" in k or "routes" in k} for chunk in range(3)]
+        )
+    assert digests[0] == digests[1] == digests[2]
+    assert drifts[0] == [{}] * 3
+    for found in drifts[1:]:
+        assert all(info.pop("drift_s") > 0 for info in found if "drift_s" in info)
+    assert drifts[1] == drifts[2]
+    first, second, third = drifts[1]
+    assert first["drift"] == {"adapter": {"router": 0.0, "expert": 0.0, "tasks": {}}}
+    assert list(second["drift"]["adapter"]["tasks"]) == ["colour"] and second["drift"]["adapter"]["expert"] > 0
+    assert third["drift"] == first["drift"]  # colours are learned again, and shapes cannot be measured
+    assert [info["drift_without"] for info in drifts[1]] == [[], ["shape"], ["shape"]]
+    assert len(second["routes_moved"]["colour"]) == 3
 
 
 def test_a_lost_point_goes_to_the_router_by_the_share_of_the_route_that_moved() -> None:
