@@ -259,6 +259,11 @@ class LearnerConfig(Section):
     keep_commits: int = Field(
         2, ge=2, description="newest commits kept resumable, one of them to fall back to; older ones keep the adapter"
     )
+    drift_samples: int = Field(
+        4,
+        ge=0,
+        description="test samples of each task by which drift of routes and experts is measured at chunk ends; 0: none",
+    )
 
 
 class TrainConfig(Section):

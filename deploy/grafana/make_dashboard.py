@@ -153,6 +153,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
               low=0, high=1),
         Panel("Entropy of the banks", "0 where one expert takes all, ln(experts) where all share alike.",
               (Query(metric("router_entropy_nats"), "{{method}} {{bank}}"),), low=0),
+        Panel("Drift of routes", "Share of earlier tasks' routes that moved since each was last learned.",
+              (Query(metric("router_drift_ratio"), "{{method}} {{bank}}"),), unit="percentunit", low=0, high=1),
+        Panel("Drift of experts", "Relative change of what the experts that were picked then give for the same input.",
+              (Query(metric("expert_drift_ratio"), "{{method}} {{bank}}"),), unit="percentunit", low=0),
     ),
     "Health": (
         Panel("Restarts", "Of each actor.", (Query(metric("actor_restarts_total"), "{{actor}}"),), width=8),

@@ -106,6 +106,20 @@ class ExpertLayer(nn.Module, BaseTunerLayer):
         """`out` plus the output of adapter `name` for x."""
         raise UserError("this layer has no experts", where=type(self).__name__)
 
+    def experts(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [E, r, I] and B [E, r, O] of adapter `name`."""
+        a, b = self.adapter_layer_names[:2]
+        return getattr(self, a)[name], getattr(self, b)[name]
+
+    def expert_weights(
+        self, name: str, call: RoutingCall, x: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """How much of each expert samples take, by bank [B, E], without gradients and without noting anything.
+
+        Where tokens weigh experts, the mean over those of a sample by `mask` [B, S], which sums to 1; x [B, S, I].
+        """
+        raise UserError("this layer has no experts", where=type(self).__name__)
+
     def flattened(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """`mix` where a model flattens what its attention saw as [B, S, I] (OPT does before `fc1`); x [B S, I].
 

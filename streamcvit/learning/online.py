@@ -252,7 +252,12 @@ class OnlineLearner:
         return self._snapshot
 
     def commit(
-        self, folder: Path, before: Callable[[], Any] | None = None, epoch: Epoch | None = None, **state: Any
+        self,
+        folder: Path,
+        before: Callable[[], Any] | None = None,
+        epoch: Epoch | None = None,
+        also: Callable[[Path], Any] | None = None,
+        **state: Any,
     ) -> Path:
         """Write everything that makes the next step the same to the bit.
 
@@ -261,6 +266,7 @@ class OnlineLearner:
             before: called once the files are prepared and before the commit shows: the ledger's flush, whose result
                 the commit notes.
             epoch: the right to write this run; None where no other learner can follow this one (a notebook).
+            also: writes further files of what only a restart needs into the folder that it is given (`resume/`).
             state: further JSON values for `state.json`.
 
         Returns:
@@ -285,6 +291,8 @@ class OnlineLearner:
             _must_be_finite({k: v for k, v in tensors.items() if k.startswith("optimizer.")}, self.step)
             save_file(tensors, draft / commits.RESUME / "state.safetensors")
             (draft / commits.RESUME / "state.json").write_text(json.dumps(values), encoding="utf-8")
+            if also is not None:
+                also(draft / commits.RESUME)
             if before is not None:
                 state["ledger"] = before()
 

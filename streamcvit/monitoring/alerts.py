@@ -23,6 +23,7 @@ STARVED_SHARE, STARVED_SECONDS = 0.3, 300.0
 LAGGING_CHUNKS = 2
 COMMIT_SECONDS = 1800.0
 COLLAPSED_SHARE = 0.1
+DRIFTED_SHARE = 0.25
 QUARANTINED_SHARE = 0.01
 SKIPPED_STEPS = 3
 RESTARTS = 2
@@ -150,6 +151,12 @@ def _collapsed(now: Reading, _: Reading) -> Found:
             yield dict(labels), entropy
 
 
+def _drifted(now: Reading, _: Reading) -> Found:
+    for labels, share in _rows(now, "router_drift_ratio").items():
+        if share > DRIFTED_SHARE:
+            yield dict(labels), share
+
+
 def _quarantined(now: Reading, before: Reading) -> Found:
     names = ("samples_quarantined_total", "reason"), ("samples_learned_total", "task")
     lost, learned = (_rise(_sums(now, *name), _sums(before, *name)) for name in names)
@@ -189,6 +196,10 @@ RULES: dict[str, Rule] = {
     "StreamcvitExpertBankCollapsed": Rule(
         "warning", _collapsed, "nearly all routes of the {bank} bank of {run}/{method} go to one expert",
         lasting=1800.0,
+    ),
+    "StreamcvitRoutesDrifted": Rule(
+        "warning", _drifted,
+        "{value:.0%} of the routes of earlier tasks have moved in the {bank} bank of {run}/{method}",
     ),
     "StreamcvitQuarantine": Rule(
         "warning", _quarantined, "{value:.0%} of the newest samples of {run}/{method} cannot be learned",

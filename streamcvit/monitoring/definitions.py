@@ -116,6 +116,15 @@ METRICS: dict[str, MetricDefinition] = {
             ("bank", "expert"),
         ),
         MetricDefinition("router_entropy_nats", "gauge", "Entropy of the expert shares of a bank.", ("bank",)),
+        MetricDefinition(
+            "router_drift_ratio", "gauge", "Share of a probe's routes that moved since its task was learned.", ("bank",)
+        ),
+        MetricDefinition(
+            "expert_drift_ratio",
+            "gauge",
+            "Relative change of its experts' output since its task was learned.",
+            ("bank",),
+        ),
         MetricDefinition("actor_restarts_total", "counter", "Restarts of an actor.", ("actor",)),
         MetricDefinition("commit_seconds", "histogram", "Time to write a commit."),
         MetricDefinition("commit_bytes", "gauge", "Size of the newest commit."),

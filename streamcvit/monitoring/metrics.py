@@ -210,6 +210,11 @@ class MetricStore(Collector):
         """Entropy of a bank's expert shares."""
         self._set("router_entropy_nats", run, nats, bank)
 
+    def drift(self, run: Source, bank: str, router: float, expert: float) -> None:
+        """How far a bank's routes and experts moved since the tasks were last learned (`streamcvit.learning.drift`)."""
+        self._set("router_drift_ratio", run, router, bank)
+        self._set("expert_drift_ratio", run, expert, bank)
+
     def restarts(self, run: Source, actor: str, total: int) -> None:
         """Restarts of an actor so far."""
         self._set("actor_restarts_total", run, total, actor)
@@ -289,6 +294,8 @@ class MetricStore(Collector):
         newest, at = chunks[-1], _unix(chunks[-1].get("time"))
         for bank, shares in (newest.get("expert_share") or {}).items():
             self.expert_share(run, bank, shares)
+        for bank, moved in (newest.get("drift") or {}).items():
+            self.drift(run, bank, float(moved["router"]), float(moved["expert"]))
         if newest.get("loss") is not None:
             recent = record.ledger.chunk == newest["chunk"]
             tasks, correct = record.ledger.task[recent], record.ledger.correct[recent]

@@ -18,6 +18,7 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Ledger, OnlineLearner
 from streamcvit.learning import commit as commits
+from streamcvit.learning.drift import DriftMeter
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.soundness import Diverged
@@ -31,6 +32,7 @@ from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, m
 from streamcvit.run.origin import START, put_on
 from streamcvit.run.own import blamed
 from streamcvit.run.ownkinds import strategy_of
+from streamcvit.run.probing import probe_sets
 
 
 class LearnerWorker:
@@ -131,6 +133,7 @@ class LearnerWorker:
         self.base = load_model(self.config)
         self.encoder = load_encoder(self.config, self.base)
         self.loaded(self.base.model)
+        self.probes = probe_sets(self.config, self.index, self.base.collator)
 
     def _begin(self, method: str) -> None:
         """Set up a method's learner, from its newest commit where there is one.
@@ -170,11 +173,13 @@ class LearnerWorker:
             max_skipped_steps=config.learner.max_skipped_steps,
             seed=config.seed,
         )
+        self.drift = DriftMeter(self.learner, self.probes)
         self.epoch, found = commits.take_over(self.folder / "commits", self.turn)
         self.damaged = tuple(found[2]) if found else ()
         self.part: dict[str, Any] = {}  # what a former life noted of the chunk it stopped in
         if found is not None:
             state = self.learner.resume(found[0])
+            self.drift.load(found[0] / commits.RESUME)
             self.part = {} if state.get("boundary") else state
         elif settings.start:
             put_on(self.model, self.folder / START)
@@ -271,6 +276,7 @@ class LearnerWorker:
                 self.between(self.method, learner)
         self._check_losses(chunk, quarantined)
         info = note()
+        info |= self._drift(chunk)
         info["idle"] = idle_modules(learner.idle) if info["samples"] else []  # nothing learned tells nothing
         learned = time.perf_counter()
         folder = self._commit(chunk=chunk, boundary=True, info=info, quarantined=quarantined, skipped=skipped)
@@ -280,6 +286,18 @@ class LearnerWorker:
         return ChunkReport(
             self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
         )
+
+    def _drift(self, chunk: int) -> dict[str, Any]:
+        """What the drift meter says of a chunk's end, the seconds it took, and seen tasks that it has no samples of."""
+        if not self.config.learner.drift_samples:
+            return {}
+        began, (first, stop) = time.perf_counter(), self.schedule.bounds(chunk)
+        more = chunk + 1 < self.schedule.n_chunks
+        tasks = self.index.task_of[self.schedule.order[: self.schedule.bounds(chunk + 1)[1] if more else stop]]
+        learned, then = set(tasks[first:stop]), set(tasks[stop:])
+        found = self.drift.measure(learned, learned - then if more else ())
+        without = sorted(set(tasks[:stop]) - self.probes.keys())
+        return {**found, "drift_without": without, "drift_s": time.perf_counter() - began}
 
     def _check_losses(self, chunk: int, quarantined: list[dict[str, Any]]) -> None:
         """Raise where more of a chunk is lost than `stream.bad_share`; what its index knew of was judged before."""
@@ -297,7 +315,11 @@ class LearnerWorker:
     def _commit(self, **state: Any) -> Path:
         step, began = self.learner.step, time.perf_counter()
         folder = self.learner.commit(
-            self.folder / "commits", before=lambda: self.ledger.flush(step), epoch=self.epoch, **state
+            self.folder / "commits",
+            before=lambda: self.ledger.flush(step),
+            epoch=self.epoch,
+            also=self.drift.save,
+            **state,
         )
         so_far = self.commits.seconds if self.commits else BucketCounts(COMMIT_BOUNDS)
         so_far.observe(time.perf_counter() - began)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
+from streamcvit.monitoring import RunRecord
 
 pytestmark = pytest.mark.xdist_group("whole-run")  # one worker, so that the run is made once
 
@@ -43,6 +44,21 @@ def test_ray_and_the_plain_loop_give_the_same_answers_and_scores(ray_run: Run, l
     assert files == sorted(path.relative_to(theirs) for path in theirs.glob("predictions/*/*.parquet"))
     for file in files:
         assert pq.read_table(ours / file).equals(pq.read_table(theirs / file))
+
+
+@pytest.mark.parametrize("method", ["lora", "smolora"])
+def test_ray_and_the_plain_loop_measure_the_same_drift(ray_run: Run, local_run: Run, method: str) -> None:
+    found = [
+        [(event["drift"], event["routes_moved"]) for event in RunRecord.load(run.folder / method).chunk_events()]
+        for run in (ray_run, local_run)
+    ]
+    assert found[0] == found[1]
+    newest, probed = found[0][-1]
+    tasks = {task for own in newest.values() for task in own["tasks"]}
+    assert tasks and tasks <= probed.keys()
+    assert all(len(samples) == 4 for samples in probed.values())
+    if method == "lora":  # all its tasks share one expert, which goes on learning
+        assert newest["adapter"]["router"] == 0 and newest["adapter"]["expert"] > 0
 
 
 @pytest.mark.parametrize("method", LEARNED)

@@ -59,6 +59,7 @@ def filled_store() -> MetricStore:
     store.snapshot(LORA, 80, time.time() - 5)
     store.evaluation_seconds(LORA, "digit", buckets)
     store.expert_share(LORA, "visual", [0.5, 0.5, 0.0])
+    store.drift(LORA, "visual", 0.25, 1.5)
     store.restarts(LORA, "learner", 1)
     store.commit(LORA, BucketCounts(COMMIT_BOUNDS), 1024, 1.7e9)
     store.build_info(version="0.1.0", torch="2.13.0")
@@ -114,6 +115,8 @@ def test_values_are_those_told() -> None:
     assert value(samples, "backward_transfer_points", variant="first") == 1.5
     assert value(samples, "router_expert_share_ratio", bank="visual", expert="2") == 0
     assert value(samples, "router_entropy_nats", bank="visual") == pytest.approx(math.log(2))
+    assert value(samples, "router_drift_ratio", bank="visual") == 0.25
+    assert value(samples, "expert_drift_ratio", bank="visual") == 1.5
     assert 5 <= value(samples, "snapshot_age_seconds") < 60
 
 

@@ -95,6 +95,7 @@ THRESHOLDS = {
     "StreamcvitEvaluationLags": alerts.LAGGING_CHUNKS,
     "StreamcvitNoCommit": alerts.COMMIT_SECONDS,
     "StreamcvitExpertBankCollapsed": alerts.COLLAPSED_SHARE,
+    "StreamcvitRoutesDrifted": alerts.DRIFTED_SHARE,
     "StreamcvitQuarantine": alerts.QUARANTINED_SHARE,
     "StreamcvitStepsSkipped": alerts.SKIPPED_STEPS,
     "StreamcvitActorRestarts": alerts.RESTARTS,

@@ -9,6 +9,7 @@ from torch import nn
 
 from streamcvit.adapters.experts import TokenExperts, add_all, largest, project_all
 from streamcvit.adapters.moelora.config import MoELoraConfig
+from streamcvit.adapters.routing import RoutingCall
 from streamcvit.adapters.tuner import ExpertLayer
 
 
@@ -32,6 +33,14 @@ class MoELoraLayer(ExpertLayer):
         a, b = self.new_experts(config, config.num_experts)
         router = self.new_router(config, "router", config.num_experts, self.in_features)
         return {"moelora_A": a, "moelora_B": b, "moelora_router": router}
+
+    def expert_weights(
+        self, name: str, call: RoutingCall, x: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Mean weights of the tokens."""
+        shares = torch.softmax(x @ self.moelora_router[name].to(x.dtype).T, -1)
+        kept = largest(shares.flatten(0, 1), self.top_k[name], renormalise=False).view(shares.shape)
+        return {"token": torch.bmm(mask.unsqueeze(1), kept.to(mask.dtype)).squeeze(1)}
 
     def mix(self, name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add s sum_e w_e B_e A_e x, w = softmax(router x), with all experts in one rank space; x [..., I]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from streamcvit.adapters.routing import RoutingCall, expand
 from streamcvit.adapters.smolora.config import SMoLoraConfig
@@ -79,6 +80,14 @@ class SMoLoraLayer(ExpertLayer):
             route.score_owner,
             self.scaling[name] if fc is not None else self.scaling[name] / route.experts.shape[1],
         )
+
+    def expert_weights(
+        self, name: str, call: RoutingCall, x: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One-hot, a bank's own experts among all."""
+        route, _ = self.route(name, call, x)
+        one_hot = F.one_hot(route.experts, self.smolora_A[name].shape[0])
+        return dict(zip(self.configs[name].bank_sizes, one_hot.unbind(1), strict=True))
 
     def route(self, name: str, call: RoutingCall, x: torch.Tensor) -> tuple[Route, torch.Tensor | None]:
         """Experts of each sample, and weights of one [B, banks] that carry the gates' gradient where they learn."""

@@ -9,7 +9,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 from torch.nn import functional as F
 
-from streamcvit.adapters.experts import Chosen, Decoding, TokenExperts, largest
+from streamcvit.adapters.experts import Chosen, Decoding, TokenExperts, largest, project
 from streamcvit.adapters.routing import RoutingCall
 from streamcvit.adapters.strlora.config import StrLoraConfig
 from streamcvit.adapters.strlora.function import AttentionRows, Step, attention_targets
@@ -116,6 +116,21 @@ class StrLoraLayer(ExpertLayer):
         if divergence is not None:
             call.losses[name, self.key] = config.distill_lambda * call.token_mean(divergence)
         return out
+
+    def expert_weights(
+        self, name: str, call: RoutingCall, x: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Of the instruction's experts, each the same unless it weighs them; and mean weights of the tokens."""
+        config = self.configs[name]
+        if not config.sub_top_k:
+            return {"instruction": self.sample_weights(name, call, x)}
+        route = self.route(name, call, x)
+        scores = project(x, self.rows(name, call, x, route)).view(*route.experts.shape, -1)
+        kept = largest(torch.softmax(scores, 1), config.sub_top_k, renormalise=True)
+        means = torch.bmm(kept.to(mask.dtype), mask.unsqueeze(-1)).squeeze(-1)
+        none = means.new_zeros(len(means), config.num_experts)
+        even = torch.full_like(means, 1 / means.shape[1])
+        return {bank: none.scatter(1, route.experts, own) for bank, own in (("instruction", even), ("token", means))}
 
     def sample_weights(self, name: str, call: RoutingCall, x: torch.Tensor) -> torch.Tensor:
         """Weights [B, E] of all experts where the instruction alone decides them."""

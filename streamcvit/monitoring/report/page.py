@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import figures, tables
+from streamcvit.monitoring.report.drifts import drift_charts, missing_tables, without_probe
 from streamcvit.monitoring.report.extras import audited, own_metrics
 from streamcvit.monitoring.report.plandrawing import plan_svg
 from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records, compared, find_runs, shown_metrics
@@ -174,6 +175,9 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
         "following_chart": following_chart,
         "following_heat": following_heat,
         "experts": [(i, label, heats) for i, (label, r) in enumerate(runs) if (heats := figures.experts(r))],
+        "drift_charts": drift_charts(runs),
+        "missing": missing_tables(runs),
+        "without_probe": without_probe(runs),
         "timing_charts": timing_charts,
         "timing_totals": timing_totals,
         "waits": figures.WAITS,
