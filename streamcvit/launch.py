@@ -141,8 +141,10 @@ def _execute(
         stop.tell = view.notice
         told = told_of_its_end(config.monitor.notify, config.name)
         with view, stop.patience(True), noted(view.log), told:
-            Driver(config, pool, folders, view, stop).run()
+            driver = Driver(config, pool, folders, view, stop)
+            driver.run()
         pool.farewell()
+        driver.note_faults()
     return config
 
 

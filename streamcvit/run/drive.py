@@ -234,6 +234,15 @@ class Driver:
         if progress is not None:
             self._progress(progress)
         self._note_restarts()
+        self.note_faults()
+
+    def note_faults(self) -> None:
+        """Note and say, once, what went wrong on the way of the numbers to those who watch."""
+        for method, what in self.pool.faults():
+            self.folders[method].event("note", what=what)
+            if what not in self.told_notes:
+                self.told_notes.add(what)
+                self.view.message(what)
 
     def _progress(self, word: Progress) -> None:
         self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from streamcvit.config import RunConfig
+from streamcvit.monitoring import traces
 from streamcvit.monitoring.notify import Teller
 from streamcvit.monitoring.store import RunStore
 from streamcvit.run.evaluating import EvaluatorWorker
+from streamcvit.run.feeding import Feeder
 from streamcvit.run.guard import Stop
-from streamcvit.run.loading import local_feed
+from streamcvit.run.loading import local_feed, traced
 from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
 from streamcvit.run.workers import LearnerWorker
 
@@ -39,6 +42,8 @@ class Pool(Protocol):
 
     def folder_changed(self, folder: str) -> None: ...
 
+    def faults(self) -> list[tuple[str, str]]: ...
+
     def farewell(self) -> None: ...
 
 
@@ -56,8 +61,16 @@ class LocalPool:
 
     def __init__(self, config: RunConfig, stream: str, start: int, stop: Stop, progress: Any = lambda _: None) -> None:
         self.signals = stop
+        traced(config, "local")
         feed = local_feed(config, stream)
-        self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0))
+        self.feeder = Feeder(config) if config.monitor.sinks else None
+
+        def tell(word: Progress) -> None:
+            progress(word)
+            if self.feeder is not None:
+                self.feeder.word(copy.deepcopy(word))  # it holds counts that go on changing
+
+        self.learner = LearnerWorker(config, stream, feed, tell, lambda: stop.requested, (start, 0))
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
         self.store = RunStore(config.folder(method) for method in config.methods)
@@ -84,7 +97,15 @@ class LocalPool:
 
     def folder_changed(self, folder: str) -> None:
         self.store.changed(Path(folder))
+        if self.feeder is not None:
+            self.feeder.changed(Path(folder))
+
+    def faults(self) -> list[tuple[str, str]]:
+        return self.feeder.faults if self.feeder is not None else []
 
     def farewell(self) -> None:
         if self.teller is not None:
             self.teller.close()
+        if self.feeder is not None:
+            self.feeder.close()
+        traces.flush()
