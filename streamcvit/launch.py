@@ -71,7 +71,7 @@ def execute(
     config = settled(config)
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         refuse(setting_changes(config), allow, folder)
-        print(f"this run is already finished: {folder}")
+        Screen().print(f"this run is already finished: {folder}", markup=False, soft_wrap=True)
         return _report(config, show, page.exists())
     stop = Stop()
     try:

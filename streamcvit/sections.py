@@ -106,11 +106,17 @@ class MonitorConfig(Section):
     )
     traces: str = Field(
         "",
-        pattern=r"^(console|file|https?://\S+)?$",
         description="where OpenTelemetry traces of batches and evaluations go: `file` (traces/ in the run's folder), "
         "`console` (with --local), or the address of an OTLP collector (HTTP); empty: none. Needs `streamcvit[otel]`",
     )
     trace_share: float = Field(1.0, gt=0, le=1, description="of the traces, drawn by their numbers, that is kept")
+
+    @field_validator("traces")
+    @classmethod
+    def _traces_go_somewhere(cls, where: str) -> str:
+        if not re.fullmatch(r"(console|file|https?://\S+)?", where):
+            raise ValueError(f"{where!r} is neither file, console nor a collector's address (http://...)")
+        return where
 
     @model_validator(mode="after")
     def _sinks_are_known(self) -> MonitorConfig:

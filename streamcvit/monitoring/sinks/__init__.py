@@ -28,20 +28,20 @@ def check_sinks(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) 
     names = list(names)
     for name in names:
         if name not in SINKS:
-            raise ValueError(f"monitor.sinks: unknown sink {name!r}; allowed: {', '.join(SINKS)}")
+            raise ValueError(f"sinks: unknown sink {name!r}; allowed: {', '.join(SINKS)}")
         if names.count(name) > 1:
-            raise ValueError(f"monitor.sinks: {name!r} stands twice")
+            raise ValueError(f"sinks: {name!r} stands twice")
     for name, given in options.items():
         if name not in names:
-            raise ValueError(f"monitor.sink_options.{name}: it is none of monitor.sinks")
+            raise ValueError(f"sink_options.{name}: it is none of monitor.sinks")
         known = list(inspect.signature(SINKS[name]).parameters)
         if unknown := sorted(set(given) - set(known)):
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"monitor.sink_options.{name}: no option {unknown[0]!r}; {has}")
+            raise ValueError(f"sink_options.{name}: no option {unknown[0]!r}; {has}")
         try:
             SINKS[name](**given)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"monitor.sink_options.{name}: {error}") from None
+            raise ValueError(f"sink_options.{name}: {error}") from None
 
 
 def check_ready(names: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> None:
