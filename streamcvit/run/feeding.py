@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from streamcvit.config import RunConfig
@@ -15,7 +16,7 @@ from streamcvit.monitoring.definitions import Source
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.sinks import SINKS, Point, Sink, Target, points_of
-from streamcvit.run.history import boundary_points, scored_boundaries
+from streamcvit.run.history import boundary_points, probe_points, scored_boundaries
 from streamcvit.run.messages import Progress
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Feed:
             upto = done if last else min(done, self.boundaries + AT_ONCE)
             for chunk in range(self.boundaries, upto):
                 self._write(boundary_points(self.config, record, self.source, chunk))
+            self._write(probe_points(record))
             self.boundaries, self.finished = upto, record.finished
             self.unread |= upto < done
             if not record.n_chunks and record.summary:  # it learns nothing: what it scores stands at the beginning
@@ -88,7 +90,7 @@ class Feed:
             took = time.monotonic() - began
             self.rests_until = began + took + (9 * took if took > 1 else 0)
         words = [self.words.popleft() for _ in range(len(self.words))]
-        for word, then in zip(words, (*words[1:], None), strict=True):
+        for word, then in zip_longest(words, words[1:]):
             if self.opened and (then is None or then.chunk != word.chunk):  # each chunk's last, and the newest
                 hear(self.store, self.source, word)
                 self._write(points_of(self.store.collect(), self.source, word.step, time.time(), BETWEEN))

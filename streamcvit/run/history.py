@@ -11,10 +11,10 @@ import numpy as np
 from streamcvit.config import RunConfig
 from streamcvit.evaluation.matrix import metrics
 from streamcvit.evaluation.plan import Plan
-from streamcvit.monitoring.definitions import Source
+from streamcvit.monitoring.definitions import METRICS, Source
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.sinks import Point, points_of
+from streamcvit.monitoring.sinks import Point, points_of, tag_of
 from streamcvit.run.unseen import scored_at
 
 NEWEST_ONLY = ("maf_cross",)
@@ -51,14 +51,28 @@ def boundary_points(config: RunConfig, record: RunRecord, source: Source, chunk:
     return points_of(store.collect(), source, int(event.get("step") or 0), unix(event.get("time")))
 
 
+def probe_points(record: RunRecord) -> list[Point]:
+    """The scores between boundaries, each at the steps of the weights that were probed."""
+    names = {"score": "task_probe_points", "low": "task_probe_low_points", "high": "task_probe_high_points"}
+    return [
+        Point(tag_of(name, {"task": row["task"]}), row["version"], float(row[column]), unix(row.get("time")))
+        for row in getattr(record, "probes", ())  # of a run that is probed
+        if row["family"] == "strict"
+        for column, name in names.items()
+        if name in METRICS
+    ]
+
+
 def _as_of(config: RunConfig, record: RunRecord, chunk: int) -> RunRecord:
     """A record as it was at a boundary; what happened meanwhile (restarts) counts to the boundary it came before."""
     end = next(number for number, e in enumerate(record.events) if e.get("event") == "chunk" and e["chunk"] == chunk)
     events = [e for e in record.events[: end + 1] if e.get("event") != "chunk" or e.get("chunk", 0) <= chunk]
     ledger, there = record.ledger, record.ledger.chunk <= chunk
     parts = (column[there] for column in (ledger.position, ledger.chunk, ledger.task, ledger.loss, ledger.correct))
+    there_are = {"probes": []} if hasattr(record, "probes") else {}
     return replace(
         record,
+        **there_are,
         run={**record.run, "finished": None},
         events=events,
         scores=[row for row in record.scores if row["kind"] in ("boundary", "unseen") and row["chunk"] <= chunk],

@@ -16,7 +16,7 @@ from streamcvit.monitoring.definitions import METRICS, PREFIX, Source
 
 WHEN = frozenset(
     ("snapshot_version", "snapshot_age_seconds", "last_commit_timestamp_seconds", "evaluation_lag_versions")
-    + ("chunks_scored", "run_finished", "build_info", "series_dropped")
+    + ("chunks_scored", "probe_version", "run_finished", "build_info", "series_dropped")
 )
 """Metrics that say when something was, which the axis of a point says by itself."""
 
@@ -93,7 +93,7 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, points: Sequence[Point]) -> None:
-        """Keep points; when it returns, an end of this process does not lose them."""
+        """Keep points. What a kill of this process takes away again is what `held` of the next life does not name."""
 
     @abstractmethod
     def close(self, finished: bool) -> None:

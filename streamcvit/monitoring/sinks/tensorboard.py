@@ -50,6 +50,7 @@ class TensorBoard(Sink):
                 if point.tag not in self.told:
                     self.told.add(point.tag)
                     value.metadata.summary_description = described(point.tag)
+                    value.metadata.plugin_data.plugin_name = "scalars"
             self.writer.write(event.SerializeToString())
         self.file.flush()
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from netrc import NetrcParseError, netrc
@@ -19,6 +20,7 @@ from streamcvit.monitoring.sinks.base import Point, Sink, Target
 STEP = "optimizer_step"
 """The axis of every chart: scores of a boundary come after later steps were told, which W&B's own counter cannot."""
 MODES = ("", "online", "offline")
+WRITE_SECONDS = 5.0
 _BLOCK, _FILE_HEAD, _HEAD = 32768, 7, struct.Struct("<IHB")
 
 
@@ -61,6 +63,7 @@ class WeightsAndBiases(Sink):
     def open(self, target: Target) -> None:
         import wandb
 
+        self.target = target
         self.run = wandb.init(
             project=self.project,
             entity=self.entity or None,
@@ -88,9 +91,13 @@ class WeightsAndBiases(Sink):
     def write(self, points: Sequence[Point]) -> None:
         for step, group in groupby(points, key=lambda point: point.step):
             self.run.log({STEP: step, **{point.tag: point.value for point in group}})
+        self.last = points[-1]
 
     def close(self, finished: bool) -> None:
         self.run.finish(exit_code=0 if finished else 1)
+        until = time.monotonic() + WRITE_SECONDS  # W&B's own process writes the end of its record after that
+        while time.monotonic() < until and self.held(self.target).get(self.last.tag, -1) < self.last.step:
+            time.sleep(0.1)
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
