@@ -69,10 +69,8 @@ def _as_of(config: RunConfig, record: RunRecord, chunk: int) -> RunRecord:
     events = [e for e in record.events[: end + 1] if e.get("event") != "chunk" or e.get("chunk", 0) <= chunk]
     ledger, there = record.ledger, record.ledger.chunk <= chunk
     parts = (column[there] for column in (ledger.position, ledger.chunk, ledger.task, ledger.loss, ledger.correct))
-    there_are = {"probes": []} if hasattr(record, "probes") else {}
-    return replace(
+    earlier = replace(
         record,
-        **there_are,
         run={**record.run, "finished": None},
         events=events,
         scores=[row for row in record.scores if row["kind"] in ("boundary", "unseen") and row["chunk"] <= chunk],
@@ -80,6 +78,8 @@ def _as_of(config: RunConfig, record: RunRecord, chunk: int) -> RunRecord:
         evaluation_seconds={},
         summary=_summary(config, record, chunk),
     )
+    vars(earlier).update(probes=[])  # each is a point of its own
+    return earlier
 
 
 def _summary(config: RunConfig, record: RunRecord, chunk: int) -> dict[str, Any]:
