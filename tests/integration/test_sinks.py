@@ -118,7 +118,8 @@ def test_a_sink_has_every_boundary_once_after_a_run_that_was_cut_off_and_went_on
     fed(folder, name)
     fed(folder, name)  # a third life that has nothing to add
     points, expected = kept(name, folder), kept(name, whole)
-    points.pop("mean_average_forgetting_points/cross"), expected.pop("mean_average_forgetting_points/cross")
+    for found in (points, expected):
+        found.pop("mean_average_forgetting_points/cross", None)  # told of the newest boundary alone
     assert flat(points) == close(flat(expected))  # type: ignore[comparison-overlap]
     assert len(first["average_performance_points"]) == 2
     record = RunRecord.load(local_run.folder / "lora")
