@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from streamcvit import __version__, clicompare, cliimport, clirun, cliscore, cliuse
+from streamcvit.clilog import LogFormat, show_results
 from streamcvit.errors import Stopped, UserError
-from streamcvit.screen import Screen, plain_streams
+from streamcvit.screen import Screen, log_as_json, plain_streams
 
 app = typer.Typer(
     help="Streaming online continual learning for multimodal language models.",
@@ -73,11 +74,14 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the run's folder.")] = "demo",
     settings: Settings = None,
     local: Local = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Run the embedded scenario: 15 chunks, eleven tasks, single pass, several methods on one stream.
 
     A part of the benchmark's samples and test questions, unless --full: `streamcvit run embedded` takes all of them.
     """
+    if log_format == "json":
+        log_as_json(_fresh(name))
     config = _config("embedded", [*(() if full else SHORT), *(settings or [])], name=_fresh(name))
     if not full:
         config = config.model_copy(update={"methods": {method: config.methods[method] for method in DEMO}})
@@ -119,9 +123,14 @@ def run(
         list[str] | None,
         typer.Option("--allow-change", metavar="KEY", help="With --resume: let this differ, e.g. learner.lr or code."),
     ] = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Run a pipeline: shard its stream, learn it, score every chunk boundary, report."""
+    if log_format == "json":
+        log_as_json(name or "")
     config = _config(pipeline, settings, data=data, model=model, name=name, **_several(seeds, sweep))
+    if log_format == "json":
+        log_as_json(config.name)
     if method:
         unknown = [m for m in method if m not in config.methods]
         if unknown:
@@ -422,10 +431,9 @@ def _fresh(name: str, runs: str = "runs") -> str:
 
 def _run(config: Any, **how: Any) -> None:
     from streamcvit.launch import execute
-    from streamcvit.monitoring import results_tables
 
     try:
-        page = execute(config, show=lambda records, verdict: out.print(results_tables(records, verdict)), **how)
+        page = execute(config, show=lambda records, verdict: show_results(out, records, verdict), **how)
     except Stopped as stopped:
         err.print(stopped.how, soft_wrap=True, markup=False)
         raise typer.Exit(128 + stopped.number) from None

@@ -19,7 +19,8 @@ from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorCon
 
 OWN_CODE = "own_code"
 """The setting that notes such files, and the folder of a run that holds their copies."""
-_TAKEN = ("stream", "config.yaml", "lock.json", "report.html", "run.log", OWN_CODE)  # what else a run's folder holds
+_TAKEN = ("stream", "config.yaml", "lock.json", "report.html", "run.log", "wandb", "traces", OWN_CODE)
+"""What else a run's folder holds."""
 
 
 class TaskFiles(Section):

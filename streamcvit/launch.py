@@ -74,7 +74,7 @@ def execute(
     config = settled(config)
     if resume and all(_finished(config.folder(name)) for name in config.methods):
         refuse(setting_changes(config), allow, folder)
-        print(f"this run is already finished: {folder}")
+        Screen().print(f"this run is already finished: {folder}", markup=False, soft_wrap=True)
         return _report(config, show, page.exists())
     stop = watcher.stop if watcher else Stop()
     try:
@@ -145,8 +145,10 @@ def _execute(
         stop.tell = view.notice
         told = told_of_its_end(config.monitor.notify, config.name)
         with view, stop.patience(True), noted(view.log), told:
-            Driver(config, pool, folders, view, stop).run()
+            driver = Driver(config, pool, folders, view, stop)
+            driver.run()
         pool.farewell()
+        driver.note_faults()
     return config
 
 

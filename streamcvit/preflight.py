@@ -20,6 +20,8 @@ from streamcvit.models.collate import Collator
 from streamcvit.models.quantize import NONE, check_quantize, quantised_line
 from streamcvit.models.vision import vision_dim
 from streamcvit.monitoring.exporter import check_address
+from streamcvit.monitoring.sinks import check_ready
+from streamcvit.monitoring.traces import check_traces
 from streamcvit.run import own, ownkinds
 from streamcvit.run.loading import adapter_options, collation, selection_of
 from streamcvit.run.origin import lines as origin_lines
@@ -43,13 +45,15 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
     Raises:
         UserError: what a file of one's own defines is not what a setting asks for, an adapter or strategy cannot be
             made as its options ask, there is no such device, attention, revision or instruction encoder, the model's
-            chat template cannot be served, pictures cannot be prepared as asked or do not fit, or nobody can listen at
-            the monitor's address.
+            chat template cannot be served, pictures cannot be prepared as asked or do not fit, a sink lacks its
+            package, or nobody can listen at the monitor's address.
     """
     written = ownkinds.check(config)
     check_options(config)
     collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
     pictures = picture_lines(config, collator)
+    check_ready(config.monitor.sinks, config.monitor.sink_options)
+    check_traces(config.monitor.traces, local)
     encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded
     if local or config.cluster.address == "local":
         check_machine(config.model)

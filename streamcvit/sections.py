@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 OWN = re.compile(r"(?P<path>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 """How a setting names what a file of one's own defines: `my.py:Mine`."""
@@ -120,7 +120,7 @@ class ClusterConfig(Section):
 
 
 class MonitorConfig(Section):
-    """The Prometheus endpoint."""
+    """Who sees a run's numbers, and where."""
 
     host: str = Field("127.0.0.1", description="another than loopback wants a token of every reader")
     token_file: str = Field("", description="file with that token; empty: a private file is made, its path printed")
@@ -130,3 +130,32 @@ class MonitorConfig(Section):
         pattern=r"^(https?://\S+)?$",
         description="webhook that alerts are posted to (Slack's JSON); empty: none. For want of a Prometheus",
     )
+    sinks: list[str] = Field(
+        default_factory=list,
+        description="where the numbers go besides, names in streamcvit.monitoring.sinks.SINKS: tensorboard, wandb, "
+        "mlflow; each needs the extra of its name",
+    )
+    sink_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings of these, by name (see below)"
+    )
+    traces: str = Field(
+        "",
+        description="where OpenTelemetry traces of batches and evaluations go: `file` (traces/ in the run's folder), "
+        "`console` (with --local), or the address of an OTLP collector (HTTP); empty: none. Needs `streamcvit[otel]`",
+    )
+    trace_share: float = Field(1.0, gt=0, le=1, description="of the traces, drawn by their numbers, that is kept")
+
+    @field_validator("traces")
+    @classmethod
+    def _traces_go_somewhere(cls, where: str) -> str:
+        if not re.fullmatch(r"(console|file|https?://\S+)?", where):
+            raise ValueError(f"{where!r} is neither file, console nor a collector's address (http://...)")
+        return where
+
+    @model_validator(mode="after")
+    def _sinks_are_known(self) -> MonitorConfig:
+        if self.sinks or self.sink_options:
+            from streamcvit.monitoring.sinks import check_sinks
+
+            check_sinks(self.sinks, self.sink_options)
+        return self

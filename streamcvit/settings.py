@@ -30,7 +30,7 @@ what a pipeline comes to. Unknown keys and keys given twice are errors.
 
 def settings_page() -> str:
     """The page, in Markdown."""
-    parts = [HEAD, *_sections(RunConfig, "", "A run"), _adapters(), _strategies()]
+    parts = [HEAD, *_sections(RunConfig, "", "A run"), _adapters(), _strategies(), _sinks()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -124,6 +124,21 @@ def _strategies() -> str:
         options = {key: value for key, value in inspect.signature(strategy).parameters.items() if key != "seed"}
         if options:
             stated = _stated(strategy)
+            lines += ["| option | default | meaning |", "|---|---|---|"]
+            lines += [f"| `{k}` | {_value(v.default)} | {_cell(stated.get(k, ''))} |" for k, v in options.items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _sinks() -> str:
+    from streamcvit.monitoring.sinks import SINKS
+
+    lines = ["## `monitor.sink_options.NAME`", ""]
+    for name, sink in SINKS.items():
+        about = _cell((sink.__doc__ or "").strip().partition("\n")[0])
+        lines += [f"### `{name}`", "", about, ""]
+        options, stated = inspect.signature(sink).parameters, _stated(sink)
+        if options:
             lines += ["| option | default | meaning |", "|---|---|---|"]
             lines += [f"| `{k}` | {_value(v.default)} | {_cell(stated.get(k, ''))} |" for k, v in options.items()]
             lines.append("")

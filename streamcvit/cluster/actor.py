@@ -13,7 +13,7 @@ import ray
 
 from streamcvit.cluster.supervise import Pulse
 from streamcvit.config import RunConfig
-from streamcvit.run.messages import Progress
+from streamcvit.monitoring import traces
 
 PULSE = "pulse"  # the concurrency group that answers while a call is served
 MAILBOX = "mailbox"  # the one that waits meanwhile for what the learner leaves there
@@ -40,11 +40,16 @@ class Actor:
         _end_with_the_node()
         self.config = config
         self.moves, self.working = 0, False
-        self.word: Progress | None = None
+        self.word: Any = None  # the newest thing to tell
 
     @ray.method(concurrency_group=PULSE)
     def pulse(self) -> Pulse:
         return Pulse(self.moves, self.working, self.word)
+
+    @ray.method(concurrency_group=PULSE)
+    def flush(self) -> None:
+        """Send the spans that wait."""
+        traces.flush()
 
     def move(self, *_: Any) -> None:
         """Note that something was done."""

@@ -28,8 +28,9 @@ from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
+from streamcvit.monitoring import traces
 from streamcvit.run.evaluating import EvaluatorWorker
-from streamcvit.run.loading import Feed, local_feed, schedule_of, settle
+from streamcvit.run.loading import Feed, local_feed, schedule_of, settle, traced
 from streamcvit.run.mailbox import Mailbox
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
@@ -79,6 +80,7 @@ class IngestActor(Actor):
 
     @cached_property
     def feed(self) -> Feed:
+        traced(self.config, ray.get_runtime_context().get_actor_name() or "")
         settle(self.config)
         return local_feed(self.config, self.stream)
 
@@ -206,6 +208,7 @@ class LearnerActor(Actor):
 
     @cached_property
     def worker(self) -> LearnerWorker:
+        traced(self.config, "learner")
         canceled = ray.get_runtime_context().is_canceled
         self.feed = RemoteFeed(self.config, self.stream, self.move, canceled)
         loaded = partial(count_forwards, move=self.move)
@@ -227,8 +230,11 @@ class LearnerActor(Actor):
         Where the driver cancels the call, the learner commits after the batch it is at; nobody reads what it returns.
         """
         report = self.worker.learn_chunk(method, chunk)
-        fresh = report.version == self.worker.learner.step
-        return report, [ray.put(self.worker.learner.snapshot())] if fresh else None
+        if report.version != self.worker.learner.step:
+            return report, None
+        with traces.span("publish", report.trace, method=method, chunk=chunk, version=report.version):
+            snapshot = [ray.put(self.worker.learner.snapshot())]
+            return replace(report, trace=traces.here()), snapshot
 
     @ray.method(concurrency_group=MAILBOX)
     def newest(self) -> Weights | None:
@@ -249,6 +255,7 @@ class EvaluatorActor(Actor):
 
     @cached_property
     def worker(self) -> EvaluatorWorker:
+        traced(self.config, ray.get_runtime_context().get_actor_name() or "")
         return EvaluatorWorker(self.config, self.stream, partial(count_forwards, move=self.move))
 
     @work

@@ -15,6 +15,7 @@ from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.notify import Teller
 from streamcvit.monitoring.report.page import live_page
 from streamcvit.monitoring.store import RunStore
+from streamcvit.run.feeding import Feeder, hear
 from streamcvit.run.messages import Progress
 
 MONITOR = "monitor"
@@ -55,6 +56,11 @@ class MonitorActor(Actor):
         return Teller(self.store, url) if url else None
 
     @cached_property
+    def feeder(self) -> Feeder | None:
+        """Feeds the sinks; None where there are none."""
+        return Feeder(self.config) if self.config.monitor.sinks else None
+
+    @cached_property
     def server(self) -> Server:
         page = live_page(self.config.folder(), title=self.config.name)
         deadline = time.monotonic() + (PORT_SECONDS if self.again else 0)
@@ -73,25 +79,16 @@ class MonitorActor(Actor):
         Raises:
             UserError: the port is taken.
         """
-        server, _ = self.server, self.teller  # both come up here
+        server, _, _ = self.server, self.teller, self.feeder  # all come up here
         return server.url, server.port
 
     @work
     def progress(self, progress: Progress) -> None:
         """The learner's newest word."""
-        run = Source(self.config.name, progress.run)
-        self.store.position(run, progress.cursor, progress.total)
-        if progress.loss is not None:
-            self.store.prequential(run, progress.loss, {})
-        self.store.steps_skipped(run, progress.skipped)
-        self.store.step_seconds(run, progress.step_seconds)
-        self.store.step(run, progress.step)
-        self.store.waits(run, progress.chunk, progress.waited)
-        if progress.commits is not None:
-            done = progress.commits
-            self.store.commit(run, done.seconds, done.size_bytes, done.written)
-        if progress.queue is not None:
-            self.store.queue(run, progress.queue)
+        hear(self.store, Source(self.config.name, progress.run), progress)
+        if self.feeder is not None:
+            self.feeder.word(progress)
+            self.word = self.feeder.faults
         self.move()
 
     @work
@@ -104,11 +101,21 @@ class MonitorActor(Actor):
     def reload(self, folder: str) -> None:
         """Take over what a run folder says by now, when someone looks."""
         self.store.changed(Path(folder))
+        if self.feeder is not None:
+            self.feeder.changed(Path(folder))
+            self.word = self.feeder.faults
         self.move()
 
     @work
-    def farewell(self) -> None:
-        """Let whoever reads the metrics again and again see how the run ended, and post what is still to be posted."""
+    def farewell(self) -> list[tuple[str, str]]:
+        """Let whoever reads the metrics again and again see how the run ended, and pass on what is still to be told.
+
+        Returns:
+            What went wrong with the sinks.
+        """
+        if self.feeder is not None:
+            self.feeder.close()
         if self.teller is not None:
             self.teller.close()
         self.server.readers.wait_for_next()
+        return self.feeder.faults if self.feeder is not None else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -15,6 +16,7 @@ from streamcvit.run.messages import ChunkReport, Job, Progress, Restart
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 FAREWELL_SECONDS = 120
+FLUSH_SECONDS = 10
 KEPT_SNAPSHOTS = 4  # newest ones held in the object store; older ones are read from their commits
 
 
@@ -49,8 +51,9 @@ class RayPool:
             head.watch("Ray's only node", f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
         self.busy: dict[Call, int] = {}
         self.snapshots: dict[tuple[str, str], Any] = {}
-        self.port = config.monitor.port
+        self.port, self.traced = config.monitor.port, bool(config.monitor.traces)
         self.told: Progress | None = None
+        self.told_faults: list[tuple[str, str]] = []
         self.done: dict[str, int] = {}  # method -> the chunk whose last word came with its report
         gpus, labels = _gpus(ray, config), build_labels()
         # Beside the driver, so that the address it prints is this machine's.
@@ -161,10 +164,20 @@ class RayPool:
     def folder_changed(self, folder: str) -> None:
         self._to_monitor("reload", folder)
 
+    def faults(self) -> list[tuple[str, str]]:
+        pulse = self.monitor.last
+        return self.told_faults or (list(pulse.word or ()) if pulse is not None else [])
+
     def farewell(self) -> None:
         """Let whoever watches see the end of the run; a monitor that dies meanwhile is not replaced."""
+        if self.traced:
+            asked = [post.actor.flush.remote() for post in self.posts if post.actor is not None]
+            self.supervisor.ray.wait(asked, num_returns=len(asked), timeout=FLUSH_SECONDS)
         if self.monitor.actor is not None:
-            self.supervisor.ray.wait([self.monitor.actor.farewell.remote()], timeout=FAREWELL_SECONDS)
+            last = self.monitor.actor.farewell.remote()
+            if self.supervisor.ray.wait([last], timeout=FAREWELL_SECONDS)[0]:
+                with contextlib.suppress(self.supervisor.ray.exceptions.RayError):
+                    self.told_faults = self.supervisor.ray.get(last)
 
     def _to_monitor(self, method: str, *values: Any) -> None:
         """Say something that is not waited for; a monitor that is being replaced reads the folders when it starts."""

@@ -81,6 +81,7 @@ class Batch:
         inputs: their processor output; None when every position is quarantined, and where it is in micro-batches.
         quarantined: the unreadable rest.
         micro: their processor output in micro-batches, in stream order; see `Collator.micro_batches`.
+        trace: `traceparent` of the span that it was made in, where runs are traced.
     """
 
     cursor: int
@@ -91,6 +92,7 @@ class Batch:
     inputs: ModelInputs | None
     quarantined: tuple[Quarantined, ...] = ()
     micro: tuple[ModelInputs, ...] = ()
+    trace: str = ""
 
     @property
     def parts(self) -> tuple[ModelInputs, ...]:

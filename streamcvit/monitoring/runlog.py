@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from streamcvit.screen import as_json, json_line
+
 LOG = "run.log"
 
 
@@ -21,10 +23,13 @@ class RunLog:
         self.path = path
         self._before: list[str] = []  # until the run begins, nothing is left behind
 
-    def __call__(self, text: str) -> None:
-        """Write what is said, with the time (UTC)."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._before += [f"{now} {line}\n" for line in text.splitlines()]
+    def __call__(self, text: str, level: str = "info") -> None:
+        """Write what is said, with the time (UTC), or as a line of JSON."""
+        if as_json():
+            self._before.append(json_line(text, level) + "\n")
+        else:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._before += [f"{now} {line}\n" for line in text.splitlines()]
         if (self.path.parent / "config.yaml").exists():
             with contextlib.suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
                 file.writelines(self._before)
@@ -38,5 +43,5 @@ def noted(log: RunLog | None) -> Iterator[None]:
         yield
     except BaseException as error:
         if log is not None:
-            log(f"ended: {getattr(error, 'how', '') or error or type(error).__name__}")
+            log(f"ended: {getattr(error, 'how', '') or error or type(error).__name__}", "error")
         raise

@@ -25,6 +25,7 @@ from streamcvit.run.local import Pool
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores
 from streamcvit.run.probes import Prober, keep_until
 from streamcvit.run.scores import ZERO
+from streamcvit.screen import about
 
 POLL_SECONDS = 0.3
 
@@ -123,11 +124,13 @@ class Driver:
                         self.pending[self.pool.learn(result.method, result.chunk)] = None
                         learning += 1
                     else:
-                        self._learned(result)
+                        with about(method=result.method, actor="learner", step=result.version):
+                            self._learned(result)
                 elif isinstance(result, Probed):
                     self.prober.done(result)
                 else:
-                    self._scored(result)
+                    with about(method=result.job.method, actor="evaluator", step=result.job.version):
+                        self._scored(result)
             self._watch()
 
     def _chunks_to_learn(self) -> Iterator[tuple[str, int]]:
@@ -242,9 +245,20 @@ class Driver:
         if progress is not None:
             self._progress(progress)
         self._note_restarts()
+        self.note_faults()
+
+    def note_faults(self) -> None:
+        """Note and say, once, what went wrong on the way of the numbers to those who watch."""
+        for method, what in self.pool.faults():
+            self.folders[method].event("note", what=what)
+            if what not in self.told_notes:
+                self.told_notes.add(what)
+                with about(method=method, actor="monitor"):
+                    self.view.message(what)
 
     def _progress(self, word: Progress) -> None:
-        self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+        with about(method=word.run, actor="learner", step=word.step):
+            self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
 
     def _under_way(self) -> RunFolder:
         """The folder of the first method that is not finished, or of the last."""
@@ -256,5 +270,6 @@ class Driver:
         for restart in self.pool.restarts():
             folder = self._under_way()
             folder.event("restart", actor=restart.actor, cause=restart.cause, detail=restart.detail)
-            self.view.message(f"{restart.actor} is replaced ({restart.cause})")
+            with about(method=folder.method, actor=restart.actor):
+                self.view.message(f"{restart.actor} is replaced ({restart.cause})")
             self.pool.folder_changed(str(folder.path))

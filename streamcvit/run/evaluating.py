@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from streamcvit.evaluation.evaluator import Predictions
 from streamcvit.evaluation.follow import published_form
 from streamcvit.learning import commit as commits
 from streamcvit.models.snapshot import Snapshot, load_adapter_state
+from streamcvit.monitoring import traces
 from streamcvit.run.loading import load_encoder, load_model, routes, settle, wrap
 from streamcvit.run.messages import Job, Probed, TaskScores
 from streamcvit.run.origin import put_on
@@ -96,6 +98,11 @@ class EvaluatorWorker:
         Raises:
             UserError: the weights that arrived are not the snapshot's, or no test sample of the task can be used.
         """
+        told: dict[str, Any] = {"chunk": job.chunk, "task": job.task, "version": job.version}
+        with traces.span("evaluate", job.trace, method=job.method, **told):
+            return self._evaluate(job, snapshot)
+
+    def _evaluate(self, job: Job, snapshot: Snapshot | None) -> TaskScores:
         began = time.perf_counter()
         digest = self._hold(job, snapshot)
         model = self.model if self.model is not None else self.base.model

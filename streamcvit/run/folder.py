@@ -240,7 +240,16 @@ class RunFolder:
             return [Job(self.method, ZERO, task, 0, digest, start, audit.get(task, 0)) for task in open_]
         audit = self._audit(report.chunk)
         return [
-            Job(self.method, report.chunk, task, report.version, report.digest, report.commit, audit.get(task, 0))
+            Job(
+                self.method,
+                report.chunk,
+                task,
+                report.version,
+                report.digest,
+                report.commit,
+                audit.get(task, 0),
+                report.trace,
+            )
             for task in self.to_score(report.chunk)
             if self.scores.digest(report.chunk, task) != report.digest
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from streamcvit.models.collate import Collator
 from streamcvit.models.pictures import PictureRules
 from streamcvit.models.quantize import NONE, held_bytes
 from streamcvit.models.vision import vision_dim
+from streamcvit.monitoring import traces
 
 Feed = Callable[[str, int, int], Iterator[Batch]]
 """(order, first cursor, cursor to stop at) -> the batches between, in order; fewer where the run stops meanwhile."""
@@ -34,6 +35,12 @@ def settle(config: RunConfig) -> None:
     """Make this process compute as every other process of the run does."""
     torch.set_num_threads(config.learner.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def traced(config: RunConfig, actor: str) -> None:
+    """Trace this process, an actor of the run, where the config says so."""
+    monitor = config.monitor
+    traces.begin(monitor.traces, config.name, actor, config.folder(), monitor.trace_share)
 
 
 def load_model(config: RunConfig) -> Base:
@@ -133,7 +140,10 @@ def local_feed(config: RunConfig, stream: str) -> Feed:
     def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
         source = BatchSource(reader, collator, schedules(order), config.learner.micro_batch)
         while cursor < stop:
-            batch = source.batch(cursor)
+            with traces.span("ingest", order=order, cursor=cursor):
+                batch = source.batch(cursor)
+                if trace := traces.here():
+                    batch = replace(batch, trace=trace)
             yield batch
             cursor = batch.next_cursor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, Protocol
 from torch import nn
 
 from streamcvit.config import RunConfig
+from streamcvit.monitoring import traces
 from streamcvit.monitoring.notify import Teller
 from streamcvit.monitoring.store import RunStore
 from streamcvit.run.evaluating import EvaluatorWorker
+from streamcvit.run.feeding import Feeder
 from streamcvit.run.guard import Stop
-from streamcvit.run.loading import local_feed
+from streamcvit.run.loading import local_feed, traced
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, Restart, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
 
@@ -51,6 +54,8 @@ class Pool(Protocol):
     def restarts(self) -> list[Restart]: ...
 
     def folder_changed(self, folder: str) -> None: ...
+
+    def faults(self) -> list[tuple[str, str]]: ...
 
     def farewell(self) -> None: ...
 
@@ -93,8 +98,16 @@ class LocalPool:
         loaded: Callable[[nn.Module], None] = lambda _: None,
     ) -> None:
         self.signals = stop
+        traced(config, "local")
         feed = local_feed(config, stream)
-        self.learner = LearnerWorker(config, stream, feed, progress, lambda: stop.requested, (start, 0), loaded)
+        self.feeder = Feeder(config) if config.monitor.sinks else None
+
+        def tell(word: Progress) -> None:
+            progress(word)
+            if self.feeder is not None:
+                self.feeder.word(copy.deepcopy(word))  # it holds counts that go on changing
+
+        self.learner = LearnerWorker(config, stream, feed, tell, lambda: stop.requested, (start, 0), loaded)
         self.evaluator = EvaluatorWorker(config, stream, loaded)
         self.base_digest = self.learner.base.digest
         self.store = RunStore(config.folder(method) for method in config.methods)
@@ -121,7 +134,15 @@ class LocalPool:
 
     def folder_changed(self, folder: str) -> None:
         self.store.changed(Path(folder))
+        if self.feeder is not None:
+            self.feeder.changed(Path(folder))
+
+    def faults(self) -> list[tuple[str, str]]:
+        return self.feeder.faults if self.feeder is not None else []
 
     def farewell(self) -> None:
         if self.teller is not None:
             self.teller.close()
+        if self.feeder is not None:
+            self.feeder.close()
+        traces.flush()

@@ -28,6 +28,7 @@ class ChunkReport:
         progress: the learner's last word on the chunk; None where another life learned it.
         epoch: of the learner that reports; a report of an older epoch than the run folder's newest is refused.
         damaged: a line for each damaged commit that this learner passed over when it began.
+        trace: `traceparent` of the span that committed or published it, where runs are traced.
     """
 
     method: str
@@ -41,6 +42,7 @@ class ChunkReport:
     progress: Progress | None = None
     epoch: int = 0
     damaged: tuple[str, ...] = ()
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Job:
         commit: the folder it can always be read from; empty for the bare base.
         audit: so many of the answers are given again one by one.
         probe: so many of the task's test samples, drawn by the seed, and no chunk boundary; 0: all, at one.
+        trace: `traceparent` of the span that gave the snapshot, where runs are traced.
     """
 
     method: str
@@ -65,6 +68,7 @@ class Job:
     commit: str
     audit: int = 0
     probe: int = 0
+    trace: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.soundness import Diverged
 from streamcvit.models.batch import Batch
+from streamcvit.monitoring import traces
 from streamcvit.monitoring.definitions import COMMIT_BOUNDS, BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
@@ -73,6 +74,7 @@ class LearnerWorker:
         self.method = ""
         self.model: PeftModel | None = None
         self._last_end: float | None = None
+        self.learned_in = self.committed_in = ""  # spans
 
     def learn_chunk(self, method: str, chunk: int) -> ChunkReport:
         """Make chunk `chunk` exist as a commit of `method`: learn what is missing up to its end, or nothing.
@@ -256,7 +258,8 @@ class LearnerWorker:
                 if learner.cursor > first:
                     self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined, skipped=skipped)
                 raise Stopped
-            report = learner.learn(batch)
+            with traces.span("learn", batch.trace, method=self.method, chunk=chunk, step=learner.step):
+                report, self.learned_in = learner.learn(batch), traces.here()
             self.step_seconds.observe(time.perf_counter() - arrived)
             quarantined += [event_of(bad) for bad in batch.quarantined]
             if report is not None:
@@ -283,9 +286,8 @@ class LearnerWorker:
         state = commits.read_note(folder)
         assert self.commits is not None
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": self.commits.size_bytes}
-        return ChunkReport(
-            self.method, chunk, str(folder), state["step"], state["digest"], info, quarantined, skipped, tell()
-        )
+        done = self.method, chunk, str(folder), state["step"], state["digest"]
+        return ChunkReport(*done, info, quarantined, skipped, tell(), trace=self.committed_in)
 
     def _drift(self, chunk: int) -> dict[str, Any]:
         """What the drift meter says of a chunk's end, the seconds it took, and seen tasks that it has no samples of."""
@@ -314,13 +316,21 @@ class LearnerWorker:
 
     def _commit(self, **state: Any) -> Path:
         step, began = self.learner.step, time.perf_counter()
-        folder = self.learner.commit(
-            self.folder / "commits",
-            before=lambda: self.ledger.flush(step),
-            epoch=self.epoch,
-            also=self.drift.save,
-            **state,
-        )
+        told: dict[str, Any] = {
+            "method": self.method,
+            "chunk": state["chunk"],
+            "step": step,
+            "boundary": state["boundary"],
+        }
+        with traces.span("commit", link=self.learned_in, **told):
+            self.committed_in = traces.here()
+            folder = self.learner.commit(
+                self.folder / "commits",
+                before=lambda: self.ledger.flush(step),
+                epoch=self.epoch,
+                also=self.drift.save,
+                **state,
+            )
         so_far = self.commits.seconds if self.commits else BucketCounts(COMMIT_BOUNDS)
         so_far.observe(time.perf_counter() - began)
         self.commits = Commits(so_far, folder_bytes(folder), time.time())
