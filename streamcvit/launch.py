@@ -24,6 +24,7 @@ from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.runlog import LOG, RunLog, noted
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.monitoring.verdict import Verdict
+from streamcvit.monitoring.watch.word import Word
 from streamcvit.preflight import check_settings
 from streamcvit.run import own
 from streamcvit.run.drive import Driver, task_counts
@@ -114,7 +115,7 @@ def _execute(
             index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
         chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
-        view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG))
+        view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG), Word(folder))
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
@@ -218,7 +219,7 @@ def _starting(
             stream,
             turn,
             stop,
-            lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped),
+            lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped, p.step),
         )
         return
     size = base_bytes(config, weights)

@@ -12,8 +12,8 @@ from streamcvit.errors import UserError
 from streamcvit.monitoring.definitions import Source
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.notify import Teller
-from streamcvit.monitoring.report.page import live_page
 from streamcvit.monitoring.store import RunStore
+from streamcvit.monitoring.watch import Follower, Site
 from streamcvit.run.messages import Progress
 
 MONITOR = "monitor"
@@ -54,12 +54,16 @@ class MonitorActor(Actor):
         return Teller(self.store, url) if url else None
 
     @cached_property
+    def site(self) -> Site:
+        """The live page."""
+        return Site(Follower(self.config.folder()), self.config.name)
+
+    @cached_property
     def server(self) -> Server:
-        page = live_page(self.config.folder(), title=self.config.name)
         deadline = time.monotonic() + (PORT_SECONDS if self.again else 0)
         while True:
             try:
-                return serve(self.store, self.port, self.config.monitor.host, page=page, token=self.token)
+                return serve(self.store, self.port, self.config.monitor.host, self.site, self.token)
             except UserError:
                 if time.monotonic() > deadline:
                     raise
@@ -101,7 +105,9 @@ class MonitorActor(Actor):
 
     @work
     def farewell(self) -> None:
-        """Let whoever reads the metrics again and again see how the run ended, and post what is still to be posted."""
+        """Let whoever reads the metrics again and again, or has the page open, see how the run ended, and post what is
+        still to be posted."""
+        self.site.hub.flush()
         if self.teller is not None:
             self.teller.close()
         self.server.readers.wait_for_next()

@@ -74,12 +74,18 @@ class RunRecord:
     single: bool = False
 
     @classmethod
-    def load(cls, folder: Path | str, rows: Callable[[pa.Table], pa.Table] = lambda table: table) -> RunRecord:
+    def load(
+        cls,
+        folder: Path | str,
+        rows: Callable[[pa.Table], pa.Table] = lambda table: table,
+        kept: dict[Path, pa.Table] | None = None,
+    ) -> RunRecord:
         """Read a run folder, finished or not.
 
         Args:
             folder: a method's run folder.
             rows: which of the rows of `scores.parquet` to take; all, unless told.
+            kept: files of the ledger that were read before, which never change; those that are new are added.
 
         Raises:
             UserError: there is no such folder, or it is not a run's.
@@ -97,7 +103,7 @@ class RunRecord:
         record.summary = record._object("summary.json", json.loads)
         record._read_plan()
         record._read_scores(rows)
-        record._read_ledger()
+        record._read_ledger({} if kept is None else kept)
         record.events = list(record._read_events())
         return record
 
@@ -332,12 +338,15 @@ class RunRecord:
             newest[at, row["task"], row["kind"], row["family"]] = row
         self.scores = list(newest.values())
 
-    def _read_ledger(self) -> None:
+    def _read_ledger(self, kept: dict[Path, pa.Table]) -> None:
         names = ("position", "chunk", "task", "loss", "correct")
         parts = [p for p in (self.folder / "ledger").glob("*.parquet") if re.fullmatch(r"[0-9]+(-[0-9]+)?", p.stem)]
         # `<step>-<epoch>.parquet`; what a learner that was cut off left beside the newer one's is overruled by it.
         parts.sort(key=lambda path: [int(n) for n in f"{path.stem}-0".split("-")[1::-1]])
-        tables = [table.select(names) for path in parts if (table := self._table(path, names)) is not None]
+        for path in parts:
+            if path not in kept and (table := self._table(path, names)) is not None:
+                kept[path] = table.select(names)
+        tables = [kept[path] for path in parts if path in kept]
         if not tables:
             return
         table = pa.concat_tables(tables, promote_options="permissive")

@@ -236,7 +236,7 @@ class Driver:
         self._note_restarts()
 
     def _progress(self, word: Progress) -> None:
-        self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+        self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped, word.step)
 
     def _under_way(self) -> RunFolder:
         """The folder of the first method that is not finished, or of the last."""
