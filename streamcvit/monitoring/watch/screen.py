@@ -1,4 +1,4 @@
-"""The essentials of a run in a terminal: where the stream is, what is forgotten, what happened; from its folder alone."""
+"""The essentials of a run in a terminal: where the stream is, what is forgotten, what happened; read of its folder."""
 
 from __future__ import annotations
 

@@ -1,0 +1,42 @@
+"""Run folders that grow while somebody looks, for tests of what watches them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from synthetic_run import write_run
+
+from streamcvit.run.guard import alone
+
+METHODS = ("lora", "smolora")
+FEW = ("shape", "count", "ocr")
+
+
+def write_watched(folder: Path, methods: tuple[str, ...] = METHODS, done: int = 3, **options) -> Path:
+    """A run's folder with its methods, each with some chunks learned and scored."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"name": folder.name, "methods": dict.fromkeys(methods, {})}))
+    (folder / "lock.json").write_text("{}")
+    for method in methods:
+        advance(folder, method, done, **options)
+    return folder
+
+
+def advance(folder: Path, method: str, done: int, **options) -> None:
+    """Let a method have learned and scored so many chunks; what there was before is a part of it."""
+    options = {"tasks": FEW, **options}
+    with tempfile.TemporaryDirectory() as beside:
+        made = write_run(Path(beside) / method, method, done=done, **options)
+        shutil.copytree(made, folder / method, dirs_exist_ok=True)
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """For a while a process runs in this folder: this one."""
+    with alone(folder):
+        yield
