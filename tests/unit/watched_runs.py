@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +28,17 @@ def write_watched(folder: Path, methods: tuple[str, ...] = METHODS, done: int = 
     return folder
 
 
-def advance(folder: Path, method: str, done: int, **options) -> None:
-    """Let a method have learned and scored so many chunks; what there was before is a part of it."""
-    options = {"tasks": FEW, **options}
+def advance(folder: Path, method: str, done: int, **options) -> float:
+    """Let a method have learned and scored so many chunks; what there was before is a part of it.
+
+    Returns:
+        when its rows were written.
+    """
     with tempfile.TemporaryDirectory() as beside:
-        made = write_run(Path(beside) / method, method, done=done, **options)
-        shutil.copytree(made, folder / method, dirs_exist_ok=True)
+        made = write_run(Path(beside) / method, method, done=done, **{"tasks": FEW, "answers": False, **options})
+        shutil.copytree(made, folder / method, dirs_exist_ok=True, ignore=shutil.ignore_patterns("scores.parquet"))
+        shutil.copyfile(made / "scores.parquet", folder / method / "scores.parquet")
+        return time.time()
 
 
 @contextmanager

@@ -149,7 +149,11 @@ class Follower:
                 "worst": {"task": worst["task"], "lost": worst["lost"], "sure": worst["sure"]} if worst else None,
                 "tail": self._tail(name, record.position, position, loss) if step is not None else [],
             }
-        return {"methods": found, "left": rounded(self._left, 0) if live else None}
+        left = self._left
+        if left and (rest := sum(max(0, one["total"] - found[one["name"]]["position"]) for one in run["methods"])):
+            known = sum(one.record.total_samples - one.record.position for one in self._methods.values() if one.record)
+            left *= rest / max(rest, known)  # what was learned since the newest commit is behind the learner too
+        return {"methods": found, "left": rounded(left, 0) if live else None}
 
     def _tail(self, name: str, newest: int, position: int, loss: float | None) -> list[list[float]]:
         """The learner's words since the newest sample in the ledger: place in the stream, loss."""

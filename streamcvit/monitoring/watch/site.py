@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import gzip
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
@@ -70,7 +71,7 @@ class Site:
     def __call__(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
         if path in ("/", "/index.html"):
-            return self._html(start_response)
+            return self._html(environ, start_response)
         if path == "/events":
             return self._events(environ, start_response)
         if path == "/state.json":
@@ -86,17 +87,17 @@ class Site:
         """End the streams of all viewers."""
         self.hub.close()
 
-    def _html(self, start_response: Start) -> Iterable[bytes]:
+    def _html(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         template, same, policy = _page()
         version, parts = self.hub.state()
         # In JSON these signs stand in strings only.
         state = joined(parts).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-        body = template.render(
-            title=self.title, chosen=self.chosen, last=f"{self.hub.boot}.{version}", state=Markup(state), **same
-        )
-        return _answer(
-            start_response, body.encode(), "text/html; charset=utf-8", more=[("Content-Security-Policy", policy)]
-        )
+        last = f"{self.hub.boot}.{version}"
+        body = template.render(title=self.title, chosen=self.chosen, last=last, state=Markup(state), **same).encode()
+        more = [("Content-Security-Policy", policy), ("Vary", "Accept-Encoding")]
+        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            body, more = gzip.compress(body, 4), [*more, ("Content-Encoding", "gzip")]
+        return _answer(start_response, body, "text/html; charset=utf-8", more=more)
 
     def _events(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         if self.hub.viewers >= MOST_VIEWERS:

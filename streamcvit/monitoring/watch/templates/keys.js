@@ -26,20 +26,23 @@ const nextTask = (by) => {
   const row = rows[at < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.max(0, Math.min(rows.length - 1, at + by))];
   if (row) row.focus();
 };
-const toCell = (task, k) => {
-  const cell = [...document.querySelectorAll(".matrix [data-cell]")].find((one) => one.dataset.cell === `${task}\n${k}`);
-  if (cell) { cell.focus(); cell.scrollIntoView({ block: "nearest", inline: "nearest" }); ui.cell = cell.dataset.cell; }
+const toCell = (i, k) => {
+  const cell = document.querySelector(`.matrix [data-cell="${i}.${k}"]`);
+  if (!cell) return;
+  ui.cell = cell.dataset.cell;
+  cell.focus();
+  cell.scrollIntoView({ block: "nearest", inline: "nearest" });
 };
 const intoMatrix = () => {
   const { m, row } = look();
   if (!m || !m.cols.length) return;
-  const [task, k] = (ui.cell || "").split("\n"), rows = ordered(m);
   const newest = Math.max(0, m.cols.findIndex((c) => c >= row.chunk - 1));
-  toCell(m.tasks.includes(task) ? task : rows[0].task, known(k) && m.tasks.includes(task) ? Math.min(+k, m.cols.length - 1) : newest);
+  const [i, k] = ui.cell ? ui.cell.split(".").map(Number) : [ordered(m)[0].i, newest];
+  toCell(Math.min(i, m.tasks.length - 1), Math.min(k, m.cols.length - 1));
 };
 const moveCell = (down, right) => {
-  const { m } = look(), rows = ordered(m).map((r) => r.task), [task, k] = document.activeElement.dataset.cell.split("\n");
-  toCell(rows[Math.max(0, Math.min(rows.length - 1, rows.indexOf(task) + down))], Math.max(0, Math.min(m.cols.length - 1, +k + right)));
+  const { m } = look(), order = ordered(m).map((r) => r.i), [i, k] = document.activeElement.dataset.cell.split(".").map(Number);
+  toCell(order[Math.max(0, Math.min(order.length - 1, order.indexOf(i) + down))], Math.max(0, Math.min(m.cols.length - 1, k + right)));
 };
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e6], End: [0, 1e6] };
 const onKey = (event) => {
@@ -76,7 +79,7 @@ const listen = () => {
   document.addEventListener("click", (event) => {
     const owner = event.target.closest("[data-act]");
     if (owner && acts[owner.dataset.act]) acts[owner.dataset.act](owner.dataset.name);
-    else if (event.target.closest("[data-cell]")) toCell(...event.target.closest("[data-cell]").dataset.cell.split("\n"));
+    else if (event.target.closest("[data-cell]")) toCell(...event.target.closest("[data-cell]").dataset.cell.split("."));
   });
   document.addEventListener("keydown", onKey);
   document.addEventListener("pointermove", (event) => {

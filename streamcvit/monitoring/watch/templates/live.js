@@ -33,7 +33,7 @@ const render = () => {
     drawn = seen;
     const first = main.querySelector(".matrix [data-cell]");
     if (first && !main.querySelector(".matrix [data-cell][tabindex='0']")) first.tabIndex = 0;
-    if (cell && document.activeElement !== there) toCell(...cell.split("\n"));
+    if (cell && document.activeElement !== there) toCell(...cell.split("."));
   } else if (state.run) morphKids(main, [state.run.methods.length ? null : waiting()].filter(Boolean));
   morphKids($("foot"), foot());
   titled(row, m);

@@ -56,7 +56,7 @@ const where = (row, m, now) => {
   const position = now.position || 0, facts = [];
   if (row.total) {
     const chunk = row.state === "finished" || position >= row.total ? row.chunks : Math.min(row.chunk + 1, row.chunks);
-    facts.push([`Chunk ${chunk}`, `of ${row.chunks}`], [percent(position / row.total), `${count(position)} of ${count(row.total)} samples`]);
+    facts.push([`Chunk ${chunk}`, `of ${row.chunks}`], [`${Math.floor((100 * position) / row.total)} %`, `${count(position)} of ${count(row.total)} samples`]);
   } else facts.push(["Learns nothing", "scored once"]);
   if (known(now.rate) && alive()) facts.push([count(now.rate), "samples/s"]);
   if (alive() && state.now.left) facts.push([`≈ ${span(state.now.left)}`, "of learning left"]);
@@ -80,7 +80,7 @@ const tiles = () => {
   const first = curve.length ? null : mean(zero);
   return h("section", { class: "tiles", "aria-label": "At a glance", "data-key": "tiles" },
     tile("ap", "Average performance", known(first) ? num(first) : num(ap[0]), known(first) ? "before any learning" : [known(ap[1]) ? range(ap[1], ap[2]) : "points", known(step) ? h("span", { class: step < -0.05 ? "down" : step > 0.05 ? "up" : "" }, ` ${step < -0.05 ? "▼" : step > 0.05 ? "▲" : ""} ${signed(step)} by the newest chunk`) : ""]),
-    tile("worst", "Most forgotten", lost ? `−${num(lost.lost)}` : curve.length ? "nothing" : "–", lost ? [h("b", null, lost.task), known(lost.low) ? ` ${range(lost.low, lost.high)}${lost.sure ? ", for sure" : ", may be chance"}` : ""] : curve.length ? "every task stands at its best" : "after two chunks", null, lost && lost.sure ? "bad" : ""),
+    tile("worst", "Most forgotten", lost ? `−${num(lost.lost)}` : curve.length > 1 ? "nothing" : "–", lost ? [h("b", null, lost.task), known(lost.low) ? ` ${range(lost.low, lost.high)}${lost.sure ? ", for sure" : ", may be chance"}` : ""] : curve.length > 1 ? "every task stands at its best" : "tells after two chunks", null, lost && lost.sure ? "bad" : ""),
     tile("loss", "Loss before learning", num(now.loss, 3), m.loss.length && known(m.loss[m.loss.length - 1][2]) ? `nats; ${percent(m.loss[m.loss.length - 1][2])} right before learning` : "nats, on the newest samples"),
     tile("lag", "Scores behind the learner", lag.chunks ? plural(lag.chunks, "chunk") : known(lag.steps) && lag.steps ? plural(lag.steps, "step") : known(lag.steps) ? "none" : "–", known(lag.steps) ? `${lag.chunks && lag.steps ? `${plural(lag.steps, "step")}; ` : ""}${lag.scored} of ${m.chunks} chunks scored` : "no score yet", timeBar(m.waits), lag.chunks > 2 ? "warn" : ""),
     tile("alerts", "Alerts", firing.length ? String(firing.length) : "none", firing.length ? firing[0].summary || firing[0].name : state.alerts.length ? "none fires now" : "nothing to tell", null, firing.some((a) => a.severity === "critical") ? "bad" : firing.length ? "warn" : ""));
@@ -105,8 +105,8 @@ const forgetting = () => {
       h("span", { class: "task" }, r.task),
       spark(m, r),
       whisker(r, most),
-      h("span", { class: `change ${r.sure ? "sure" : fell ? "maybe" : change > 0.05 ? "up" : ""}` }, known(r.low) || change ? signed(change) : known(change) ? "new" : ""),
-      h("span", { class: "pts" }, known(r.now) ? (fell ? [num(r.best, 0), h("span", { class: "arrow", "aria-label": "to" }, "→"), h("b", null, num(r.now, 0))] : ["at ", h("b", null, num(r.now, 0))]) : "not seen yet"));
+      h("span", { class: `change ${r.sure ? "sure" : fell ? "maybe" : change > 0.05 ? "up" : known(r.low) ? "" : "new"}` }, known(r.low) || change ? signed(change) : known(change) ? "new" : ""),
+      h("span", { class: "pts" }, known(r.now) ? (fell ? [num(r.best, 0), h("span", { class: "arrow", "aria-label": "to" }, "→"), h("b", null, num(r.now, 0))] : ["at ", h("b", null, num(r.now, 0))]) : "to come"));
     return h("li", { "data-key": r.task, class: r.sure ? "sure" : "" }, head, open ? detail(m, r) : null);
   });
   return card("forgetting", "Forgetting", "Score over the stream; its best, its newest, and what lies between with its 95 % interval. Ticks below: chunks that trained it.",
@@ -128,14 +128,14 @@ const detail = (m, r) => h("div", { class: "detail" },
 
 const matrix = (wide) => {
   const { m, row } = look(), rows = ordered(m), n = m.cols.length, names = Math.min(wide < 560 ? 92 : 128, 12 + 7.4 * Math.max(4, ...m.tasks.map((t) => t.length)));
-  const each = (wide - names) / Math.max(1, n), narrow = each < 25, scroll = narrow && n <= 30, text = !narrow || scroll;
+  const each = (wide - names - 8) / Math.max(1, n), narrow = each < 25, scroll = narrow && n <= 30, text = !narrow || scroll;
   const best = (i) => { const of = m.score[i].filter(known); return of.length ? Math.max(...of) : null; };
   const cell = (r, k) => {
     const v = m.score[r.i][k], share = m.plan[r.i][k], seen = m.plan[r.i].findIndex((p) => p > 0), waiting = seen >= 0 && k >= seen && m.cols[k] < row.chunk;
     const top = best(r.i), after = `${r.task} after chunk ${m.cols[k] + 1}`;
     const tip = known(v) ? `${after}: ${num(v)}${known(m.low[r.i][k]) ? ` (${range(m.low[r.i][k], m.high[r.i][k])})` : ", just in"}${top > v + 0.05 ? `; best ${num(top)}` : ""}${share > 0 ? `; ${percent(share)} of this chunk` : ""}` : `${after}: ${seen < 0 || k < seen ? "not seen yet" : waiting ? "being scored" : "to come"}${share > 0 ? `; ${percent(share)} of this chunk` : ""}`;
     const kind = [known(v) ? "heat" : waiting ? "soon" : "void", share > 0 ? "trained" : "", m.fresh[r.i][k] ? "fresh" : ""].filter(Boolean).join(" ");
-    return h("td", { class: kind, tabindex: -1, "data-cell": `${r.task}\n${k}`, "data-tip": tip, "aria-label": tip, vars: known(v) ? { "--p": Math.round(v) } : {} }, text && known(v) ? num(v, 0) : "");
+    return h("td", { class: kind, tabindex: -1, "data-cell": `${r.i}.${k}`, "data-tip": tip, "aria-label": tip, vars: known(v) ? { "--p": Math.round(v) } : {} }, text && known(v) ? num(v, 0) : "");
   };
   const grid = h("table", { class: `matrix${text ? "" : " dense"}`, role: "grid", "aria-label": "Scores by task and chunk", vars: { "--name": `${names}px`, "--cell": scroll ? "26px" : `${Math.max(7, Math.min(44, each)).toFixed(2)}px` } },
     h("thead", null, h("tr", null, h("th", { scope: "col" }, h("span", null, "chunk")), m.cols.map((c, k) => h("th", { scope: "col", class: c === row.chunk && alive() ? "current" : "" }, text || k % Math.ceil(n / 12) === 0 ? c + 1 : "")))),
