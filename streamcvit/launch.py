@@ -24,6 +24,7 @@ from streamcvit.monitoring.report.page import write_report
 from streamcvit.monitoring.runlog import LOG, RunLog, noted
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.monitoring.verdict import Verdict
+from streamcvit.monitoring.watch.word import Word
 from streamcvit.preflight import check_settings
 from streamcvit.run import own
 from streamcvit.run.drive import Driver, task_counts
@@ -118,7 +119,7 @@ def _execute(
             index = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
         chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
-        view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG))
+        view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG), Word(folder))
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
@@ -215,7 +216,7 @@ def _told(view: LiveView, watcher: Watcher | None) -> Callable[[Progress], None]
     """Who hears the learner's newest word: the view, and who looks on."""
 
     def tell(word: Progress) -> None:
-        view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+        view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped, word.step)
         if watcher is not None:
             watcher.progress(word)
 

@@ -13,8 +13,8 @@ from streamcvit.errors import UserError
 from streamcvit.monitoring.definitions import Source
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.notify import Teller
-from streamcvit.monitoring.report.page import live_page
 from streamcvit.monitoring.store import RunStore
+from streamcvit.monitoring.watch import Follower, Site
 from streamcvit.run.feeding import Feeder, hear
 from streamcvit.run.messages import Progress
 
@@ -56,17 +56,21 @@ class MonitorActor(Actor):
         return Teller(self.store, url) if url else None
 
     @cached_property
+    def site(self) -> Site:
+        """The live page."""
+        return Site(Follower(self.config.folder()), self.config.name)
+
+    @cached_property
     def feeder(self) -> Feeder | None:
         """Feeds the sinks; None where there are none."""
         return Feeder(self.config) if self.config.monitor.sinks else None
 
     @cached_property
     def server(self) -> Server:
-        page = live_page(self.config.folder(), title=self.config.name)
         deadline = time.monotonic() + (PORT_SECONDS if self.again else 0)
         while True:
             try:
-                return serve(self.store, self.port, self.config.monitor.host, page=page, token=self.token)
+                return serve(self.store, self.port, self.config.monitor.host, self.site, self.token)
             except UserError:
                 if time.monotonic() > deadline:
                     raise
@@ -108,11 +112,13 @@ class MonitorActor(Actor):
 
     @work
     def farewell(self) -> list[tuple[str, str]]:
-        """Let whoever reads the metrics again and again see how the run ended, and pass on what is still to be told.
+        """Let whoever reads the metrics again and again, or has the page open, see how the run ended, and pass on what
+        is still to be told.
 
         Returns:
             What went wrong with the sinks.
         """
+        self.site.hub.flush()
         if self.feeder is not None:
             self.feeder.close()
         if self.teller is not None:

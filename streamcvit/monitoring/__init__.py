@@ -7,7 +7,7 @@ from streamcvit.monitoring.definitions import BucketCounts, Source
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report.page import live_page, render_report, write_report
+from streamcvit.monitoring.report.page import render_report, write_report
 from streamcvit.monitoring.runs import find_runs
 from streamcvit.monitoring.terminal import LiveView, results_table, results_tables
 from streamcvit.monitoring.verdict import Verdict
@@ -21,7 +21,6 @@ __all__ = [
     "Server",
     "Verdict",
     "find_runs",
-    "live_page",
     "render_report",
     "results_table",
     "results_tables",

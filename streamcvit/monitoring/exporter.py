@@ -1,4 +1,4 @@
-"""The one HTTP endpoint: `/metrics` for Prometheus, `/healthz` and, where wanted, a page for people at `/`."""
+"""The one HTTP endpoint: `/metrics` for Prometheus, `/healthz` and, where wanted, pages for people at `/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -23,6 +23,15 @@ from streamcvit.errors import UserError
 
 LONGEST_INTERVAL = 60.0
 """Between two scrapes of whoever counts as watching."""
+
+
+class Pages(Protocol):
+    """A WSGI application for people, asked for every path but `/metrics` and `/healthz`, after token and host."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable, /) -> Iterable[bytes]: ...
+
+    def close(self) -> None:
+        """End answers that go on."""
 
 
 class Readers:
@@ -54,6 +63,8 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 
 
 class _SilentHandler(WSGIRequestHandler):
+    timeout = 60.0  # that a client may take to ask, or to read on
+
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape every few seconds is no news."""
 
@@ -67,8 +78,8 @@ class Server:
         readers: who asked for them.
     """
 
-    def __init__(self, server: WSGIServer, host: str, readers: Readers) -> None:
-        self._server, self.readers = server, readers
+    def __init__(self, server: WSGIServer, host: str, readers: Readers, site: Pages | None = None) -> None:
+        self._server, self.readers, self._site = server, readers, site
         self.port: int = server.server_port
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/metrics"
@@ -77,6 +88,8 @@ class Server:
 
     def close(self) -> None:
         """Stop listening and free the port."""
+        if self._site is not None:
+            self._site.close()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -89,19 +102,19 @@ class Server:
 
 
 def serve(
-    store: Collector,
+    store: Collector | None,
     port: int = 0,
     host: str = "127.0.0.1",
-    page: Callable[[], str] | None = None,
+    site: Pages | None = None,
     token: str = "",
 ) -> Server:
-    """Serve a store's metrics at `/metrics`.
+    """Serve a store's metrics at `/metrics`, and pages for people.
 
     Args:
-        store: what to export, as a rule a `MetricStore`.
+        store: what to export, as a rule a `MetricStore`; None: pages alone.
         port: where to listen; 0 takes any free port.
         host: address to listen at; the default is reachable from this machine only.
-        page: gives the HTML shown at `/` (called for each visit); without it `/` names the metrics' address.
+        site: answers at `/` and what lies below; without it `/` names the metrics' address.
         token: what a reader must show, as a bearer token or (a browser) as the password of any name; empty: nothing,
             and only the loopback interface is listened at.
 
@@ -111,7 +124,8 @@ def serve(
     if not (token or is_loopback(host)):
         raise UserError("other machines reach this address: a token is needed", where=host, fix="Give one")
     registry = CollectorRegistry()
-    registry.register(store)
+    if store is not None:
+        registry.register(store)
     metrics, readers = make_wsgi_app(registry), Readers()
 
     def application(environ: dict, start_response: Callable) -> Iterable[bytes]:
@@ -124,22 +138,26 @@ def serve(
             start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
             return [b"Ask for this machine by a loopback name, or give the run a monitor.token_file.\n"]
         path = environ.get("PATH_INFO", "/")
-        if path == "/metrics":
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Allow", "GET, HEAD")]
+            start_response("405 Method Not Allowed", headers)
+            return [b"Nothing can be changed here.\n"]
+        if path == "/metrics" and store is not None:
             answer = list(metrics(environ, start_response))
             readers.note()
             return answer
         if path == "/healthz":
             start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
             return [b"ok\n"]
+        if site is not None:
+            return site(environ, start_response)
         if path not in ("/", "/index.html"):
             start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
             return [b"Nothing here. Metrics are at /metrics.\n"]
-        body = (page() if page else '<!doctype html><title>streamcvit</title><a href="/metrics">Metrics</a>').encode()
-        headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))]
-        start_response("200 OK", [*headers, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")])
-        return [body]
+        start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store")])
+        return [b'<!doctype html><title>streamcvit</title><a href="/metrics">Metrics</a>']
 
-    return Server(_listen(host, port, application), host, readers)
+    return Server(_listen(host, port, application), host, readers, site)
 
 
 def check_address(host: str, port: int) -> None:

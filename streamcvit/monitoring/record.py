@@ -77,12 +77,18 @@ class RunRecord:
     single: bool = False
 
     @classmethod
-    def load(cls, folder: Path | str, rows: Callable[[pa.Table], pa.Table] = lambda table: table) -> RunRecord:
+    def load(
+        cls,
+        folder: Path | str,
+        rows: Callable[[pa.Table], pa.Table] = lambda table: table,
+        kept: dict[Path, pa.Table] | None = None,
+    ) -> RunRecord:
         """Read a run folder, finished or not.
 
         Args:
             folder: a method's run folder.
             rows: which of the rows of `scores.parquet` to take; all, unless told.
+            kept: files of the ledger that were read before, which never change; those that are new are added.
 
         Raises:
             UserError: there is no such folder, or it is not a run's.
@@ -100,7 +106,7 @@ class RunRecord:
         record.summary = record._object("summary.json", json.loads)
         record._read_plan()
         record._read_scores(rows)
-        record._read_ledger()
+        record._read_ledger({} if kept is None else kept)
         record.probes, said = read_probes(folder)
         record.problems += filter(None, [said])
         record.events = list(record._read_events())
@@ -336,12 +342,15 @@ class RunRecord:
             newest[row["chunk"], row["task"], row["kind"], row["family"]] = row
         self.scores = list(newest.values())
 
-    def _read_ledger(self) -> None:
+    def _read_ledger(self, kept: dict[Path, pa.Table]) -> None:
         names = ("position", "chunk", "task", "loss", "correct")
         parts = [p for p in (self.folder / "ledger").glob("*.parquet") if re.fullmatch(r"[0-9]+(-[0-9]+)?", p.stem)]
         # `<step>-<epoch>.parquet`; what a learner that was cut off left beside the newer one's is overruled by it.
         parts.sort(key=lambda path: [int(n) for n in f"{path.stem}-0".split("-")[1::-1]])
-        tables = [table.select(names) for path in parts if (table := self._table(path, names)) is not None]
+        for path in parts:
+            if path not in kept and (table := self._table(path, names)) is not None:
+                kept[path] = table.select(names)
+        tables = [kept[path] for path in parts if path in kept]
         if not tables:
             return
         table = pa.concat_tables(tables, promote_options="permissive")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class RunState:
         seconds_left: of learning, from the newest chunk's speed; None where that is not known.
         go_on: the command that continues it; empty where nothing is to be continued.
         methods: in the order they are learned.
+        order: names of all methods that its settings name, begun or not.
     """
 
     name: str
@@ -72,6 +74,7 @@ class RunState:
     seconds_left: float | None = None
     go_on: str = ""
     methods: list[MethodState] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as `streamcvit status --json` prints it."""
@@ -112,11 +115,12 @@ def run_folder(name: str | os.PathLike, root: str | os.PathLike = "runs") -> Pat
     raise UserError("there is no such run", where=os.fspath(name), fix=f"`streamcvit ls` lists those in {root}/")
 
 
-def state_of(folder: Path) -> RunState:
+def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunState:
     """A run's state.
 
     Args:
         folder: of the whole run, its methods' folders in it.
+        records: of those of its methods that have begun; read where they are not given.
     """
     held = holder(folder)
     config: dict[str, Any] = {}
@@ -125,7 +129,9 @@ def state_of(folder: Path) -> RunState:
     if config.get("seeds") or config.get("sweep"):
         return _of_several(folder, config, held)
     names = [name for name in config.get("methods") or {} if isinstance(name, str)]
-    records = [RunRecord.load(folder / name) for name in names if (folder / name / "run.json").is_file()]
+    if records is None:
+        records = [RunRecord.load(folder / name) for name in names if (folder / name / "run.json").is_file()]
+    names = names or [record.method for record in records]
     methods = [_method(record) for record in records]
     ended = bool(methods) and len(records) == len(names) and all(record.finished for record in records)
     why = ""
@@ -154,6 +160,7 @@ def state_of(folder: Path) -> RunState:
         seconds_left=_left(methods) if live else None,
         go_on=f"streamcvit run {folder / 'config.yaml'} --resume" if state in (STOPPED, FAILED) and records else "",
         methods=methods,
+        order=names,
     )
 
 
@@ -187,7 +194,7 @@ def _as_one(run: RunState) -> MethodState:
     return MethodState(run.name, run.state, chunk, chunks, position, total, None, skipped, None)
 
 
-def _endings(records: list[RunRecord]) -> list[dict[str, Any]]:
+def _endings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """The newest beginning or end of each method that is not finished."""
     kinds = ("started", "stopped", "failed")
     of = [[e for e in record.events if e.get("event") in kinds] for record in records if not record.finished]

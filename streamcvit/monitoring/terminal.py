@@ -22,6 +22,7 @@ from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runlog import RunLog
 from streamcvit.monitoring.runs import compared, heading, shown_metrics
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
+from streamcvit.monitoring.watch.word import Word
 from streamcvit.screen import Screen
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class LiveView:
         chunks: chunks of the whole stream; by run, where runs cut it differently (`joint` learns it as one).
         console: where to write; standard output unless given.
         log: told every line too, those that a terminal shows in the view included.
+        word: told where the learner is too, for those who watch from outside.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class LiveView:
         chunks: int | Mapping[str, int],
         console: Console | None = None,
         log: RunLog | None = None,
+        word: Word | None = None,
     ) -> None:
-        self.console, self.log = console or Screen(), log
+        self.console, self.log, self.word = console or Screen(), log, word
         self.total_samples = total_samples
         self.chunks = dict(chunks) if isinstance(chunks, Mapping) else dict.fromkeys(run_names, chunks)
         self._rows = {name: _Row(name) for name in run_names}
@@ -95,9 +98,12 @@ class LiveView:
         loss: float | None = None,
         rate: float | None = None,
         skipped: Mapping[str, int] | None = None,
+        step: int | None = None,
     ) -> None:
-        """The learner's place in the stream, its prequential loss (nats), its speed (samples/s), and the steps that it
-        has skipped so far, by reason."""
+        """The learner's place in the stream, its prequential loss (nats), its speed (samples/s), the steps that it has
+        skipped so far, by reason, and the optimizer steps that it took."""
+        if self.word is not None:
+            self.word(run, position, loss, rate, step)
         with self._lock:
             row = self._rows[run]
             row.started = row.started or time.monotonic()

@@ -258,7 +258,7 @@ class Driver:
 
     def _progress(self, word: Progress) -> None:
         with about(method=word.run, actor="learner", step=word.step):
-            self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+            self.view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped, word.step)
 
     def _under_way(self) -> RunFolder:
         """The folder of the first method that is not finished, or of the last."""

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,9 @@ from typing import Any
 from streamcvit.errors import Stopped, UserError
 from streamcvit.monitoring.states import LOCK
 from streamcvit.run.folder import now
+
+LOOK_SECONDS = 0.2
+"""Whoever looks whether a run goes on (`watch`) holds its lock for a moment: for so long it is asked for again."""
 
 
 @contextlib.contextmanager
@@ -37,6 +41,7 @@ def alone(folder: Path) -> Iterator[Callable[..., None]]:
         fix = "Choose another --name or --set out=..."
         raise UserError(f"the folder cannot be made ({fault.strerror})", where=str(folder), fix=fix) from None
     path = folder / LOCK
+    until = time.monotonic() + LOOK_SECONDS
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -44,6 +49,9 @@ def alone(folder: Path) -> Iterator[Callable[..., None]]:
         except BlockingIOError:
             owner = os.pread(descriptor, 1000, 0).decode(errors="replace")
             os.close(descriptor)
+            if time.monotonic() < until:
+                time.sleep(0.02)
+                continue
             raise UserError(
                 f"another process runs in this folder ({_said(owner)})",
                 where=str(folder),

@@ -59,12 +59,14 @@ def write_run(
     prediction: str = "",
     seed: int = 0,
     once: bool = False,
+    answers: bool = True,
 ) -> Path:
     """Write one run folder.
 
     Args:
         done: chunks learned so far; fewer than `chunks` leaves the run unfinished.
         prediction: text put into predictions, for tests of escaping.
+        answers: write predictions too.
         once: learn the whole stream as one chunk (`joint`), or nothing at all (`zero-shot`), and score once.
     """
     done = chunks if done is None else done
@@ -77,7 +79,7 @@ def write_run(
     seen = np.cumsum(plan, axis=0) > 0
     folder.mkdir(parents=True)
     _write_documents(folder, method, tasks, plan, seed, finished=done == len(plan))
-    _write_scores(folder, tasks, plan, matrix, seen, prediction, rng)
+    _write_scores(folder, tasks, plan, matrix, seen, prediction if answers else None, rng)
     _write_ledger(folder, method, tasks, plan, matrix, rng)
     _write_events(folder, method, plan, done, rng)
     if done:
@@ -116,7 +118,7 @@ def _write_documents(folder: Path, method: str, tasks: tuple, plan: np.ndarray, 
 
 
 def _write_scores(
-    folder: Path, tasks: tuple, plan: np.ndarray, matrix: np.ndarray, seen: np.ndarray, text: str, rng
+    folder: Path, tasks: tuple, plan: np.ndarray, matrix: np.ndarray, seen: np.ndarray, text: str | None, rng
 ) -> None:
     rows, probes = [], []
 
@@ -152,7 +154,7 @@ def _write_scores(
     pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
     lines = [json.dumps(row | {"cursor": 8 * row["version"], "time": "2026-01-01T10:00:00+00:00"}) for row in probes]
     (folder / "probes.jsonl").write_text("".join(line + "\n" for line in lines))
-    for k in range(len(matrix)):
+    for k in range(len(matrix) if text is not None else 0):
         out = folder / "predictions" / f"{(k + 1) * 8:08d}"
         out.mkdir(parents=True)
         for i, task in enumerate(tasks):

@@ -16,11 +16,12 @@ from streamcvit.config import MonitorConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.monitoring.watch import Follower, Site
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serve(MetricStore(), page=lambda: "the page", token="s3cret") as server:
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serve(MetricStore(), site=Site(Follower(tmp_path)), token="s3cret") as server:
         yield server
 
 
@@ -39,7 +40,7 @@ def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/", "/nowhere"])
+@pytest.mark.parametrize("path", ["/metrics", "/", "/events", "/state.json", "/report.html", "/nowhere"])
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer ", "Bearer s3cre", "s3cret", "Digest s3cret", basic("no"), "Basic %%%"]
 )

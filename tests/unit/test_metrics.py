@@ -238,11 +238,11 @@ def test_a_closed_endpoint_frees_its_port() -> None:
     serve(MetricStore(), first.port).close()
 
 
-def test_the_root_shows_the_page_and_other_paths_nothing() -> None:
-    with serve(MetricStore(), page=lambda: "<p>café</p>") as server:
+def test_the_root_leads_to_the_metrics_and_other_paths_nowhere() -> None:
+    with serve(MetricStore()) as server:
         root = server.url.removesuffix("/metrics")
         with urllib.request.urlopen(root + "/") as answer:
-            assert answer.read().decode() == "<p>café</p>"
+            assert 'href="/metrics"' in answer.read().decode()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(root + "/../etc/passwd")
 

@@ -22,7 +22,7 @@ from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.charts import nice_ticks, number, shorten
 from streamcvit.monitoring.report.figures import forgetting_by_chunk, same_plan
-from streamcvit.monitoring.report.page import live_page, render_report, write_report
+from streamcvit.monitoring.report.page import render_report, write_report
 from streamcvit.monitoring.report.plandrawing import plan_svg
 from streamcvit.monitoring.report.tables import (
     csv_table,
@@ -321,21 +321,6 @@ def test_write_report_writes_one_file(runs: list[Path], tmp_path: Path) -> None:
     out = write_report([RunRecord.load(run) for run in runs], tmp_path / "report.html", "T & U")
     assert "<title>T &amp; U</title>" in out.read_text()
     assert list(tmp_path.iterdir()) == [out]
-
-
-def test_a_live_page_waits_for_a_run_then_follows_it(tmp_path: Path) -> None:
-    page = live_page(tmp_path / "runs", "T <b>", seconds=0)
-    assert "No run here yet" in page() and "T &lt;b&gt;" in page()
-    write_run(tmp_path / "runs" / "smolora", "smolora", done=4)
-    assert "chunk 4 of 15" in page()
-    assert 'http-equiv="refresh"' in live_page(tmp_path / "runs", seconds=7)()
-
-
-def test_a_live_page_reads_the_runs_no_more_often_than_told(tmp_path: Path) -> None:
-    page = live_page(tmp_path / "runs", seconds=600)
-    first = page()
-    write_run(tmp_path / "runs" / "smolora", "smolora", done=1)
-    assert page() == first
 
 
 def test_a_report_that_cannot_be_written_is_a_users_mistake(runs: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """The report: one HTML file a person reads, made of words and tables, figures, and the drawing of both."""
 
-from streamcvit.monitoring.report.page import live_page, render_report, write_report
+from streamcvit.monitoring.report.page import render_report, write_report
 
-__all__ = ["live_page", "render_report", "write_report"]
+__all__ = ["render_report", "write_report"]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import os
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
@@ -23,10 +20,10 @@ from streamcvit.monitoring.report import figures, tables
 from streamcvit.monitoring.report.drifts import drift_charts, missing_tables, without_probe
 from streamcvit.monitoring.report.extras import audited, own_metrics
 from streamcvit.monitoring.report.plandrawing import plan_svg
-from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records, compared, find_runs, shown_metrics
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records, compared, shown_metrics
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 
-__all__ = ["live_page", "plan_svg", "render_report", "write_report"]
+__all__ = ["plan_svg", "render_report", "write_report"]
 
 PALETTE = 7
 """Distinct colours for compared runs; with more runs they repeat, and markers tell them apart."""
@@ -71,7 +68,6 @@ def write_report(
 def render_report(
     records: Sequence[RunRecord],
     title: str = "streamcvit report",
-    refresh: int = 0,
     verdict: Verdict = UNDECIDED,
 ) -> str:
     """The report's HTML.
@@ -79,7 +75,6 @@ def render_report(
     Args:
         records: runs to show, one or more.
         title: heading of the page.
-        refresh: seconds after which the page loads itself again (a live page); 0 for never.
         verdict: what was found when they were held against each other; without it, no run is called best.
 
     Raises:
@@ -96,40 +91,11 @@ def render_report(
     template = environment.from_string((templates / "report.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        refresh=refresh,
         policy=_POLICY.format(digest=digest),
         script=Markup(script),
         style=Markup(style),
         **_view(runs, verdict),
     )
-
-
-def live_page(folder: Path | str, title: str = "streamcvit", seconds: int = 10) -> Callable[[], str]:
-    """A page for `exporter.serve` that follows the runs at a path while they go on.
-
-    Args:
-        folder: a run folder, or a folder of run folders; it may not exist yet.
-        title: heading of the page.
-        seconds: how often the page loads itself again; the runs are read at most that often, however many watch, and at
-            most a tenth of the time.
-    """
-    lock, held, due = threading.Lock(), "", -math.inf
-
-    def page() -> str:
-        nonlocal held, due
-        with lock:
-            if (began := time.monotonic()) >= due:
-                try:
-                    held = render_report([RunRecord.load(path) for path in find_runs(folder)], title, refresh=seconds)
-                except UserError:
-                    held = (
-                        f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{seconds}">'
-                        f"<title>{escape(title)}</title><p>No run here yet. This page looks again by itself.</p>"
-                    )
-                due = began + max(seconds, 10 * (time.monotonic() - began))
-            return held
-
-    return page
 
 
 def _columns(runs: Records, family: str) -> list[tuple[str, str, str]]:

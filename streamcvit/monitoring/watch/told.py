@@ -1,0 +1,144 @@
+"""Events and alerts of a run in words: one line each, with its time and how much it matters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from streamcvit.monitoring.record import RunRecord
+
+ALERTS = "alerts.jsonl"
+MOST = 60
+"""Lines that are shown, the newest."""
+LONGEST = 300  # characters of one
+TAIL = 1 << 20  # bytes of a file of alerts that are read, from its end
+
+QUIET = ("audit", "stream", "note")
+BAD = ("failed", "damaged")
+WARN = ("restart", "stopped", "quarantine", "skipped", "guard", "fenced", "test_unreadable")
+
+
+def happenings(record: RunRecord) -> list[dict[str, Any]]:
+    """What happened to a method, newest last: `at` (Unix time), `kind`, `level` (bad, warn, good or empty), `text`.
+
+    Samples that are left out, and steps that are skipped, of one chunk are one line, and so are chunks in a row.
+    """
+    lines: list[dict[str, Any]] = []
+    for event in record.events:
+        kind, chunk = str(event.get("event")), event.get("chunk")
+        if kind in QUIET:
+            continue
+        last = lines[-1] if lines else {}
+        if kind in ("quarantine", "skipped") and (last.get("kind"), last.get("chunk")) == (kind, chunk):
+            last["count"] += 1
+            continue
+        if kind == last.get("kind") == "chunk":
+            last |= {"at": unix(event.get("time")), **_chunk(event, last)}
+            continue
+        level = "bad" if kind in BAD else "warn" if kind in WARN else "good" if kind == "finished" else ""
+        line: dict[str, Any] = {
+            "at": unix(event.get("time")),
+            "kind": kind,
+            "level": level,
+            "text": _said(kind, event)[:LONGEST],
+        }
+        if kind == "chunk":
+            line |= _chunk(event)
+        lines.append(line | ({"chunk": chunk, "count": 1} if kind in ("quarantine", "skipped") else {}))
+    for line in lines:
+        if line.pop("count", 1) > 1:
+            line["text"] += " (and others of the chunk)"
+    return [{key: line[key] for key in ("at", "kind", "level", "text")} for line in lines[-MOST:]]
+
+
+def _chunk(event: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A learned chunk, with those of the line before it."""
+    last = int(event.get("chunk", -1)) + 1
+    first, samples = (before["first"], before["samples"]) if before else (last, 0)
+    samples += event["samples"] if isinstance(event.get("samples"), int) else 0
+    text = f"chunk {last} learned" if first == last else f"chunks {first} to {last} learned"
+    text += f", {samples:,} samples"
+    if isinstance(event.get("loss"), float):
+        text += f", loss {event['loss']:.3f}"
+    return {"text": text, "first": first, "samples": samples}
+
+
+def _said(kind: str, event: dict[str, Any]) -> str:
+    if kind in ("started", "finished", "stopped"):
+        return {"started": "learning began", "finished": "all is learned and scored", "stopped": "stopped"}[kind]
+    if kind == "restart":
+        return f"{event.get('actor')} replaced ({event.get('cause')}): {event.get('detail')}"
+    if kind == "quarantine":
+        return f"sample left out: {event.get('reason')}, {event.get('sample_id')}"
+    if kind == "skipped":
+        return f"step skipped: {event.get('reason')} not finite"
+    if kind == "guard":
+        what = f"guard: {event.get('action')}"
+        if event.get("task"):
+            what += f", {event['task']} lost {_number(event.get('points'))} points"
+        return what + (f"; {event['what']}" if event.get("what") else "")
+    if kind in ("failed", "damaged", "test_unreadable"):
+        return f"{kind.replace('_', ' ')}: {event.get('what') or event.get('task')}"
+    rest = (f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+    return f"{kind}: {', '.join(rest)}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else "?"
+
+
+def alerts_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Alerts that run folders tell of, those that fire first, then the newest first.
+
+    Each has `at`, `name`, `severity`, `firing`, `method`, `summary`.
+    """
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for folder in folders:
+        for line in _lines(folder / ALERTS):
+            labels = line.get("labels")
+            labels = labels if isinstance(labels, dict) else {}
+            alert = {
+                "at": unix(line.get("time")),
+                "name": str(line.get("alertname", "")),
+                "severity": str(line.get("severity", "")),
+                "firing": line.get("status") == "firing",
+                "method": str(labels.get("method", "")),
+                "summary": str(line.get("summary", ""))[:LONGEST],
+            }
+            key = alert["name"], *sorted((str(k), str(v)) for k, v in labels.items())
+            if not alert["firing"] and key in newest:
+                alert["summary"] = alert["summary"] or newest[key]["summary"]
+            newest.pop(key, None)
+            newest[key] = alert
+    alerts = list(newest.values())[::-1]
+    return sorted(alerts, key=lambda alert: not alert["firing"])[:MOST]
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            data = file.read(TAIL)
+    except OSError:
+        return
+    for line in data[data.find(b"\n") + 1 if size > TAIL else 0 :].splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:  # the last line may be in the writing
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def unix(time: Any) -> float | None:
+    """Unix time of a line's; None where it has none that can be read."""
+    if isinstance(time, int | float):
+        return float(time)
+    try:
+        return datetime.fromisoformat(str(time)).timestamp()
+    except ValueError:
+        return None
