@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import __version__, clicompare, cliimport, clirun, cliscore, cliuse
+from streamcvit import __version__, clicompare, cliguard, cliimport, clirun, cliscore, cliuse
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, plain_streams
 
@@ -310,7 +310,7 @@ def verify(folder: Annotated[str, typer.Argument(help="Stream folder, or its URL
     raise typer.Exit(0 if report.ok else 1)
 
 
-for _command in (clirun.status, clirun.ls, clirun.logs, clirun.stop, clicompare.report):
+for _command in (clirun.status, clirun.ls, clirun.logs, clirun.stop, cliguard.resume, clicompare.report):
     app.command()(_command)
 app.command("compare")(clicompare.compare)
 app.command("export")(clicompare.export)

@@ -1,4 +1,4 @@
-"""What a run is doing: starting, running, stopped, failed or finished, how far it came, and how to go on."""
+"""What a run is doing: starting, running, paused, stopped, failed or finished, how far it came, and how to go on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from streamcvit.monitoring.record import RunRecord
 LOCK = "lock.json"
 """Held by the process that runs in a folder, which says there who it is; it goes with the process."""
 
-STARTING, RUNNING, STOPPED, FAILED, FINISHED = STATES = ("starting", "running", "stopped", "failed", "finished")
+STATES = ("starting", "running", "paused", "stopped", "failed", "finished")
+STARTING, RUNNING, PAUSED, STOPPED, FAILED, FINISHED = STATES
+RESUMED = "resumed"
+GO_ON = "go-on.json"
+"""In a run's folder: somebody lets a paused run go on, which takes it away (`streamcvit.run.forgetting`)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class MethodState:
 
     Attributes:
         name: of the method.
-        state: `waiting`, `learning`, `scoring` (all is learned) or `finished`.
+        state: `waiting`, `learning`, `paused` (by the guard), `scoring` (all is learned) or `finished`.
         chunk, chunks: learned to their end, and in all.
         position, total: samples behind it, and in all; both 0 for one that learns nothing.
         samples_per_second: in the newest chunk, waiting included; None before its end.
@@ -53,7 +57,7 @@ class RunState:
     Attributes:
         name, folder: of the run.
         state: one of `STATES`.
-        why: what ended it, where something did; one line.
+        why: what ended or paused it, where something did; one line.
         pid, host, since: of the process that runs in it; None, "" and "" where none does.
         page: address of its live page; empty where it serves none.
         seconds_left: of learning, from the newest chunk's speed; None where that is not known.
@@ -130,6 +134,8 @@ def state_of(folder: Path) -> RunState:
     if held is not None:
         begun = any(record.events_of("started") for record in records)
         state = FINISHED if ended else RUNNING if begun else STARTING
+        if state == RUNNING and (why := _pause(records)):
+            state = PAUSED
     elif ended:
         state = FINISHED
     else:
@@ -138,8 +144,13 @@ def state_of(folder: Path) -> RunState:
         why = str(last.get("what") or "") if state == FAILED else ""
         if state == STOPPED and last.get("event") != "stopped":
             why = "its process is gone" if records else "it ended before it began to learn"
+        if state == STOPPED and (pause := _pause(records)):
+            why = f"{why}{'; ' if why else ''}{pause}; it stands still until: streamcvit resume {folder}"
     said = held or {}
-    live = state in (STARTING, RUNNING)
+    live = state in (STARTING, RUNNING, PAUSED)
+    go_on = f"streamcvit resume {folder}" if state == PAUSED else ""
+    if state in (STOPPED, FAILED) and records:
+        go_on = f"streamcvit run {folder / 'config.yaml'} --resume"
     return RunState(
         name=str(config.get("name") or folder.resolve().name),
         folder=str(folder),
@@ -150,9 +161,21 @@ def state_of(folder: Path) -> RunState:
         since=str(said.get("since") or ""),
         page=str(said.get("page") or "") if live else "",
         seconds_left=_left(methods) if live else None,
-        go_on=f"streamcvit run {folder / 'config.yaml'} --resume" if state in (STOPPED, FAILED) and records else "",
+        go_on=go_on,
         methods=methods,
     )
+
+
+def _pause(records: list[RunRecord]) -> str:
+    """Why the method that is under way stands still, where the guard paused it and nobody let it go on; else empty."""
+    record = next((record for record in records if not record.finished), None)
+    told = [e for e in record.events_of("guard") if e.get("what") in (PAUSED, RESUMED)] if record else []
+    if record is None or not told or told[-1]["what"] == RESUMED:
+        return ""
+    pause = told[-1]
+    if any(event["chunk"] > pause.get("chunk", -1) for event in record.chunk_events()):
+        return ""  # it went on, and the word of it was lost
+    return f"{record.method} has paused: {pause.get('task')} has lost {pause.get('points')} points"
 
 
 def _endings(records: list[RunRecord]) -> list[dict[str, Any]]:
@@ -170,6 +193,8 @@ def _method(record: RunRecord) -> MethodState:
         rate = chunks[-1]["samples"] / sum(seconds) if sum(seconds) else None
     if record.finished:
         state = "finished"
+    elif _pause([record]):
+        state = PAUSED
     elif total and record.position < total:
         state = "learning" if record.position else "waiting"
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from streamcvit.monitoring.store import RunStore
 from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.guard import Stop
 from streamcvit.run.loading import local_feed
-from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
+from streamcvit.run.messages import ChunkReport, Job, Order, Progress, Restart, TaskScores
 from streamcvit.run.workers import LearnerWorker
 
 
@@ -25,7 +25,7 @@ class Pool(Protocol):
     base_digest: str
     url: str
 
-    def learn(self, method: str, chunk: int) -> Hashable: ...
+    def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable: ...
 
     def evaluate(self, job: Job) -> Hashable: ...
 
@@ -63,8 +63,8 @@ class LocalPool:
         self.store = RunStore(config.folder(method) for method in config.methods)
         self.teller = Teller(self.store, config.monitor.notify) if config.monitor.notify else None
 
-    def learn(self, method: str, chunk: int) -> Hashable:
-        return _Done(self.learner.learn_chunk(method, chunk))
+    def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable:
+        return _Done(self.learner.learn_chunk(method, chunk, orders))
 
     def evaluate(self, job: Job) -> Hashable:
         with self.signals.patience(False):  # nothing is written here: a stop need not wait
