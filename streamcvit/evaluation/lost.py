@@ -48,6 +48,6 @@ def loss_of(points: np.ndarray, draws: int = DRAWS, seed: tuple[int, ...] = (0,)
     best = int(np.nanargmax(apart[0]))
     error = apart[1:] - apart[0]
     low = apart[0, best] - np.nanquantile(np.nanmax(error, axis=1), (1 + LEVEL) / 2)
-    high = apart[0, best] - np.nanquantile(error[:, best], (1 - LEVEL) / 2)
+    high = np.nanquantile(apart[1:, best], (1 + LEVEL) / 2)
     differing = int((np.abs(known[best] - known[-1]) > 1e-9).sum())
     return Loss(float(apart[0, best]), float(low), float(high), best, bool(differing >= FEWEST and low > 0))

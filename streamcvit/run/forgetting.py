@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,24 +43,40 @@ class Boundary:
     digest: str
 
 
-def losses(folder: RunFolder, chunk: int, held: tuple[str, ...] = ()) -> dict[str, Loss]:
+def line_of(chunk: int, orders: Mapping[int, Order]) -> list[int]:
+    """The chunks before `chunk` that its weights come from, in order: those that were undone are not among them."""
+    line: list[int] = []
+    while chunk > 0:
+        back = orders[chunk].boundary if chunk in orders else None
+        chunk = chunk - 1 if back is None else back
+        line.append(chunk)
+    return line[::-1]
+
+
+def losses(folder: RunFolder, chunk: int, line: Sequence[int], held: Collection[str] = ()) -> dict[str, Loss]:
     """What tasks lost at a boundary, `best` being the chunk of the best one.
 
-    Of tasks that are held, and of those that stand more than `guard.points` below their best; learned before the
-    chunk, and scored then and now.
+    Of tasks that are held, and of those that stand more than `guard.points` below their best. What was undone is no
+    loss: the best is looked for among the boundaries that the weights come from.
+
+    Args:
+        folder: of the method.
+        chunk: whose end it is.
+        line: the chunks that its weights come from (`line_of`).
+        held: tasks that are looked at in any case.
     """
     config, found = folder.config, {}
     seen = np.cumsum(folder.counts[:chunk], axis=0) > 0  # [chunk, tasks]
     for number, task in enumerate(folder.tasks):
         points = folder.scores.points(task, chunk)
         there = ~np.isnan(points).all(axis=1)
-        rows = np.flatnonzero(seen[:, number] & there[:chunk])
-        if not len(rows) or not there[chunk]:
+        rows = [one for one in line if seen[one, number] and there[one]]
+        if not rows or not there[chunk]:
             continue
         below = np.nanmean(points[rows], axis=1).max() - np.nanmean(points[chunk])
         if below > config.guard.points or task in held:
             loss = loss_of(points[[*rows, chunk]], config.evaluation.draws, (config.seed, number))
-            found[task] = loss._replace(best=int(rows[loss.best]))
+            found[task] = loss._replace(best=rows[loss.best])
     return found
 
 
@@ -171,7 +187,7 @@ class Guard:
         if chunk + 1 in ends:
             return
         before, last = self.orders[method].get(chunk, Order()), chunk == folder.n_chunks - 1
-        found = losses(folder, chunk, before.held)
+        found = losses(folder, chunk, line_of(chunk, self.orders[method]), before.held)
         order, told = decide(self.config.guard, found, before, ends, last)
         self._note(method, chunk + 1, order)
         known = _paused(folder)
@@ -210,7 +226,7 @@ class Guard:
 
     def _tell(self, folder: RunFolder, chunk: int, event: dict[str, Any]) -> None:
         folder.event("guard", action=self.config.guard.action, chunk=chunk, **event)
-        said = f"{folder.method}: {told_of(event)}"
+        said = f"{folder.method}: {told_of({**event, 'chunk': chunk})}"
         if event["what"] == PAUSED:
             said += f"; it goes on with: streamcvit resume {self.config.folder()}"
             self.view.notice(said)
@@ -233,14 +249,18 @@ def told_of(event: Mapping[str, Any]) -> str:
     if what == RESUMED:
         return "goes on" + (f" ({event['why']})" if event.get("why") else "")
     if "share" in event:
-        lost = f" while {', '.join(event['tasks'])} is lost" if event["tasks"] else ""
-        return f"{what} to {event['share']:g} of a batch{lost}"
+        if not event["share"]:
+            return f"{what} to what it was"
+        return f"{what} to {100 * event['share']:.0f} % of the batch, for {', '.join(event['tasks'])}"
     span = f"{event['points']:.1f} points (95 % interval {event['low']:.1f} to {event['high']:.1f})"
     since = f"its best after chunk {event['best_chunk'] + 1}"
     if what == "recovered":
         return f"{task} has recovered: {event['points']:.1f} points below {since}"
     if what == "rolled back":
-        return f"the weights of {since.removeprefix('its best after ')} are put back, for {task}"
+        undone = f"chunk {event['best_chunk'] + 2}"
+        if event["chunk"] > event["best_chunk"] + 1:
+            undone += f" to {event['chunk'] + 1}"
+        return f"the weights after chunk {event['best_chunk'] + 1} are put back for {task}: {undone} undone"
     if what == PAUSED:
         return f"paused: {task} has lost {span}"
     return f"{task} has lost {span} since {since}"
