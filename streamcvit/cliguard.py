@@ -16,7 +16,8 @@ def resume(
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to take the word.")] = 30.0,
 ) -> None:
     """Let a paused run go on; one that was stopped while it was paused goes on once it is started with --resume."""
-    from streamcvit.monitoring.states import GO_ON, PAUSED, holder, run_folder, state_of
+    from streamcvit.monitoring.guarded import GO_ON
+    from streamcvit.monitoring.states import PAUSED, holder, run_folder, state_of
     from streamcvit.run.forgetting import let_go_on
 
     folder = run_folder(run)

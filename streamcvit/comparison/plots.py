@@ -124,6 +124,8 @@ def _lines(given: dict[str, Any], hues: Sequence[str]) -> Figure:
         axes.plot(line.x, line.y, color=hue, marker=mark, linestyle=dashes, label=shorten(line.name, 24))
         if line.dots is not None:
             axes.plot(*line.dots, ".", color=hue, markersize=1.5, alpha=0.6)
+        for x in line.breaks:
+            axes.axvline(x, color=hue, linestyle=":", linewidth=0.8)
     _over_chunks(axes, given["chunks"])
     axes.set_title(f"{shorten(given['title'], 40)} ({given['unit']})", loc="left")
     if given["y_min"] is not None or given["y_max"] is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.guarded import pause_of
 from streamcvit.monitoring.record import RunRecord
 
 LOCK = "lock.json"
@@ -20,9 +21,6 @@ LOCK = "lock.json"
 
 STATES = ("starting", "running", "paused", "stopped", "failed", "finished")
 STARTING, RUNNING, PAUSED, STOPPED, FAILED, FINISHED = STATES
-RESUMED = "resumed"
-GO_ON = "go-on.json"
-"""In a run's folder: somebody lets a paused run go on, which takes it away (`streamcvit.run.forgetting`)."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +128,12 @@ def state_of(folder: Path) -> RunState:
     records = [RunRecord.load(folder / name) for name in names if (folder / name / "run.json").is_file()]
     methods = [_method(record) for record in records]
     ended = bool(methods) and len(records) == len(names) and all(record.finished for record in records)
-    why = ""
+    why, pause = "", next(filter(None, map(pause_of, records)), "")
     if held is not None:
         begun = any(record.events_of("started") for record in records)
         state = FINISHED if ended else RUNNING if begun else STARTING
-        if state == RUNNING and (why := _pause(records)):
-            state = PAUSED
+        if state == RUNNING and pause:
+            state, why = PAUSED, pause
     elif ended:
         state = FINISHED
     else:
@@ -144,7 +142,7 @@ def state_of(folder: Path) -> RunState:
         why = str(last.get("what") or "") if state == FAILED else ""
         if state == STOPPED and last.get("event") != "stopped":
             why = "its process is gone" if records else "it ended before it began to learn"
-        if state == STOPPED and (pause := _pause(records)):
+        if state == STOPPED and pause:
             why = f"{why}{'; ' if why else ''}{pause}; it stands still until: streamcvit resume {folder}"
     said = held or {}
     live = state in (STARTING, RUNNING, PAUSED)
@@ -166,18 +164,6 @@ def state_of(folder: Path) -> RunState:
     )
 
 
-def _pause(records: list[RunRecord]) -> str:
-    """Why the method that is under way stands still, where the guard paused it and nobody let it go on; else empty."""
-    record = next((record for record in records if not record.finished), None)
-    told = [e for e in record.events_of("guard") if e.get("what") in (PAUSED, RESUMED)] if record else []
-    if record is None or not told or told[-1]["what"] == RESUMED:
-        return ""
-    pause = told[-1]
-    if any(event["chunk"] > pause.get("chunk", -1) for event in record.chunk_events()):
-        return ""  # it went on, and the word of it was lost
-    return f"{record.method} has paused: {pause.get('task')} has lost {pause.get('points')} points"
-
-
 def _endings(records: list[RunRecord]) -> list[dict[str, Any]]:
     """The newest beginning or end of each method that is not finished."""
     kinds = ("started", "stopped", "failed")
@@ -193,7 +179,7 @@ def _method(record: RunRecord) -> MethodState:
         rate = chunks[-1]["samples"] / sum(seconds) if sum(seconds) else None
     if record.finished:
         state = "finished"
-    elif _pause([record]):
+    elif pause_of(record):
         state = PAUSED
     elif total and record.position < total:
         state = "learning" if record.position else "waiting"

@@ -21,13 +21,13 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation.lost import Loss, loss_of
 from streamcvit.guarding import GuardConfig
 from streamcvit.learning.durable import write_json
-from streamcvit.monitoring.states import GO_ON, PAUSED, RESUMED
+from streamcvit.monitoring.guarded import BACK, GO_ON, LOST, LOWERED, PAUSED, RAISED, RECOVERED, RESUMED, told_of
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run.folder import RunFolder, now
 from streamcvit.run.messages import ChunkReport, Order
 from streamcvit.run.scores import ZERO
 
-RECOVERED = 0.5
+NEAR = 0.5
 """Of `guard.points`: a task that stands no lower below its best has recovered."""
 
 
@@ -96,12 +96,12 @@ def decide(
         last: whether no chunk follows.
     """
     told = []
-    back = [task for task in before.held if task in found and found[task].points <= RECOVERED * guard.points]
+    back = [task for task in before.held if task in found and found[task].points <= NEAR * guard.points]
     lost = [
         task for task, loss in found.items() if task not in before.held and loss.decided and loss.points > guard.points
     ]
-    told += [_event("recovered", task, found[task]) for task in back]
-    told += [_event("lost", task, found[task]) for task in lost]
+    told += [_event(RECOVERED, task, found[task]) for task in back]
+    told += [_event(LOST, task, found[task]) for task in lost]
     if last:
         return Order(), told
     order = Order(tuple(sorted(({*before.held} - {*back}) | {*lost})))
@@ -112,11 +112,11 @@ def decide(
         best = found[worst].best
         order = Order(order.held, 0.0, ends[best].version, ends[best].digest, best)
         versions = {"to_version": ends[best].version, "version": ends[max(ends)].version + 1}
-        told.append(_event("rolled back", worst, found[worst]) | versions | {"digest": ends[best].digest})
+        told.append(_event(BACK, worst, found[worst]) | versions | {"digest": ends[best].digest})
     if guard.action == "replay":
         order = Order(order.held, guard.share if order.held else 0.0)
         if order.share != before.share:
-            what = "replay raised" if order.share else "replay lowered"
+            what = RAISED if order.share else LOWERED
             told.append({"what": what, "share": order.share, "tasks": list(order.held)})
     return order, told
 
@@ -241,29 +241,6 @@ def _paused(folder: RunFolder) -> list[int]:
 
 def _resumed(folder: RunFolder) -> set[tuple[str, int]]:
     return {(folder.method, e["chunk"]) for e in folder.guarded if e.get("what") == RESUMED}
-
-
-def told_of(event: Mapping[str, Any]) -> str:
-    """An event of the guard in one line."""
-    what, task = event["what"], event.get("task")
-    if what == RESUMED:
-        return "goes on" + (f" ({event['why']})" if event.get("why") else "")
-    if "share" in event:
-        if not event["share"]:
-            return f"{what} to what it was"
-        return f"{what} to {100 * event['share']:.0f} % of the batch, for {', '.join(event['tasks'])}"
-    span = f"{event['points']:.1f} points (95 % interval {event['low']:.1f} to {event['high']:.1f})"
-    since = f"its best after chunk {event['best_chunk'] + 1}"
-    if what == "recovered":
-        return f"{task} has recovered: {event['points']:.1f} points below {since}"
-    if what == "rolled back":
-        undone = f"chunk {event['best_chunk'] + 2}"
-        if event["chunk"] > event["best_chunk"] + 1:
-            undone += f" to {event['chunk'] + 1}"
-        return f"the weights after chunk {event['best_chunk'] + 1} are put back for {task}: {undone} undone"
-    if what == PAUSED:
-        return f"paused: {task} has lost {span}"
-    return f"{task} has lost {span} since {since}"
 
 
 def let_go_on(folder: Path) -> None:
