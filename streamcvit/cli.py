@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import __version__, clicompare, cliimport, clirun, cliscore, cliuse, cliwatch
+from streamcvit import __version__, clicompare, cliguard, cliimport, clirun, cliscore, cliuse, cliwatch
 from streamcvit.clilog import LogFormat, show_results
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, log_as_json, plain_streams
@@ -339,7 +339,10 @@ def verify(folder: Annotated[str, typer.Argument(help="Stream folder, or its URL
     raise typer.Exit(0 if report.ok else 1)
 
 
-for _command in (clirun.status, clirun.ls, clirun.logs, clirun.stop, cliwatch.watch, clicompare.report):
+for _command in (
+    *(clirun.status, clirun.ls, clirun.logs, clirun.stop),
+    *(cliguard.resume, cliwatch.watch, clicompare.report),
+):
     app.command()(_command)
 app.command("compare")(clicompare.compare)
 app.command("export")(clicompare.export)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 out = Screen()
 Run = Annotated[str, typer.Argument(help="A run's folder, or its name in runs/.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-STYLES = {"starting": "cyan", "running": "bold cyan", "stopped": "yellow", "failed": "bold red", "finished": "green"}
+STYLES = {"starting": "cyan", "running": "bold cyan", "paused": "bold yellow"}
+STYLES |= {"stopped": "yellow", "failed": "bold red", "finished": "green"}
 
 
 def status(run: Run, as_json: AsJson = False) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
+from streamcvit.guarding import GuardConfig, check_guard
 from streamcvit.published import PublishedTable, check_published
 from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorConfig, Section, seed_list
 
@@ -342,6 +343,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the scoring")
     cluster: ClusterConfig = Field(ClusterConfig(), description="the actors")
     monitor: MonitorConfig = Field(MonitorConfig(), description="the endpoint")
+    guard: GuardConfig = Field(GuardConfig(), description="what is done when forgetting is confirmed")
     own_code: dict[str, str] = Field(
         default_factory=dict,
         description="SHA-256 of each file of your own that a setting names (`my.py:Mine`); filled in by itself",
@@ -390,6 +392,7 @@ class RunConfig(Section):
                     f"methods.{name}.strategy: unknown strategy {method.strategy!r}; "
                     f"allowed: {', '.join(sorted(STRATEGIES))}, or my.py:Mine"
                 )
+        check_guard(self.guard, self.methods, self.learner.batch_size)
         return self
 
     def folder(self, method: str | None = None) -> Path:

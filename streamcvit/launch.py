@@ -77,7 +77,7 @@ def execute(
         refuse(setting_changes(config), allow, folder)
         Screen().print(f"this run is already finished: {folder}", markup=False, soft_wrap=True)
         return _report(config, show, page.exists())
-    stop = watcher.stop if watcher else Stop()
+    stop = watcher.stop if watcher else Stop(pauses=config.guard.action == "pause")
     try:
         with stop, room(folder):
             weights = fetch(config.model.name_or_path, config.model.revision)

@@ -12,7 +12,7 @@ import copy
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -32,7 +32,7 @@ from streamcvit.monitoring import traces
 from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.loading import Feed, local_feed, schedule_of, settle, traced
 from streamcvit.run.mailbox import Mailbox
-from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores, Weights
+from streamcvit.run.messages import ChunkReport, Job, Order, Probed, Progress, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
 
 KEPT_MIB = 128
@@ -224,12 +224,14 @@ class LearnerActor(Actor):
         return self.worker.base.digest
 
     @work
-    def learn_chunk(self, method: str, chunk: int) -> tuple[ChunkReport, Any]:
+    def learn_chunk(
+        self, method: str, chunk: int, orders: Mapping[int, Order] | None = None
+    ) -> tuple[ChunkReport, Any]:
         """Make the chunk exist; returns its report and a reference to its snapshot (None: read the commit).
 
         Where the driver cancels the call, the learner commits after the batch it is at; nobody reads what it returns.
         """
-        report = self.worker.learn_chunk(method, chunk)
+        report = self.worker.learn_chunk(method, chunk, orders)
         if report.version != self.worker.learner.step:
             return report, None
         with traces.span("publish", report.trace, method=method, chunk=chunk, version=report.version):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from streamcvit.cluster.head import Head
@@ -12,7 +12,7 @@ from streamcvit.cluster.supervise import Call, Post, Supervisor
 from streamcvit.config import RunConfig
 from streamcvit.run.folder import build_labels
 from streamcvit.run.local import Answer, Probing
-from streamcvit.run.messages import ChunkReport, Job, Progress, Restart
+from streamcvit.run.messages import ChunkReport, Job, Order, Progress, Restart
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 FAREWELL_SECONDS = 120
@@ -97,8 +97,8 @@ class RayPool:
         (self.url, self.port), self.base_digest = ready[:2]
         return self
 
-    def learn(self, method: str, chunk: int) -> Hashable:
-        return self.supervisor.call(self.learner, "learn_chunk", method, chunk)
+    def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable:
+        return self.supervisor.call(self.learner, "learn_chunk", method, chunk, orders)
 
     def evaluate(self, job: Job) -> Hashable:
         taken = set(self.busy.values())

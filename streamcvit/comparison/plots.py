@@ -126,6 +126,8 @@ def _lines(given: dict[str, Any], hues: Sequence[str]) -> Figure:
             axes.plot(*line.dots, ".", color=hue, markersize=1.5, alpha=0.6)
             if line.spans is not None:
                 axes.vlines(line.dots[0], *line.spans, color=hue, linewidth=0.4, alpha=0.2)
+        for x in line.breaks:
+            axes.axvline(x, color=hue, linestyle=":", linewidth=0.8)
     _over_chunks(axes, given["chunks"])
     axes.set_title(f"{shorten(given['title'], 40)} ({given['unit']})", loc="left")
     if given["y_min"] is not None or given["y_max"] is not None:

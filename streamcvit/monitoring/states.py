@@ -1,4 +1,4 @@
-"""What a run is doing: starting, running, stopped, failed or finished, how far it came, and how to go on."""
+"""What a run is doing: starting, running, paused, stopped, failed or finished, how far it came, and how to go on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 import yaml
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.guarded import pause_of
 from streamcvit.monitoring.record import RunRecord
 
 LOCK = "lock.json"
 """Held by the process that runs in a folder, which says there who it is; it goes with the process."""
 
-STARTING, RUNNING, STOPPED, FAILED, FINISHED = STATES = ("starting", "running", "stopped", "failed", "finished")
+STATES = ("starting", "running", "paused", "stopped", "failed", "finished")
+STARTING, RUNNING, PAUSED, STOPPED, FAILED, FINISHED = STATES
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class MethodState:
 
     Attributes:
         name: of the method.
-        state: `waiting`, `learning`, `scoring` (all is learned) or `finished`.
+        state: `waiting`, `learning`, `paused` (by the guard), `scoring` (all is learned) or `finished`.
         chunk, chunks: learned to their end, and in all.
         position, total: samples behind it, and in all; both 0 for one that learns nothing.
         samples_per_second: in the newest chunk, waiting included; None before its end.
@@ -54,7 +56,7 @@ class RunState:
     Attributes:
         name, folder: of the run.
         state: one of `STATES`.
-        why: what ended it, where something did; one line.
+        why: what ended or paused it, where something did; one line.
         pid, host, since: of the process that runs in it; None, "" and "" where none does.
         page: address of its live page; empty where it serves none.
         seconds_left: of learning, from the newest chunk's speed; None where that is not known.
@@ -134,10 +136,12 @@ def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunSta
     names = names or [record.method for record in records]
     methods = [_method(record) for record in records]
     ended = bool(methods) and len(records) == len(names) and all(record.finished for record in records)
-    why = ""
+    why, pause = "", next(filter(None, map(pause_of, records)), "")
     if held is not None:
         begun = any(record.events_of("started") for record in records)
         state = FINISHED if ended else RUNNING if begun else STARTING
+        if state == RUNNING and pause:
+            state, why = PAUSED, pause
     elif ended:
         state = FINISHED
     else:
@@ -146,8 +150,13 @@ def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunSta
         why = str(last.get("what") or "") if state == FAILED else ""
         if state == STOPPED and last.get("event") != "stopped":
             why = "its process is gone" if records else "it ended before it began to learn"
+        if state == STOPPED and pause:
+            why = f"{why}{'; ' if why else ''}{pause}; it stands still until: streamcvit resume {folder}"
     said = held or {}
-    live = state in (STARTING, RUNNING)
+    live = state in (STARTING, RUNNING, PAUSED)
+    go_on = f"streamcvit resume {folder}" if state == PAUSED else ""
+    if state in (STOPPED, FAILED) and records:
+        go_on = f"streamcvit run {folder / 'config.yaml'} --resume"
     return RunState(
         name=str(config.get("name") or folder.resolve().name),
         folder=str(folder),
@@ -158,7 +167,7 @@ def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunSta
         since=str(said.get("since") or ""),
         page=str(said.get("page") or "") if live else "",
         seconds_left=_left(methods) if live else None,
-        go_on=f"streamcvit run {folder / 'config.yaml'} --resume" if state in (STOPPED, FAILED) and records else "",
+        go_on=go_on,
         methods=methods,
         order=names,
     )
@@ -209,6 +218,8 @@ def _method(record: RunRecord) -> MethodState:
         rate = chunks[-1]["samples"] / sum(seconds) if sum(seconds) else None
     if record.finished:
         state = "finished"
+    elif pause_of(record):
+        state = PAUSED
     elif total and record.position < total:
         state = "learning" if record.position else "waiting"
     else:

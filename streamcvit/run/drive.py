@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run import audits
 from streamcvit.run.boundaries import boundary_reports
 from streamcvit.run.folder import RunFolder
+from streamcvit.run.forgetting import Guard
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import Pool
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores
@@ -73,6 +74,7 @@ class Driver:
         self.told_notes: set[str] = set()
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
         self.prober = Prober(config, pool, folders, view.message)
+        self.guard = Guard(config, folders, view, stop)
 
     def run(self) -> None:
         """Until all is done.
@@ -99,10 +101,9 @@ class Driver:
         finally:
             self._note_restarts()
 
-    def _loop(self, chunks: Iterator[tuple[str, int]]) -> None:
+    def _loop(self, chunks: deque[tuple[str, int]]) -> None:
         learning = 0
-        more = True
-        while more or self.pending or self.jobs or self.boundaries:
+        while chunks or self.pending or self.jobs or self.boundaries:
             if self.stop.requested:
                 self.pool.stop(list(self.pending))
                 raise Stopped
@@ -110,18 +111,21 @@ class Driver:
                 self.pending[self.pool.evaluate(job)] = job
             while learning and self._evaluating() < self.pool.evaluators and (job := self.prober.next()):
                 self.pending[self.pool.evaluate(job)] = job
-            while more and (learning < self.pool.learn_ahead or not self.pending):
-                task = next(chunks, None)
-                more = task is not None
-                if task is not None:
-                    self.pending[self.pool.learn(*task)] = None
-                    learning += 1
+            while chunks and (learning < self.pool.learn_ahead or not self.pending):
+                if not self.guard.may_learn(*chunks[0]):
+                    break
+                method, chunk = chunks.popleft()
+                self.pending[self.pool.learn(method, chunk, *self.guard.given(method))] = None
+                learning += 1
+            if self.guard.standing and not self.pending:
+                time.sleep(POLL_SECONDS)
             for future, result in self.pool.wait(list(self.pending), POLL_SECONDS):
                 del self.pending[future]
                 if isinstance(result, ChunkReport):
                     learning -= 1
                     if self._fenced(result):
-                        self.pending[self.pool.learn(result.method, result.chunk)] = None
+                        again = self.pool.learn(result.method, result.chunk, *self.guard.given(result.method))
+                        self.pending[again] = None
                         learning += 1
                     else:
                         with about(method=result.method, actor="learner", step=result.version):
@@ -133,7 +137,7 @@ class Driver:
                         self._scored(result)
             self._watch()
 
-    def _chunks_to_learn(self) -> Iterator[tuple[str, int]]:
+    def _chunks_to_learn(self) -> deque[tuple[str, int]]:
         """All (method, chunk) that have no commit yet; evaluations that a former life left open are queued first."""
         todo: list[tuple[str, int]] = []
         for name, folder in self.folders.items():
@@ -160,10 +164,11 @@ class Driver:
             if zero:
                 self.boundaries.append((folder, None))
             todo += [(name, chunk) for chunk in range(folder.n_chunks) if chunk not in done]
-        return iter(todo)
+        return deque(todo)
 
     def _chunk_done(self, folder: RunFolder, report: ChunkReport) -> None:
         folder.chunk_done(report)
+        self.guard.learned(folder, report)
         # Many may wait, where learning is faster than scoring: only what scoring needs is kept.
         self.boundaries.append((folder, replace(report, info={}, quarantined=[], damaged=())))
 
@@ -177,6 +182,7 @@ class Driver:
             self.jobs.extend(folder.missing(report))
             self.open[folder.method, chunk] = {job.task for job in self.jobs}
             if self._close_if_scored(folder.method, chunk):
+                self.guard.scored(folder, chunk)
                 self._finish_if_done(folder)
         return self.jobs.popleft() if self.jobs else None
 
@@ -227,6 +233,7 @@ class Driver:
             return
         folder.write_scores(always=False)
         self.view.scores(job.method, job.chunk, folder.scores.means(job.chunk), folder.forgetting)
+        self.guard.scored(folder, job.chunk)
         self._finish_if_done(folder)
         self.pool.folder_changed(str(folder.path))
 

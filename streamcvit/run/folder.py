@@ -41,7 +41,7 @@ from streamcvit.run.unseen import scored_at
 MISSING = "not installed"
 INTERIM_DRAWS = 200
 """Draws of the intervals between a run's beginning and its end, where they come anew after every chunk."""
-ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream", "audit", "note")
+ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream", "audit", "note", "guard")
 """Events that a replayed step, or every boundary, repeats."""
 
 
@@ -168,6 +168,7 @@ class RunFolder:
         self.start: dict[str, str] = read_run(self.path).get("start", {})
         events = self._read_events()
         self.noted = {self._key(event) for event in events if event.get("event") in ONCE}
+        self.guarded = [event for event in events if event.get("event") == "guard"]
         self.audits = {event["task"]: event for event in events if event.get("event") == "audit"}
         self._read_predictions()
 
@@ -272,6 +273,8 @@ class RunFolder:
             if (key := self._key(event)) in self.noted:
                 return
             self.noted.add(key)
+        if name == "guard":
+            self.guarded.append(event)
         self._append(event)
 
     def _append(self, event: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from streamcvit.run.evaluating import EvaluatorWorker
 from streamcvit.run.feeding import Feeder
 from streamcvit.run.guard import Stop
 from streamcvit.run.loading import local_feed, traced
-from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, Restart, TaskScores, Weights
+from streamcvit.run.messages import ChunkReport, Job, Order, Probed, Progress, Restart, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
 
 Answer = ChunkReport | TaskScores | Probed
@@ -41,7 +41,7 @@ class Pool(Protocol):
     base_digest: str
     url: str
 
-    def learn(self, method: str, chunk: int) -> Hashable: ...
+    def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable: ...
 
     def evaluate(self, job: Job) -> Hashable: ...
 
@@ -113,8 +113,8 @@ class LocalPool:
         self.store = RunStore(config.folder(method) for method in config.methods)
         self.teller = Teller(self.store, config.monitor.notify) if config.monitor.notify else None
 
-    def learn(self, method: str, chunk: int) -> Hashable:
-        return _Done(self.learner.learn_chunk(method, chunk))
+    def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable:
+        return _Done(self.learner.learn_chunk(method, chunk, orders))
 
     def evaluate(self, job: Job) -> Hashable:
         with self.signals.patience(False):  # nothing is written here: a stop need not wait

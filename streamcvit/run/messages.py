@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,35 @@ class ChunkReport:
     epoch: int = 0
     damaged: tuple[str, ...] = ()
     trace: str = ""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the guard wants of a chunk (`streamcvit.run.forgetting`); one that is false wants nothing.
+
+    Attributes:
+        held: tasks whose loss it has acted on, and that have not recovered.
+        share: samples rehearsed beside each batch, as a share of its size; 0: what the strategy does by itself.
+        version, digest, boundary: of the boundary whose weights are put back before the chunk; None: none.
+    """
+
+    held: tuple[str, ...] = ()
+    share: float = 0.0
+    version: int | None = None
+    digest: str = ""
+    boundary: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Order()
+
+    def to_json(self) -> dict[str, Any]:
+        """As chunk events and commits have it, under `guard`."""
+        return {**asdict(self), "held": list(self.held)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> Order:
+        """Inverse of `to_json`; None is no order."""
+        return cls(**{**values, "held": tuple(values["held"])}) if values else cls()
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,12 @@ class Scores:
             ):
                 row[name] = value
 
+    def points(self, task: str, until: int) -> np.ndarray:
+        """A task's points at the boundaries up to `until`, [1 + until, n]; nan what was not scored."""
+        if task not in self._points:
+            return np.full((1 + until, 0), np.nan)
+        return self._points[task][1 : 2 + until]
+
     def means(self, chunk: int) -> dict[str, float]:
         """Task to its score at a boundary, in points, of the tasks scored there that are seen by then (`ZERO`: all)."""
         here = self._scored()[1 + chunk]

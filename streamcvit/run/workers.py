@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from streamcvit.learning import commit as commits
 from streamcvit.learning.drift import DriftMeter
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
+from streamcvit.learning.putback import put_back
 from streamcvit.learning.soundness import Diverged
+from streamcvit.learning.strategies import Replay
+from streamcvit.learning.strategies.rehearsing import Rehearsing
 from streamcvit.models.batch import Batch
 from streamcvit.monitoring import traces
 from streamcvit.monitoring.definitions import COMMIT_BOUNDS, BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
 from streamcvit.run.losses import unusable
-from streamcvit.run.messages import ChunkReport, Commits, Progress
+from streamcvit.run.messages import ChunkReport, Commits, Order, Progress
 from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, mean_of
 from streamcvit.run.origin import START, put_on
 from streamcvit.run.own import blamed
@@ -76,11 +79,16 @@ class LearnerWorker:
         self._last_end: float | None = None
         self.learned_in = self.committed_in = ""  # spans
 
-    def learn_chunk(self, method: str, chunk: int) -> ChunkReport:
+    def learn_chunk(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> ChunkReport:
         """Make chunk `chunk` exist as a commit of `method`: learn what is missing up to its end, or nothing.
 
         Calls may come again and in another order after a restart, so earlier chunks that are missing are learned, and
         committed at their own ends, first.
+
+        Args:
+            method: of the run.
+            chunk: its number, from 0.
+            orders: the guard's, by chunk; those that are not there want nothing.
 
         Raises:
             Stopped: the run is to stop; what was learned is committed.
@@ -100,6 +108,7 @@ class LearnerWorker:
                     self._begin(method)
                 self.epoch.check()
                 while (missing := self._next_chunk()) <= chunk:
+                    self._obey((orders or {}).get(missing, Order()))
                     report = self._learn_to(missing, self.schedule.bounds(missing)[1], idle)
                     idle = 0.0
         except BaseException as error:
@@ -158,6 +167,8 @@ class LearnerWorker:
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
+        if config.guard.action == "replay" and type(strategy) is not Replay:
+            strategy = Rehearsing(strategy, config.seed, config.guard.memory)
         self.learner = OnlineLearner(
             self.base,
             self.model,
@@ -197,6 +208,16 @@ class LearnerWorker:
         inside = chunk >= 0 and self.learner.cursor < self.schedule.bounds(chunk)[1]
         return chunk if inside else chunk + 1
 
+    def _obey(self, order: Order) -> None:
+        """Have a chunk begin, or go on, under the guard's order: one that was begun keeps the order it began with."""
+        if self.part:
+            order = Order.from_json(self.part.get("info", {}).get("guard"))
+        elif order.version is not None:
+            put_back(self.learner, self.folder / "commits", order.version, order.digest)
+        if isinstance(self.learner.strategy, Rehearsing | Replay):
+            self.learner.strategy.share = order.share
+        self.order = order
+
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""
         learner, began = self.learner, time.perf_counter()
@@ -226,7 +247,8 @@ class LearnerWorker:
                     bank: use.shares for bank, use in expert_usage(self.model, reset=learner.cursor == stop).items()
                 },
             }
-            return joined(part["info"], now) if part.get("info") else now
+            now = joined(part["info"], now) if part.get("info") else now
+            return {**now, "guard": self.order.to_json()} if self.order else now
 
         def tell() -> Progress:
             rate = (learner.cursor - first) / max(time.perf_counter() - began, 1e-9)

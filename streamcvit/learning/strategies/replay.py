@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ class Replay(Sequential):
         seed: of reservoir and rehearsal.
         memory: samples kept.
         per_step: remembered samples learned beside each batch; 0: half the batch's size.
+
+    Attributes:
+        share: of a batch's size, rehearsed where that is more than `per_step`; set while something is to be recovered.
     """
 
     def __init__(self, seed: int = 0, memory: int = 64, per_step: int = 0) -> None:
@@ -33,11 +37,16 @@ class Replay(Sequential):
         self.memory, self.per_step = memory, per_step
         self.rng = np.random.default_rng([seed, 2])
         self.kept: list[Sample] = []
-        self.seen = 0
+        self.seen, self.share = 0, 0.0
 
     def extend_batch(self, batch: Batch) -> Sequence[Sample]:
-        """Draw without replacement from the memory as it stood before this batch."""
-        want = min(self.per_step or max(1, len(batch.samples) // 2), len(self.kept))
+        """Draw from the memory as it stood before this batch."""
+        count = len(batch.samples)
+        return self.draw(max(self.per_step or max(1, count // 2), math.ceil(self.share * count)))
+
+    def draw(self, want: int) -> Sequence[Sample]:
+        """So many remembered samples, or all there are, without replacement."""
+        want = min(want, len(self.kept))
         if not want:
             return ()
         return [self.kept[i] for i in self.rng.choice(len(self.kept), want, replace=False)]

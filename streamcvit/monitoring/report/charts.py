@@ -30,6 +30,7 @@ class Series:
         x, y: points, float arrays of one length; NaN in y leaves a gap.
         dots: more points without a line (x, y), or None.
         spans: intervals of these (low, high), or None.
+        breaks: places on the x axis where the run went back to earlier weights, drawn as dashed lines.
     """
 
     run: int
@@ -38,6 +39,7 @@ class Series:
     y: np.ndarray
     dots: tuple[np.ndarray, np.ndarray] | None = None
     spans: tuple[np.ndarray, np.ndarray] | None = None
+    breaks: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,9 @@ def line_chart(
             parts.append(Markup(bar).format(px(k + 0.58), height - bottom + 2, wide, 0.3 + 0.7 * math.sqrt(share)))
     for line in series:
         parts.append(_line(line, px, py, small, markers))
+        for x in line.breaks:
+            cut = '<g class="series run{}"><path class="break" d="M{:.1f} {}V{}"/></g>'
+            parts.append(Markup(cut).format(line.run, px(x), top, height - bottom))
     parts.append(_bands(series, chunks, px, top, height - bottom, unit, digits))
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from streamcvit.monitoring.guarded import put_back_after
 from streamcvit.monitoring.metrics import entropy_nats
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.bars import dumbbells, stacked_bars
@@ -18,6 +19,8 @@ WAITS = (
     ("evaluate", "waiting for evaluation", "wait_evaluation_s"),
     ("commit", "commit", "commit_s"),
 )
+WENT_BACK = "↶"
+"""Behind the number of a chunk after which earlier weights were put back."""
 MAX_PROBED = 5
 """With more runs than this, probes between chunk ends would hide the lines and are left out."""
 MAX_DOTS = 60
@@ -79,7 +82,9 @@ def score_heat(record: RunRecord) -> Heat:
         known = table[seen[:, i] & ~np.isnan(table[:, i]), i]
         best = known.max() if len(known) else None
         tails.append([number(best, 0), number(-lost[task] if task in lost else None, 0, signed=True)])
-    return Heat("task", [str(k + 1) for k in range(record.n_chunks)], rows, ["best", "change"], tails)
+    back = put_back_after(record)
+    columns = [f"{k + 1}{' ' + WENT_BACK if k in back else ''}" for k in range(record.n_chunks)]
+    return Heat("task", columns, rows, ["best", "change"], tails)
 
 
 def _after_chunks(record: RunRecord, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,8 +106,9 @@ def stream_charts(runs: Records) -> list[Chart]:
     """AP and forgetting over chunks."""
     chunks = max(record.n_chunks for _, record in runs)
     learners = [(i, label, r) for i, (label, r) in enumerate(runs) if not (r.untrained or r.single)]
-    ap = [Series(i, label, *_after_chunks(r, r.ap_by_chunk())) for i, (label, r) in enumerate(runs)]
-    lost = [Series(i, label, *_after_chunks(r, forgetting_by_chunk(r))) for i, label, r in learners]
+    back = [[chunk + 1.5 for chunk in put_back_after(record)] for _, record in runs]
+    ap = [Series(i, label, *_after_chunks(r, r.ap_by_chunk()), breaks=back[i]) for i, (label, r) in enumerate(runs)]
+    lost = [Series(i, label, *_after_chunks(r, forgetting_by_chunk(r)), breaks=back[i]) for i, label, r in learners]
     charts = [line_chart(ap, title="AP over the seen tasks", unit="points", chunks=chunks)]
     if any(np.isfinite(line.y).any() for line in lost):
         charts.append(line_chart(lost, title="Mean forgetting so far", unit="points", chunks=chunks, y_min=None))

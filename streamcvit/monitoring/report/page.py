@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.guarded import acts, put_back_after
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import figures, tables
 from streamcvit.monitoring.report.drifts import drift_charts, missing_tables, without_probe
@@ -151,6 +152,8 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
         "audits": audited(runs),
         "own_metrics": own_metrics(runs),
         "answers": [(i, label, rows) for i, (label, r) in enumerate(runs) if (rows := tables.forgotten_answers(r))],
+        "guarded": [(i, label, done) for i, (label, r) in enumerate(runs) if (done := acts(r))],
+        "went_back": any(put_back_after(record) for _, record in runs),
         "happenings": [(i, label, tables.happenings(r)) for i, (label, r) in enumerate(runs)],
         "settings": tables.differing_settings(runs),
         "configs": [

@@ -229,7 +229,7 @@ def forgotten_answers(record: RunRecord) -> list[dict[str, Any]]:
 
 def happenings(record: RunRecord) -> dict[str, Any]:
     """Restarts, quarantined samples by reason, and other events worth a line."""
-    usual = {"audit", "chunk", "started", "finished", "quarantine", "stream"}
+    usual = {"audit", "chunk", "started", "finished", "quarantine", "stream", "guard"}  # told elsewhere
     lines = [event for event in record.events if event.get("event") not in usual]
     bad = record.events_of("quarantine")
     return {
