@@ -32,6 +32,7 @@ from streamcvit.run.guard import Stop, alone
 from streamcvit.run.loading import base_bytes
 from streamcvit.run.local import LocalPool, Pool
 from streamcvit.run.losses import lost_list, stream_lines
+from streamcvit.run.messages import Progress
 from streamcvit.run.origin import other_bases
 from streamcvit.run.origincheck import settled
 from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
@@ -139,7 +140,7 @@ def _execute(
             tell(page=pool.url.removesuffix("metrics"))
             view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
         stop.tell = view.notice
-        told = told_of_its_end(config.monitor.notify, config.name)
+        told = told_of_its_end(config.monitor.notify, config.name, folder)
         with view, stop.patience(True), noted(view.log), told:
             Driver(config, pool, folders, view, stop).run()
         pool.farewell()
@@ -213,13 +214,15 @@ def _starting(
     stream = str(config.folder() / "stream")
     turn = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
     if local:
-        yield lambda view: LocalPool(
-            config,
-            stream,
-            turn,
-            stop,
-            lambda p: view.progress(p.run, p.cursor, p.loss, p.samples_per_second, p.skipped),
-        )
+        with contextlib.ExitStack() as held:
+
+            def begin(view: LiveView) -> Pool:
+                def tell(word: Progress) -> None:
+                    view.progress(word.run, word.cursor, word.loss, word.samples_per_second, word.skipped)
+
+                return held.enter_context(contextlib.closing(LocalPool(config, stream, turn, stop, tell)))
+
+            yield begin
         return
     size = base_bytes(config, weights)
     with (

@@ -48,10 +48,9 @@ class MonitorActor(Actor):
         return store
 
     @cached_property
-    def teller(self) -> Teller | None:
-        """Posts alerts; None where nobody is to be told."""
-        url = self.config.monitor.notify
-        return Teller(self.store, url) if url else None
+    def teller(self) -> Teller:
+        """Tells alerts."""
+        return Teller(self.store, self.config.folder(), self.config.monitor.notify)
 
     @cached_property
     def server(self) -> Server:
@@ -102,6 +101,5 @@ class MonitorActor(Actor):
     @work
     def farewell(self) -> None:
         """Let whoever reads the metrics again and again see how the run ended, and post what is still to be posted."""
-        if self.teller is not None:
-            self.teller.close()
+        self.teller.close()
         self.server.readers.wait_for_next()

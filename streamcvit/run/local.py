@@ -61,7 +61,7 @@ class LocalPool:
         self.evaluator = EvaluatorWorker(config, stream)
         self.base_digest = self.learner.base.digest
         self.store = RunStore(config.folder(method) for method in config.methods)
-        self.teller = Teller(self.store, config.monitor.notify) if config.monitor.notify else None
+        self.teller = Teller(self.store, config.folder(), config.monitor.notify)
 
     def learn(self, method: str, chunk: int) -> Hashable:
         return _Done(self.learner.learn_chunk(method, chunk))
@@ -86,5 +86,8 @@ class LocalPool:
         self.store.changed(Path(folder))
 
     def farewell(self) -> None:
-        if self.teller is not None:
-            self.teller.close()
+        self.close()
+
+    def close(self) -> None:
+        """Tell alerts no more."""
+        self.teller.close()
