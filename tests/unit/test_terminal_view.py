@@ -24,7 +24,7 @@ SIZES = [(40, 24), (60, 24), (80, 24), (120, 30), (200, 50)]
 
 def whole(screen: Screen) -> None:
     """The view stands on the screen once, all of it, and nothing of it in what went out at the top."""
-    for part in ("after chunk 6", "↑12", "↓34", " 45 %"):
+    for part in ("zero-shot", "after chunk 6", "↑12", "↓34", " 45 %"):
         assert screen.text.count(part) == 1, f"{part} stands there {screen.text.count(part)} times:\n{screen.text}"
     assert "waiting" in screen.text and all(cell_len(line) <= screen.columns for line in screen.lines)
 
