@@ -67,15 +67,21 @@ class Flip:
 def flips(runs: Records) -> tuple[list[tuple[int, str, list[Flip]]], list[str]]:
     """The flipped samples of each run that has some (its number, its label, those lost most first), and why pictures
     are missing, where they are."""
-    shown, notes, left = [], [], ALL_PICTURES
+    shown, left = [], ALL_PICTURES
+    missing: dict[str, list[str]] = {}
     for place, (label, record) in enumerate(runs):
-        found = [] if record.single else flipped(record)
+        found = [] if record.single or record.untrained else flipped(record)
         if not found:
             continue
         rows, why, left = _pictured(record, found, left)
         if why:
-            notes.append(f"Without pictures of {label}: {why}.")
+            missing.setdefault(why, []).append(label)
         shown.append((place, label, rows))
+    whole = [label for _, label, _ in shown]
+    notes = []
+    for why, labels in missing.items():
+        of = "" if labels == whole else f" for {', '.join(labels)}"
+        notes.append(f"Pictures are missing{of}: {why}.")
     return shown, notes
 
 

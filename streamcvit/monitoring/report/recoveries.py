@@ -10,10 +10,13 @@ from typing import Any
 
 from streamcvit.monitoring.alertlog import FIRING, read_alerts
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report.charts import shorten
 from streamcvit.monitoring.runs import Records
 
 MOST = 60
 """Lines of a run, and alerts of a report, that are shown."""
+LONGEST = 160
+"""Characters of what one event says."""
 CAUSES = {
     "died": "its process was gone",
     "silent": "it gave no sign of life",
@@ -88,7 +91,10 @@ def _quarantine(events: Sequence[dict[str, Any]]) -> tuple[str, str]:
     told = (
         f"{_many(events, 'sample')}{f' of {where}' if where else ''} could not be learned ({first.get('reason', '')})"
     )
-    return BAD, f"{told}, the first: {name}: {first.get('detail', '')}. The stream went on without."
+    return (
+        BAD,
+        f"{told}, the first: {name}: {shorten(str(first.get('detail', '')), LONGEST)}. The stream went on without.",
+    )
 
 
 def _skipped(events: Sequence[dict[str, Any]]) -> tuple[str, str]:
