@@ -124,6 +124,7 @@ def _execute(
             view.message(line)
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")
+        view.message("loading the model")
         pool = start(view)
         for line in other_bases(config, pool.base_digest):
             view.message(line)
@@ -225,6 +226,7 @@ def _starting(
             yield begin
         return
     size = base_bytes(config, weights)
+    console.print("starting Ray" if config.cluster.address == "local" else "joining the cluster", soft_wrap=True)
     with (
         metrics_token(config.monitor) as (token, path),
         Head(config.cluster) as head,  # around the session: one that cannot end for want of its head is ended
