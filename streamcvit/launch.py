@@ -128,6 +128,7 @@ def _execute(
             view.message(line)
         for key, (before, after) in changed.items():
             view.message(f"changed: {key}: {before} -> {after}")
+        view.message("loading the model")
         pool = start(view)
         for line in other_bases(config, pool.base_digest):
             view.message(line)
@@ -144,7 +145,7 @@ def _execute(
             tell(page=pool.url.removesuffix("metrics"))
             view.message(f"live page: {pool.url.removesuffix('metrics')}  metrics: {pool.url}")
         stop.tell = view.notice
-        told = told_of_its_end(config.monitor.notify, config.name)
+        told = told_of_its_end(config.monitor.notify, config.name, folder)
         with view, stop.patience(True), noted(view.log), told:
             driver = Driver(config, pool, folders, view, stop)
             driver.run()
@@ -231,11 +232,17 @@ def _starting(
     stream = str(config.folder() / "stream")
     turn = 1 + max(last_turn(config.folder(name))[0] for name in config.methods)
     if local:
-        yield lambda view: LocalPool(
-            config, stream, turn, stop, _told(view, watcher), watcher.loaded if watcher else lambda _: None
-        )
+        with contextlib.ExitStack() as held:
+
+            def begin(view: LiveView) -> Pool:
+                loaded = watcher.loaded if watcher else lambda _: None
+                pool = LocalPool(config, stream, turn, stop, _told(view, watcher), loaded)
+                return held.enter_context(contextlib.closing(pool))
+
+            yield begin
         return
     size = base_bytes(config, weights)
+    console.print("starting Ray" if config.cluster.address == "local" else "joining the cluster", soft_wrap=True)
     with (
         metrics_token(config.monitor) as (token, path),
         Head(config.cluster) as head,  # around the session: one that cannot end for want of its head is ended

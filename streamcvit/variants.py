@@ -80,6 +80,9 @@ def variants(config: RunConfig, read: Callable[[list[str]], RunConfig]) -> list[
     for key in config.sweep:
         if key.partition(".")[0] in ("seed", "seeds", "sweep", "name", "out"):
             raise UserError(f"sweep: {key} cannot be swept", fix="Name seeds with --seeds, or another setting")
+    if config.guard.action == "pause":
+        fix = "Choose another guard.action, or run them one by one"
+        raise UserError("several runs side by side cannot stand still for a person", where="guard.action", fix=fix)
     points = list(itertools.product(*config.sweep.values()))
     seeds = config.seeds or [config.seed]
     if len(points) * len(seeds) > MOST:

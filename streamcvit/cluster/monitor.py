@@ -50,10 +50,9 @@ class MonitorActor(Actor):
         return store
 
     @cached_property
-    def teller(self) -> Teller | None:
-        """Posts alerts; None where nobody is to be told."""
-        url = self.config.monitor.notify
-        return Teller(self.store, url) if url else None
+    def teller(self) -> Teller:
+        """Tells alerts."""
+        return Teller(self.store, self.config.folder(), self.config.monitor.notify)
 
     @cached_property
     def site(self) -> Site:
@@ -121,7 +120,6 @@ class MonitorActor(Actor):
         self.site.hub.flush()
         if self.feeder is not None:
             self.feeder.close()
-        if self.teller is not None:
-            self.teller.close()
+        self.teller.close()
         self.server.readers.wait_for_next()
         return self.feeder.faults if self.feeder is not None else []

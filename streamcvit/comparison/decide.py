@@ -16,12 +16,12 @@ import numpy as np
 from streamcvit.comparison.answers import Answers, points_of, read_answers, same_samples
 from streamcvit.comparison.sides import Side, apart, pairs_of, ready, sides_of
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate, student
 from streamcvit.evaluation.matrix import METRICS as ALL
 from streamcvit.evaluation.paired import Difference, Sampled, differences, over_seeds, sample, seeds_apart
 from streamcvit.monitoring.record import Interval, RunRecord
 from streamcvit.monitoring.runs import LOWER_IS_BETTER, Records
-from streamcvit.monitoring.verdict import Gap, Verdict, task_key
+from streamcvit.monitoring.verdict import Gap, Seeds, Verdict, task_key
 
 OF_LEARNERS = ("bwt", "maf", "fwt", "mft")
 """Metrics that say nothing of what learns nothing, or all at once."""
@@ -38,8 +38,8 @@ class Comparison:
         tasks: of all runs, in the order of the first.
         values: (number, side) -> value with its interval; a number is a metric's name or a `task_key`.
         gaps: (number, side, other side) -> the difference, once for each two sides (one < other).
-        curves: side -> AP after every chunk with the ends of a band, [3, T]: the 95 % interval, or of several seeds the
-            lowest and the highest.
+        curves: side -> AP after every chunk with the ends of a band, [3, T]: the 95 % interval over samples; of several
+            seeds, over those (Student's).
         notes: what a reader must know.
     """
 
@@ -117,7 +117,8 @@ class Comparison:
             for (number, place), value in self.values.items()
             if len((side := self.sides[place]).runs) == 1 and (side.record.single or number.startswith("task:"))
         }
-        return Verdict(best, second, gaps, values, baselines or {}, tuple(self.notes))
+        seeds = tuple(Seeds(s.label, s.runs, student(len(s.runs) - 1)) for s in self.sides if len(s.runs) > 1)
+        return Verdict(best, second, gaps, values, baselines or {}, tuple(self.notes), seeds)
 
 
 def compare_runs(
@@ -235,8 +236,7 @@ def _values(record: RunRecord, drawn: Sampled | None, answers: Answers | None, f
 
 def _band(drawn: list[np.ndarray]) -> np.ndarray:
     if len(drawn) > 1:
-        lines = np.array([values[0] for values in drawn])
-        return np.array([lines.mean(axis=0), lines.min(axis=0), lines.max(axis=0)])
+        return np.array([over_seeds(column) for column in np.array([values[0] for values in drawn]).T]).T
     return np.array([estimate(column) for column in drawn[0].T]).T
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from streamcvit.comparison.folder import write_folder
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import figures
+from streamcvit.monitoring.report import figures, heldout
 from streamcvit.monitoring.report.charts import Chart, Heat
 from streamcvit.monitoring.report.tables import unformula
 from streamcvit.monitoring.runs import Records, compared
@@ -75,6 +75,8 @@ def report_figures(runs: Records) -> Iterator[tuple[str, str, Chart | Heat]]:
             yield named("matrix", label), f"{label}: score after each chunk (points)", figures.score_heat(record)
     for name, chart in zip(("loss", "right"), figures.prequential_charts(runs), strict=False):
         yield named("before-learning", name), "", chart
+    for chart in heldout.charts(runs):
+        yield named("held-out", chart.given["title"]), "", chart
     chart_of, heat = figures.following(runs)
     if chart_of is not None and heat is not None:
         yield named("following"), "", chart_of

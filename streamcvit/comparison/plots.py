@@ -120,8 +120,10 @@ def _lines(given: dict[str, Any], hues: Sequence[str]) -> Figure:
     figure, axes = _axes()
     for line in given["series"]:
         hue, mark = hues[line.run], MARKS[line.run % len(MARKS)] if given["markers"] else ""
-        dashes = "--" if hue == BOUND else "-"
+        dashes = "--" if hue == BOUND or line.dashed else "-"
         axes.plot(line.x, line.y, color=hue, marker=mark, linestyle=dashes, label=shorten(line.name, 24))
+        if line.band is not None:
+            axes.fill_between(line.x, *line.band, color=hue, alpha=0.15, linewidth=0)
         if line.dots is not None:
             axes.plot(*line.dots, ".", color=hue, markersize=1.5, alpha=0.6)
             if line.spans is not None:
@@ -218,7 +220,8 @@ def curve_figure(found: Comparison) -> Figure:
         chunks = max(chunks, len(value))
         line = "--" if side.record.upper_bound else "-"
         axes.plot(x, value, line, color=hues[place], marker=MARKS[place % len(MARKS)], label=shorten(side.label, 24))
-        axes.fill_between(x, low, high, color=hues[place], alpha=0.15, linewidth=0)
+        roof = max(100.0, float(np.nanmax(value)))  # few seeds make wide intervals
+        axes.fill_between(x, low, np.minimum(high, roof), color=hues[place], alpha=0.15, linewidth=0)
     _over_chunks(axes, chunks)
     axes.set_ylim(bottom=0)
     axes.set_title("AP over the seen tasks (points)", loc="left")

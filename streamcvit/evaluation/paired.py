@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamcvit.errors import UserError
-from streamcvit.evaluation.bootstrap import DRAWS, Estimate, estimate, student
+from streamcvit.evaluation.bootstrap import DRAWS, Estimate, bootstrap_mean, estimate, student
 from streamcvit.evaluation.matrix import CROSS_LOSS, Plan, average_by_chunk, drawn_metrics
 
 FEWEST = 6
@@ -143,6 +143,19 @@ def _differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _decided(found: Estimate, differing: int) -> Difference:
     return Difference(found, differing >= FEWEST and (found.low > 0 or found.high < 0))
+
+
+def moved(before: np.ndarray, now: np.ndarray) -> Difference:
+    """What a task's score did from one boundary to another, by the samples that both were scored on.
+
+    Args:
+        before, now: points [n] of the same samples; nan where one was not scored.
+    """
+    known = ~(np.isnan(before) | np.isnan(now))
+    apart = now[known] - before[known]
+    if not len(apart):
+        return Difference(Estimate(math.nan, math.nan, math.nan), False)
+    return _decided(Estimate(float(apart.mean()), *bootstrap_mean(apart)), int((np.abs(apart) > 1e-9).sum()))
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

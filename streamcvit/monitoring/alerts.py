@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from streamcvit.monitoring.definitions import PREFIX
@@ -217,16 +217,25 @@ RULES: dict[str, Rule] = {
 
 @dataclass
 class Watch:
-    """Which alerts are new, reading after reading.
+    """Which alerts are new and which are over, reading after reading.
 
     Attributes:
         rules: by name.
+        before: alerts that fired when an earlier watch last looked; they are told only once they are over.
+        ended: those that were over with the newest reading.
     """
 
     rules: Mapping[str, Rule] = field(default_factory=lambda: RULES)
+    before: InitVar[Iterable[Alert]] = ()
+    ended: list[Alert] = field(default_factory=list)
     _past: deque[Reading] = field(default_factory=deque)
     _since: dict[tuple[Any, ...], float] = field(default_factory=dict)
-    _told: set[tuple[Any, ...]] = field(default_factory=set)
+    _told: dict[tuple[Any, ...], Alert] = field(default_factory=dict)
+    _inherited: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def __post_init__(self, before: Iterable[Alert]) -> None:
+        self._told = {alert.key: alert for alert in before if alert.name in self.rules}
+        self._inherited = set(self._told)
 
     def look(self, now: Reading) -> list[Alert]:
         """Those that have begun to fire with this reading; one that ends and comes again is told again."""
@@ -244,11 +253,24 @@ class Watch:
                 fires.add(alert.key)
                 since = self._since.setdefault(alert.key, now.at)
                 if now.at - since >= rule.lasting and alert.key not in self._told:
-                    self._told.add(alert.key)
+                    self._told[alert.key] = alert
                     new.append(alert)
         self._since = {key: since for key, since in self._since.items() if key in fires}
-        self._told &= fires
+        self.ended = [alert for key, alert in self._told.items() if key not in fires and self._is_over(alert, now)]
+        for alert in self.ended:
+            del self._told[alert.key]
+        self._inherited &= self._told.keys()
         return new
+
+    def _is_over(self, alert: Alert, now: Reading) -> bool:
+        """Whether one that no longer fires has ended, or cannot be judged yet.
+
+        A watch that began a moment ago has neither read every run yet, nor a past to tell a rate from.
+        """
+        if alert.key in self._inherited and now.at - self._past[0].at < self.rules[alert.name].window:
+            return False
+        of = {(name, alert.labels[name]) for name in ("run", "method") if name in alert.labels}
+        return any(of <= set(labels) for rows in now.series.values() for labels in rows)
 
     def _before(self, at: float) -> Reading:
         """The newest reading that is at least so old; the oldest where none is."""

@@ -1,4 +1,4 @@
-"""Post alerts to a webhook: the JSON that Slack and its kin take, from a thread of its own, never in anybody's way."""
+"""Tell alerts: in the run's folder, and to a webhook in the JSON that Slack and its kin take; never in anyone's way."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from prometheus_client.registry import Collector
 
+from streamcvit.monitoring.alertlog import FIRING, RESOLVED, AlertLog
 from streamcvit.monitoring.alerts import RUN_STOPPED, Alert, Reading, Watch, values_of
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # between two looks at what may fire
+LOOK_SECONDS = 1.0  # between two looks at what may fire, at least
+SPARING = 30.0
+"""A pause is so many times as long as the look before it: looks at a long stream take 3 % of the time at most."""
 LAST_SECONDS = 20.0  # that a webhook may take at the end
 TIMEOUT_SECONDS = 5.0
 PAUSES = (1.0, 5.0, 30.0)
@@ -93,15 +97,17 @@ class Notifier:
 
 
 class Teller:
-    """Looks at a run's values again and again and posts what begins to fire.
+    """Looks at a run's values again and again, notes in its folder what begins to fire and what ends, posts the former.
 
     Args:
         store: the values.
-        url: of the webhook.
+        folder: of the whole run.
+        url: of the webhook; empty: nobody is told.
     """
 
-    def __init__(self, store: Collector, url: str) -> None:
-        self.store, self.watch, self.notifier = store, Watch(), Notifier(url)
+    def __init__(self, store: Collector, folder: Path, url: str = "") -> None:
+        self.store, self.kept, self.notifier = store, AlertLog(folder), Notifier(url) if url else None
+        self.watch = Watch(before=self.kept.firing())
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="alerts", daemon=True)
         self._thread.start()
@@ -110,25 +116,53 @@ class Teller:
         """Look a last time, and wait for what is still to be posted."""
         self._end.set()
         self._thread.join()
-        self.notifier.close(LAST_SECONDS)
+        if self.notifier is not None:
+            self.notifier.close(LAST_SECONDS)
 
     def _work(self) -> None:
-        ending = False
+        ending, pause = False, LOOK_SECONDS
         while not ending:
-            ending = self._end.wait(LOOK_SECONDS)
-            for alert in self.watch.look(Reading(time.time(), values_of(self.store.collect()))):
+            ending = self._end.wait(pause)
+            began = time.monotonic()
+            try:
+                self._look()
+            except Exception:  # what is wrong with one look is no reason to look no more
+                log.exception("the alerts cannot be told")
+            pause = max(LOOK_SECONDS, SPARING * (time.monotonic() - began))
+
+    def _look(self) -> None:
+        now = time.time()
+        new = self.watch.look(Reading(now, values_of(self.store.collect())))
+        for alert in self.watch.ended:
+            self.kept.write(alert, RESOLVED, now)
+        for alert in new:
+            self.kept.write(alert, FIRING, now)
+            if self.notifier is not None:
                 self.notifier.send(alert)
 
 
 @contextlib.contextmanager
-def told_of_its_end(url: str, run: str) -> Iterator[None]:
-    """Post that a run ends before its end, unless the person at it ended it, or nobody is to be told (no `url`)."""
+def told_of_its_end(url: str, run: str, folder: Path) -> Iterator[None]:
+    """Note and post that a run ends before its end, unless the person at it ended it; that it goes on again ends that.
+
+    Args:
+        url: of the webhook; empty: nobody is told, and it is only noted.
+        run: its name.
+        folder: of the whole run.
+    """
+    kept = AlertLog(folder)
+    for alert in kept.firing():
+        if alert.name == RUN_STOPPED:
+            kept.write(alert, RESOLVED, time.time())
     try:
         yield
     except BaseException as error:
-        if url and getattr(error, "number", None) != signal.SIGINT:
-            notifier = Notifier(url)
+        if getattr(error, "number", None) != signal.SIGINT:
             why = getattr(error, "how", "") or str(error) or type(error).__name__
-            notifier.send(Alert(RUN_STOPPED, "critical", {"run": run}, f"{run} is gone before its end: {why}"))
-            notifier.close(LAST_SECONDS)
+            alert = Alert(RUN_STOPPED, "critical", {"run": run}, f"{run} is gone before its end: {why}")
+            kept.write(alert, FIRING, time.time())
+            if url:
+                notifier = Notifier(url)
+                notifier.send(alert)
+                notifier.close(LAST_SECONDS)
         raise

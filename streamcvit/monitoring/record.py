@@ -235,6 +235,14 @@ class RunRecord:
             return float(known[-1] if name == "ap" else known.mean()), None, None
         return None
 
+    def last(self, task: str) -> Interval | None:
+        """A task's score after the last chunk with its 95 % interval; None where it has none."""
+        if task not in self.tasks or not self.n_chunks:
+            return None
+        ends = (float(self.matrix(column=name)[-1, self.tasks.index(task)]) for name in ("score", "low", "high"))
+        value, low, high = (None if np.isnan(end) else end for end in ends)
+        return None if value is None else (value, low, high)
+
     def forgetting(self) -> dict[str, float]:
         """Best earlier score less the score now, in points, of each evaluated task the stream has shown.
 

@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.padding import Padding
-from rich.progress_bar import ProgressBar
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from streamcvit.monitoring.liverows import UNSURE, Change, Row, average, draw, fitted, marked, minutes, worst
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runlog import RunLog
-from streamcvit.monitoring.runs import compared, heading, shown_metrics
+from streamcvit.monitoring.runs import Records, compared, heading, shown_metrics
+from streamcvit.monitoring.steady import SteadyLive, undisturbed
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 from streamcvit.monitoring.watch.word import Word
 from streamcvit.screen import Screen
 
 if TYPE_CHECKING:
     from streamcvit.adapters.published import Conversion
-
-NBSP = "\u00a0"
-"""Keeps a task and its score on one line."""
-
-
-@dataclass
-class _Row:
-    """What is known of one run."""
-
-    name: str
-    position: int = 0
-    chunk: int = 0
-    loss: float | None = None
-    rate: float | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    scored_chunk: int | None = None
-    forgetting: dict[str, float] = field(default_factory=dict)
-    skipped: int = 0
-    started: float | None = None
-    finished: float | None = None
 
 
 class LiveView:
@@ -75,21 +55,27 @@ class LiveView:
         word: Word | None = None,
     ) -> None:
         self.console, self.log, self.word = console or Screen(), log, word
-        self.total_samples = total_samples
         self.chunks = dict(chunks) if isinstance(chunks, Mapping) else dict.fromkeys(run_names, chunks)
-        self._rows = {name: _Row(name) for name in run_names}
+        self._rows = {name: Row(name, total_samples, self.chunks[name]) for name in run_names}
         self._lock = threading.Lock()
         self._notice = ""
-        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
+        self._live = SteadyLive(console=self.console, get_renderable=self._render, refresh_per_second=4)
+        self._held = contextlib.ExitStack()
+
+    @property
+    def _shown(self) -> bool:
+        """Whether there is a terminal that a view can be drawn on again and again."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def __enter__(self) -> LiveView:
-        if self.console.is_terminal:
+        if self._shown:
             self._live.start()
+            self._held.callback(self._live.stop)
+            self._held.enter_context(undisturbed())
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._live.is_started:
-            self._live.stop()
+        self._held.close()
 
     def progress(
         self,
@@ -110,8 +96,8 @@ class LiveView:
             row.position = position
             row.loss = row.loss if loss is None else loss
             row.rate = row.rate if rate is None else rate
-            if position >= self.total_samples and row.finished is None:
-                row.finished = time.monotonic()
+            if position >= row.total and row.learned is None:
+                row.learned = time.monotonic()
             more = sum((skipped or {}).values()) - row.skipped
             row.skipped += max(0, more)
         if more > 0 and skipped:
@@ -130,48 +116,75 @@ class LiveView:
             row.chunk = max(row.chunk, chunk + 1)
             if info.get("loss") is not None:
                 row.loss = float(info["loss"])
+            left = row.seconds_left
         parts = [f"chunk {chunk + 1}/{self.chunks[run]} learned"]
         if info.get("samples") is not None:
             parts.append(f"{info['samples']} samples")
         if info.get("loss") is not None:
             parts.append(f"loss {info['loss']:.3f}")
         if info.get("correct") is not None:
-            parts.append(f"right before learning {100 * info['correct']:.0f} %")
+            parts.append(f"prequential accuracy {100 * info['correct']:.0f} %")
         if info.get("samples") and info.get("busy_s"):
             parts.append(f"{info['samples'] / info['busy_s']:.0f} samples/s")
+        if left is not None:
+            parts.append(f"about {minutes(left)} left")
         if info.get("skipped"):
             parts.append(_skipped(info["skipped"]))
         if lost:
-            left = f"{len(lost)} left out, the first: {lost[0].get('reason')}: {lost[0].get('detail')}"
+            told = f"{len(lost)} left out, the first: {lost[0].get('reason')}: {lost[0].get('detail')}"
             if long := sum(bad.get("reason") == "length" for bad in lost):
-                left += f"; {long} too long: raise model.max_length, or set model.max_picture_tokens"
-            parts.append(left)
-            if self.console.is_terminal:  # the view has no room for it
-                self.message(f"{run}: chunk {chunk + 1}: {left}")
+                told += f"; {long} too long: raise model.max_length, or set model.max_picture_tokens"
+            parts.append(told)
+            if self._shown:  # the view has no room for it
+                self.message(f"{run}: chunk {chunk + 1}: {told}")
         self._line(run, ", ".join(parts))
 
     def scores(
-        self, run: str, chunk: int, points: Mapping[str, float], forgetting: Mapping[str, float] | None = None
+        self,
+        run: str,
+        chunk: int,
+        points: Mapping[str, float],
+        forgetting: Mapping[str, float] | None = None,
+        changes: Mapping[str, Change] | None = None,
+        doubtful: Collection[str] = (),
+        ap: float | None = None,
     ) -> None:
-        """New scores after a chunk (counted from 0; -1: before any learning): points, and best less now, by task."""
+        """New scores after a chunk (counted from 0; -1: before any learning).
+
+        Args:
+            run, chunk: which.
+            points: by task.
+            forgetting: best score less the score now, by task.
+            changes: what each score did since the boundary before.
+            doubtful: tasks of which the forgetting may be noise.
+            ap: average of the points; of all of them, unless given.
+        """
         with self._lock:
             row = self._rows[run]
             row.scores, row.scored_chunk = dict(points), chunk
-            row.forgetting = dict(forgetting or {})
+            row.ap = average(points) if ap is None else ap
+            row.forgetting, row.changes, row.doubtful = dict(forgetting or {}), dict(changes or {}), frozenset(doubtful)
         text = f"scores after chunk {chunk + 1}/{self.chunks[run]}: " if chunk >= 0 else "scores before any learning: "
         if points:
-            text += f"mean {np.mean(list(points.values())):.1f}; "
-            text += ", ".join(f"{task} {value:.0f}" for task, value in points.items())
-        lost = _worst(row.forgetting)
-        if lost:
-            text += "; forgotten: " + ", ".join(f"{task} -{value:.0f}" for task, value in lost)
+            marks = {task: f" ({marked(change)[0]})" for task, change in row.changes.items()}
+            text += f"AP {row.ap:.1f}; "
+            text += ", ".join(f"{task} {value:.0f}{marks.get(task, '')}" for task, value in points.items())
+        if lost := worst(row.forgetting):
+            doubt = dict.fromkeys(row.doubtful, UNSURE)
+            text += "; forgotten: " + ", ".join(f"{task} {doubt.get(task, '')}-{value:.0f}" for task, value in lost)
         self._line(run, text)
+
+    def done(self, run: str) -> None:
+        """A method is learned and scored to its end."""
+        with self._lock:
+            row = self._rows[run]
+            row.finished = row.finished or time.monotonic()
 
     def message(self, text: str) -> None:
         """Say something once, above the view."""
         if self.log is not None:
             self.log(text)
-        self.console.print(Text(text), soft_wrap=True)
+        self._print(text)
 
     def notice(self, text: str) -> bool:
         """Say something below the view, for as long as it is shown; False where no view is shown.
@@ -185,104 +198,22 @@ class LiveView:
         """A plain line; on a terminal the view tells the same."""
         if self.log is not None:
             self.log(f"{run}: {text}" if run else text)
-        if not self.console.is_terminal:
-            self.console.print(Text(f"{run}: {text}" if run else text), soft_wrap=True)
+        if not self._shown:
+            self._print(f"{run}: {text}" if run else text)
 
-    # -- drawing ---------------------------------------------------------------------------------------------------
+    def _print(self, text: str) -> None:
+        at = "" if self._shown else f"{time.strftime('%H:%M:%S')} "
+        self.console.print(Text(at + text), soft_wrap=True)
 
     def _render(self) -> RenderableType:
         with self._lock:
-            rows = [_Row(**vars(row)) for row in self._rows.values()]
-        width = max((Text(row.name).cell_len for row in rows), default=0)
-        blocks: list[RenderableType] = []
-        for row in rows:
-            blocks.append(self._head(row, width))
-            if row.started is not None or row.scores:
-                blocks.extend(Padding(line, (0, 0, 0, width + 2)) for line in self._details(row))
-        if self._notice:
-            blocks.append(Text(self._notice, "bold yellow"))
-        return Group(*blocks)
-
-    def _head(self, row: _Row, width: int) -> RenderableType:
-        table = Table.grid(padding=(0, 2), expand=False)
-        table.add_column(width=width, no_wrap=True)
-        table.add_column(width=min(32, max(10, self.console.width - width - 76)))
-        table.add_column(no_wrap=True)
-        bar = ProgressBar(
-            total=max(1, self.total_samples),
-            completed=row.position,
-            complete_style="cyan",
-            finished_style="green",
-            style="grey37",
-        )
-        done = row.position >= self.total_samples > 0
-        chunks = self.chunks[row.name]
-        shown = chunks if done else min(row.chunk + 1, chunks)
-        facts = Text()
-        if row.started is None:
-            facts.append("scored, nothing to learn yet" if row.scores else "waiting", "dim")
-        else:
-            facts.append(f"chunk {shown:>{len(str(chunks))}}/{chunks}")
-            facts.append(f"  {100 * row.position / max(1, self.total_samples):3.0f} %", "bold")
-            if row.rate is not None:
-                facts.append(f"  {row.rate:,.0f} samples/s")
-            if row.loss is not None:
-                facts.append(f"  loss {row.loss:.3f}")
-            facts.append(f"  {_clock(row, self.total_samples, self.console.width >= width + 86)}", "dim")
-        style = "bold green" if done else "bold" if row.started is not None else "dim"
-        table.add_row(Text(row.name, style), bar, facts)
-        return table
-
-    def _details(self, row: _Row) -> list[Text]:
-        """Newest scores and what is forgotten; a run at its end keeps one line, so that the view stays small."""
-        heading, lost = Text(), Text()
-        if row.scores and row.scored_chunk is not None:
-            heading.append(f"after chunk {row.scored_chunk + 1}  " if row.scored_chunk >= 0 else "at first  ", "dim")
-            heading.append("mean ")
-            heading.append(f"{np.mean(list(row.scores.values())):.1f}", "bold")
-        for task, value in _worst(row.forgetting):
-            lost.append(f" {task}{NBSP}")
-            lost.append(f"−{value:.0f}", "bold red" if value >= 20 else "yellow" if value >= 5 else "")
-        if lost:
-            lost = Text("forgetting ", "dim").append_text(lost)
-        if row.position >= self.total_samples:
-            line = heading.append("   ").append_text(lost) if heading and lost else heading or lost
-            return [line] if line else []
-        if heading:
-            heading.append("  ")
-        for task, value in row.scores.items():
-            heading.append(f" {task}{NBSP}", "dim")
-            heading.append(f"{value:.0f}", _score_style(value))
-        return [line for line in (heading, lost) if line]
+            rows = [Row(**vars(row)) for row in self._rows.values()]
+        return Group(*draw(rows, *self.console.size, self._notice))
 
 
 def _skipped(reasons: Mapping[str, int]) -> str:
     count, what = sum(reasons.values()), " or ".join(reasons)
     return f"{count} step{'' if count == 1 else 's'} skipped ({what} not finite)"
-
-
-def _worst(forgetting: Mapping[str, float], n: int = 3) -> list[tuple[str, float]]:
-    ranked = sorted(forgetting.items(), key=lambda item: -item[1])
-    return [(task, value) for task, value in ranked[:n] if value >= 0.5]
-
-
-def _score_style(points: float) -> str:
-    return "green" if points >= 66 else "yellow" if points >= 33 else "red"
-
-
-def _clock(row: _Row, total: int, roomy: bool) -> str:
-    if row.started is None:
-        return ""
-    spent = (row.finished or time.monotonic()) - row.started
-    if row.finished is not None or not row.rate or not roomy:
-        return f"{_minutes(spent)}"
-    return f"{_minutes(spent)}, about {_minutes((total - row.position) / row.rate)} left"
-
-
-def _minutes(seconds: float) -> str:
-    seconds = int(round(seconds))
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
@@ -305,30 +236,77 @@ def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
     return table
 
 
-def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, family: str = "strict") -> Table:
+class Fitting:
+    """The first of several drawings that is no wider than the terminal, or the last.
+
+    Args:
+        ways: the drawings, from the roomiest to the narrowest.
+    """
+
+    def __init__(self, ways: Iterable[Sequence[Table]]) -> None:
+        self.ways = ways
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        chosen: Sequence[Table] = ()
+        for chosen in self.ways:
+            wide = (Measurement.get(console, options.update(max_width=10_000), table).maximum for table in chosen)
+            if max(wide) <= options.max_width:
+                break
+        yield from chosen
+
+
+def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, family: str = "strict") -> Fitting:
     """AP, MAP, BWT, MAF and MIF of each run in points with 95 % intervals; the best of each in bold.
+
+    Where the terminal is narrow, long names are cut, then intervals left out, then metrics put below each other.
 
     Args:
         records: the runs.
         verdict: what was found when they were held against each other.
         family: of the scorers; a verdict is one of strict scores.
     """
-    table = Table(box=SIMPLE_HEAD, caption="points, [95 % interval]", caption_style="dim")
-    if family != "strict":
-        table.caption = f"by the published scorers; {table.caption}"
-    elif verdict.best:
-        table.caption = f"{table.caption}; bold: best, its paired difference to every other leaves zero out"
     runs = compared(records)
-    records = [record for _, record in runs]
-    unfinished = any(not record.finished for record in records)
+    names = shown_metrics([record for _, record in runs], family)
+
+    def ways() -> Iterator[Sequence[Table]]:
+        for intervals in (True, False):
+            for cut in (1000, 24, 16):
+                yield [_results(runs, verdict, family, names, intervals, cut)]
+        for many in range(len(names) - 1, 0, -1):
+            parts = [names[k : k + many] for k in range(0, len(names), many)]
+            yield [
+                _results(runs, verdict, family, part, False, 12, "" if k < len(parts) - 1 else None)
+                for k, part in enumerate(parts)
+            ]
+
+    return Fitting(ways())
+
+
+def _results(
+    runs: Records,
+    verdict: Verdict,
+    family: str,
+    names: Sequence[str],
+    intervals: bool,
+    cut: int,
+    caption: str | None = None,
+) -> Table:
+    """The table of some metrics, names cut to so many cells; `caption` in place of what is said below it."""
+    table = Table(box=SIMPLE_HEAD, caption_style="dim")
+    said = "points, [95 % interval]" if intervals else "points; the report has their 95 % intervals"
+    if family != "strict":
+        said = f"by the published scorers; {said}"
+    elif verdict.best:
+        said += "; bold: best, its paired difference to every other leaves zero out"
+    table.caption = said if caption is None else caption or None
+    unfinished = any(not record.finished for _, record in runs)
     table.add_column("method", no_wrap=True)
     if unfinished:
-        table.add_column("chunks", justify="right")
-    names = shown_metrics(records, family)
+        table.add_column("chunks", justify="right", no_wrap=True)
     for name in names:
-        table.add_column(heading(name), justify="right")
+        table.add_column(heading(name), justify="right", no_wrap=True)
     for i, (label, record) in enumerate(runs):
-        name_cell = Text(label)
+        name_cell = Text(fitted(label, cut))
         if record.upper_bound:
             name_cell.append("\nupper bound", "dim")
         elif not record.finished:
@@ -344,7 +322,7 @@ def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, fa
             value, low, high = entry
             best = family == "strict" and verdict.is_best(name, i)
             cell = Text(f"{value:.1f}", "bold green" if best else "")
-            if low is not None and high is not None:
+            if intervals and low is not None and high is not None:
                 cell.append(f"\n[{low:.1f}, {high:.1f}]", "dim")
             cells.append(cell)
         table.add_row(*cells)

@@ -32,6 +32,21 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        label: of the method.
+        runs: their places, two or more.
+        quantile: 97.5 % quantile of Student's t, of one degree of freedom less than there are runs.
+    """
+
+    label: str
+    runs: tuple[int, ...]
+    quantile: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Runs held against each other by `streamcvit.comparison`, counted in the order of `monitoring.runs.compared`.
 
@@ -43,6 +58,7 @@ class Verdict:
         values: (number, run) -> a value that the run's own summary does not hold.
         baselines: task -> points of answers without a look at the picture: (by chance, by the majority answer).
         notes: what a reader must know of the comparison.
+        seeds: which runs are seeds of one method.
     """
 
     best: Mapping[str, frozenset[int]] = field(default_factory=dict)
@@ -51,6 +67,7 @@ class Verdict:
     values: Mapping[tuple[str, int], Interval] = field(default_factory=dict)
     baselines: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    seeds: tuple[Seeds, ...] = ()
 
     def is_best(self, number: str, run: int) -> bool:
         return run in self.best.get(number, ())

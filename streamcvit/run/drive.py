@@ -15,6 +15,7 @@ from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import newest_epoch
+from streamcvit.monitoring.liverows import Change
 from streamcvit.monitoring.probes import PROBES
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run import audits
@@ -143,6 +144,7 @@ class Driver:
         for name, folder in self.folders.items():
             if folder.finished():
                 self.view.progress(name, int(folder.counts.sum()))
+                self.view.done(name)
                 continue
             folder.event("started")
             zero = bool(folder.to_score(ZERO))
@@ -232,10 +234,19 @@ class Driver:
         if not self._close_if_scored(job.method, job.chunk):
             return
         folder.write_scores(always=False)
-        self.view.scores(job.method, job.chunk, folder.scores.means(job.chunk), folder.forgetting)
+        self._show_scores(folder, job.chunk)
         self.guard.scored(folder, job.chunk)
         self._finish_if_done(folder)
         self.pool.folder_changed(str(folder.path))
+
+    def _show_scores(self, folder: RunFolder, chunk: int) -> None:
+        scores = folder.scores
+        points = scores.means(chunk)
+        counted = [value for task, value in points.items() if task in scores.in_average]
+        moved = {task: Change(gap.estimate.value, gap.decided) for task, gap in scores.changes(chunk).items()}
+        doubtful = [task for task, gap in scores.losses(chunk).items() if not gap.decided]
+        ap = float(np.mean(counted)) if counted else None
+        self.view.scores(folder.method, chunk, points, folder.forgetting, moved, doubtful, ap)
 
     def _finish_if_done(self, folder: RunFolder) -> None:
         """Mark a run whose last boundary, and every one before it, is scored."""
@@ -243,6 +254,7 @@ class Driver:
             folder.write_scores()
             folder.check_ledger()
             folder.finish()
+            self.view.done(folder.method)
             if folder.audit:
                 self.view.message(f"{folder.method}: {audits.line(folder.audit)}")
 

@@ -249,7 +249,7 @@ class RunFolder:
                 report.digest,
                 report.commit,
                 audit.get(task, 0),
-                report.trace,
+                trace=report.trace,
             )
             for task in self.to_score(report.chunk)
             if self.scores.digest(report.chunk, task) != report.digest

@@ -111,7 +111,7 @@ class LocalPool:
         self.evaluator = EvaluatorWorker(config, stream, loaded)
         self.base_digest = self.learner.base.digest
         self.store = RunStore(config.folder(method) for method in config.methods)
-        self.teller = Teller(self.store, config.monitor.notify) if config.monitor.notify else None
+        self.teller = Teller(self.store, config.folder(), config.monitor.notify)
 
     def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable:
         return _Done(self.learner.learn_chunk(method, chunk, orders))
@@ -141,8 +141,11 @@ class LocalPool:
         return self.feeder.faults if self.feeder is not None else []
 
     def farewell(self) -> None:
-        if self.teller is not None:
-            self.teller.close()
+        self.close()
         if self.feeder is not None:
             self.feeder.close()
         traces.flush()
+
+    def close(self) -> None:
+        """Tell alerts no more."""
+        self.teller.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation.follow import published_form
 from streamcvit.evaluation.interval import score_interval
 from streamcvit.evaluation.matrix import Metric, summarise
+from streamcvit.evaluation.paired import Difference, moved
 from streamcvit.evaluation.wordings import by_wording
 
 ZERO = -1
@@ -165,6 +166,29 @@ class Scores:
         here = self._scored()[1 + chunk]
         scored = zip(self.tasks, here if chunk == ZERO else here & self._seen[chunk], strict=True)
         return {task: float(np.nanmean(self._points[task][1 + chunk])) for task, there in scored if there}
+
+    def changes(self, chunk: int) -> dict[str, Difference]:
+        """Task to what its score did since the boundary before, of the tasks in `means` that were scored there."""
+        return {} if chunk == ZERO else self._since(chunk, lambda earlier: len(earlier) - 1)
+
+    def losses(self, chunk: int) -> dict[str, Difference]:
+        """Task to what its score did since its best boundary before, of the tasks in `means` that have one."""
+        return self._since(chunk, lambda earlier: int(np.nanargmax(earlier[1:])) + 1) if chunk > 0 else {}
+
+    def _since(self, chunk: int, choose: Callable[[np.ndarray], int]) -> dict[str, Difference]:
+        """What scores did since the row that is chosen by a task's means [1 + chunk] at the rows before."""
+        found = {}
+        for task in self.means(chunk):
+            points, place = self._points[task], self.tasks.index(task)
+            scored = np.asarray(self._rows["there"][: 1 + chunk, place].any(axis=-1))
+            scored[1:] &= self._seen[:chunk, place]
+            if not scored.any() or chunk > 0 and not scored[1:].any():
+                continue
+            earlier = np.full(1 + chunk, np.nan)
+            earlier[scored] = np.nanmean(points[: 1 + chunk][scored], axis=1)
+            if scored[row := choose(earlier)]:
+                found[task] = moved(points[row], points[1 + chunk])
+        return found
 
     def table(self) -> pa.Table:
         """The rows of `scores.parquet`, by chunk, task and family."""

@@ -176,7 +176,7 @@ def test_metrics_are_scraped_while_the_run_goes_on(ray_run: Run) -> None:
 def test_without_a_terminal_each_chunk_is_one_plain_line(ray_run: Run) -> None:
     assert "\x1b" not in ray_run.printed
     for chunk in range(1, 5):
-        assert len(re.findall(rf"^lora: chunk {chunk}/4 learned", ray_run.printed, re.M)) == 1
+        assert len(re.findall(rf"^[\d:]{{8}} lora: chunk {chunk}/4 learned", ray_run.printed, re.M)) == 1
 
 
 def test_a_finished_run_resumed_says_so_and_changes_nothing(ray_run: Run) -> None:

@@ -40,7 +40,7 @@ def write_points(
         follows: share of the answers in the demanded form, the first of each task.
         settings: of the method.
         config: more of config.yaml.
-        ids: what the test samples' ids begin with.
+        ids: what the test samples' ids begin with; `{task}` in it is the task.
         backwards: write the test samples in the opposite order.
     """
     tasks, chunks = list(points), len(next(iter(points.values())))
@@ -59,7 +59,7 @@ def write_points(
                 "metric": "exact", "published": "vqav2" if extra is not None else "",
             }  # fmt: skip
             columns = {
-                "sample_id": [f"{ids}{k}" for k in range(n)][order],
+                "sample_id": [f"{ids.format(task=task)}{k}" for k in range(n)][order],
                 "prediction": ["a"] * n,
                 "reference": ["b"] * n,
                 "score": values.tolist()[order],

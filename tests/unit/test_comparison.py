@@ -328,7 +328,7 @@ def test_every_figure_of_the_report_has_a_plot(tmp_path: Path) -> None:
         drawn[name] = " ".join(text.get_text() for text in figure.findobj(Text))
     assert set(drawn) == {
         *("plan", "ap", "forgetting", "forgetting-smolora", "task-a-b-c", "task-x_1", "task-z", "matrix-smolora"),
-        *("before-learning-loss", "before-learning-right", "following", "following-by-task"),
+        *("before-learning-loss", "before-learning-right", "held-out-smolora", "following", "following-by-task"),
         *("experts-smolora-visual", "experts-smolora-instruction", "time-smolora"),
     }
     assert "$x_1$" in drawn["plan"] and "a b/c" in drawn["forgetting-smolora"]

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import write_run, write_runs
 
+from streamcvit.monitoring.liverows import Change
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.terminal import LiveView, plan_table, results_table
 from streamcvit.screen import Screen, plain_streams
@@ -25,11 +26,20 @@ def shown(screen: Console) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue()).replace("\u00a0", " ")  # type: ignore[attr-defined]
 
 
+def said(screen: Console) -> list[str]:
+    """Plain lines without the time that each begins with."""
+    lines = shown(screen).splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+    return [line[9:] for line in lines]
+
+
 def tell(view: LiveView) -> None:
     view.progress("lora", 64, 1.234, 213.4)
     view.chunk_done("lora", 0, {"samples": 64, "loss": 1.234, "correct": 0.25, "busy_s": 0.5})
     scores = {"shape": 40.0, "digit": 10.0, "ocr": 70.0, "land": 55.0}
-    view.scores("lora", 0, scores, {"shape": 3.0, "digit": 60.0, "ocr": 0.0, "land": 20.0})
+    lost = {"shape": 3.0, "digit": 60.0, "ocr": 0.0, "land": 20.0}
+    changes = {"shape": Change(-3.0, False), "digit": Change(-60.0, True), "land": Change(5.0, True)}
+    view.scores("lora", 0, scores, lost, changes, doubtful={"shape"})
 
 
 def test_without_a_terminal_there_is_a_plain_line_a_chunk() -> None:
@@ -38,10 +48,10 @@ def test_without_a_terminal_there_is_a_plain_line_a_chunk() -> None:
         view.progress("lora", 32, 2.0, 100.0)
         tell(view)
         view.message("stopped")
-    assert shown(screen).splitlines() == [
-        "lora: chunk 1/15 learned, 64 samples, loss 1.234, right before learning 25 %, 128 samples/s",
-        "lora: scores after chunk 1/15: mean 43.8; shape 40, digit 10, ocr 70, land 55; "
-        "forgotten: digit -60, land -20, shape -3",
+    assert said(screen) == [
+        "lora: chunk 1/15 learned, 64 samples, loss 1.234, prequential accuracy 25 %, 128 samples/s, about 0:04 left",
+        "lora: scores after chunk 1/15: AP 43.8; shape 40 (≈−3), digit 10 (↓60), ocr 70, land 55 (↑5); "
+        "forgotten: digit -60, land -20, shape ≈-3",
         "stopped",
     ]
 
@@ -52,10 +62,10 @@ def test_skipped_steps_are_said_when_they_happen_and_in_the_chunks_line() -> Non
         for skipped in ({}, {"loss": 1}, {"loss": 1}, {"loss": 1, "gradient": 2}):
             view.progress("lora", 32, None, 100.0, skipped)
         view.chunk_done("lora", 0, {"samples": 64, "loss": None, "skipped": {"loss": 1, "gradient": 2}})
-    assert shown(screen).splitlines() == [
+    assert said(screen) == [
         "lora: 1 step skipped (loss not finite) so far",
         "lora: 3 steps skipped (loss or gradient not finite) so far",
-        "lora: chunk 1/15 learned, 64 samples, 3 steps skipped (loss or gradient not finite)",
+        "lora: chunk 1/15 learned, 64 samples, about 0:09 left, 3 steps skipped (loss or gradient not finite)",
     ]
 
 
@@ -73,9 +83,10 @@ def test_on_a_terminal_the_view_shows_progress_scores_and_what_is_forgotten() ->
     with LiveView(["lora", "smolora"], total_samples=960, chunks=15, console=screen) as view:
         tell(view)
     last = shown(screen)
-    assert re.search(r"lora .*chunk  2/15 +7 %  213 samples/s  loss 1\.234", last)
-    assert "after chunk 1  mean 43.8   shape 40 digit 10 ocr 70 land 55" in last
-    assert "forgetting  digit −60 land −20 shape −3" in last
+    assert re.search(r"lora .*chunk  2/15 +6 %  213 samples/s  loss 1\.234  0:00  about 0:04 left", last)
+    assert "after chunk 1  AP 43.8  shape 40 ≈−3  digit 10 ↓60  ocr 70  land 55 ↑5" in last
+    assert "forgetting  digit −60  land −20  shape ≈−3" in last
+    assert "↑ ↓ since the boundary before  ≈ may be noise  (95 % interval)" in last
     assert re.search(r"smolora .*waiting", last)
 
 
@@ -86,17 +97,31 @@ def test_only_the_three_most_forgotten_are_shown() -> None:
     assert "forgotten: d -4, c -3, b -2\n" in shown(screen)
 
 
-def test_a_run_at_its_end_keeps_one_line_of_scores() -> None:
+def test_a_run_at_its_end_keeps_one_line() -> None:
     screen = console(terminal=True)
     with LiveView(["lora"], total_samples=64, chunks=1, console=screen) as view:
         tell(view)
-    assert "after chunk 1  mean 43.8   forgetting  digit −60 land −20 shape −3" in shown(screen)
+        view.done("lora")
+    lines = [line for line in shown(screen).splitlines() if line.strip()]
+    assert lines == ["lora  finished  AP 43.8  0:00  forgetting  digit −60  land −20  shape ≈−3"]
+
+
+def test_one_that_is_learned_is_at_its_end_whatever_is_still_to_be_scored() -> None:
+    screen = console(terminal=True)
+    with LiveView(["lora", "zero-shot"], total_samples=64, chunks={"lora": 1, "zero-shot": 1}, console=screen) as view:
+        view.progress("lora", 60, 1.0, 20.0)
+        view.progress("lora", 64, 1.0, 20.0)
+        view.scores("zero-shot", -1, {"a": 5.0})
+        view.done("zero-shot")
+    last = shown(screen)
+    assert re.search(r"lora .*chunk 1/1  100 %  loss 1\.000  0:00  scoring", last) and " left" not in last
+    assert re.search(r"zero-shot +finished  AP 5\.0", last)
 
 
 def test_scores_before_any_learning_are_named_so() -> None:
     for terminal, text in (
-        (False, "zero-shot: scores before any learning: mean 5.0; a 5"),
-        (True, "at first  mean 5.0"),
+        (False, "zero-shot: scores before any learning: AP 5.0; a 5"),
+        (True, "at first  AP 5.0"),
     ):
         screen = console(terminal)
         with LiveView(["zero-shot"], 960, 15, console=screen) as view:
@@ -109,7 +134,7 @@ def test_each_run_may_have_its_own_number_of_chunks() -> None:
     view = LiveView(["lora", "joint"], 960, {"lora": 15, "joint": 1}, console=screen)
     view.chunk_done("lora", 0)
     view.chunk_done("joint", 0)
-    assert shown(screen) == "lora: chunk 1/15 learned\njoint: chunk 1/1 learned\n"
+    assert said(screen) == ["lora: chunk 1/15 learned", "joint: chunk 1/1 learned"]
 
 
 def test_messages_stand_above_the_view() -> None:
@@ -126,7 +151,7 @@ def test_a_name_with_markup_is_shown_as_it_is() -> None:
     view = LiveView(["[red]x[/]"], 10, 1, console=screen)
     view.scores("[red]x[/]", 0, {"[bold]": 1.0, "[/nothing]": 2.0})
     view.message("[link=x]")
-    assert "[red]x[/]: scores after chunk 1/1: mean 1.5; [bold] 1, [/nothing] 2" in shown(screen)
+    assert "[red]x[/]: scores after chunk 1/1: AP 1.5; [bold] 1, [/nothing] 2" in shown(screen)
     assert "[link=x]" in shown(screen)
 
 
@@ -187,7 +212,7 @@ def test_a_notice_stands_below_the_view_and_is_refused_where_none_is_shown() -> 
         assert view.notice("stopping after this batch")
         assert shown(screen) == before  # drawn by the next refresh, not into the midst of one
     last = shown(screen).splitlines()
-    assert last[-1] == "stopping after this batch" and "forgetting" in last[-2]
+    assert last[-1] == "stopping after this batch" and "forgetting" in last[-3]
     with LiveView(["lora"], total_samples=960, chunks=15, console=console(terminal=False)) as plain:
         assert not plain.notice("stopping after this batch")
 

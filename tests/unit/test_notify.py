@@ -211,11 +211,11 @@ def test_nobody_there_is_no_reason_to_stop(caplog: pytest.LogCaptureFixture) -> 
     assert "could not be posted to monitor.notify" in caplog.text
 
 
-def test_a_run_that_fails_is_told_of_and_one_that_its_person_stops_is_not(hooks: list[Hook]) -> None:
+def test_a_run_that_fails_is_told_of_and_one_that_its_person_stops_is_not(hooks: list[Hook], tmp_path: Path) -> None:
     hooks.append(hook := Hook())
-    with pytest.raises(UserError), told_of_its_end(hook.url, "mine"):
+    with pytest.raises(UserError), told_of_its_end(hook.url, "mine", tmp_path):
         raise UserError("the disk is full")
-    with pytest.raises(Stopped), told_of_its_end(hook.url, "mine"):
+    with pytest.raises(Stopped), told_of_its_end(hook.url, "mine", tmp_path):
         raise Stopped(2)
     assert [(said["alertname"], said["summary"]) for said in hook.got] == [
         (RUN_STOPPED, "mine is gone before its end: the disk is full.")

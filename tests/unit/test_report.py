@@ -140,7 +140,7 @@ def test_every_section_is_there_and_tags_nest(page: str) -> None:
     sections = [attrs["id"] for tag, attrs in parsed.tags if tag == "section"]
     assert sections == [
         *("results", "stream", "forgetting", "matrix", "prequential", "following"),
-        *("routing", "timing", "scorers", "answers", "events", "setup", "glossary"),
+        *("routing", "timing", "scorers", "flips", "answers", "recoveries", "events", "setup", "glossary"),
     ]
     links = {attrs["href"] for tag, attrs in parsed.tags if tag == "a"}
     assert links <= {f"#{name}" for name in sections}

@@ -25,7 +25,7 @@ def dumbbells(
         rows: (task, best, now, low, high) in points; the last two are the ends of now's interval.
         x_max: right end of the axis in points.
     """
-    left, right, top, pitch = 92.0, 40.0, 30.0, 21.0
+    left, right, top, pitch = 92.0, 48.0, 30.0, 21.0
     height = top + pitch * len(rows) + 30
 
     def px(points: float) -> float:

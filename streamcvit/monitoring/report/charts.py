@@ -31,6 +31,8 @@ class Series:
         dots: more points without a line (x, y), or None.
         spans: intervals of these (low, high), or None.
         breaks: places on the x axis where the run went back to earlier weights, drawn as dashed lines.
+        band: lower and upper end of a band around it, arrays as y; None: it has none.
+        dashed: whether it is drawn so.
     """
 
     run: int
@@ -40,6 +42,8 @@ class Series:
     dots: tuple[np.ndarray, np.ndarray] | None = None
     spans: tuple[np.ndarray, np.ndarray] | None = None
     breaks: Sequence[float] = ()
+    band: tuple[np.ndarray, np.ndarray] | None = None
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,12 @@ def line_chart(
     left, right, top, bottom = (34.0, 8.0, 28.0, 30.0) if small else (_LEFT, _RIGHT, _TOP, _BOTTOM)
     known = [line.y[np.isfinite(line.y)] for line in series]
     known += [line.dots[1][np.isfinite(line.dots[1])] for line in series if line.dots is not None]
+    known += [end[np.isfinite(end)] for line in series if line.band is not None for end in line.band]
     values = np.concatenate(known) if known else np.zeros(0)
     floor = y_min if y_min is not None else (float(values.min()) if len(values) else 0.0)
     roof = y_max if y_max is not None else (float(values.max()) if len(values) else 1.0)
+    if y_min is None:
+        floor, roof = min(floor, 0.0), max(roof, 0.0)  # where a sign is what is looked for, zero is in sight
     ticks = nice_ticks(floor, roof, 3 if small else 5)
     low, high = ticks[0], ticks[-1]
 
@@ -253,6 +260,8 @@ def chunk_axis(chunks: int, px, y: float, small: bool) -> Markup:
 
 def _line(line: Series, px, py, small: bool, markers: bool) -> Markup:
     parts = [Markup('<g class="series run{}">').format(line.run)]
+    if line.band is not None:
+        parts.append(_area(line, px, py))
     if line.dots is not None:
         for x, y in zip(*line.dots, strict=True):
             if math.isfinite(y):
@@ -268,13 +277,25 @@ def _line(line: Series, px, py, small: bool, markers: bool) -> Markup:
             continue
         path += f"{pen}{px(x):.1f} {py(y):.1f}"
         pen = "L"
-    parts.append(Markup('<path class="line" d="{}"/>').format(path))
-    if markers:
-        for x, y in zip(line.x, line.y, strict=True):
-            if math.isfinite(y):
-                parts.append(_marker(line.run, px(x), py(y), 2.2 if small else 3.2))
+    parts.append(Markup('<path class="line{}" d="{}"/>').format(" dashed" if line.dashed else "", path))
+    here = np.isfinite(line.y)
+    alone = here & ~np.append(here[1:], False) & ~np.append(False, here[:-1])  # of which no line shows anything
+    for x, y, mark in zip(line.x, line.y, here if markers else alone, strict=True):
+        if mark:
+            parts.append(_marker(line.run, px(x), py(y), 2.2 if small else 3.2))
     parts.append(Markup("</g>"))
     return Markup("").join(parts)
+
+
+def _area(line: Series, px, py) -> Markup:
+    """The band of a line, in as many pieces as gaps leave."""
+    assert line.band is not None
+    known, path = np.isfinite(line.band[0]) & np.isfinite(line.band[1]), ""
+    for piece in np.split(np.arange(len(known)), np.flatnonzero(np.diff(known)) + 1):
+        if len(piece) and known[piece[0]]:
+            ends = [(line.x[k], line.band[0][k]) for k in piece] + [(line.x[k], line.band[1][k]) for k in piece[::-1]]
+            path += "M" + "L".join(f"{px(x):.1f} {py(y):.1f}" for x, y in ends) + "Z"
+    return Markup('<path class="spread" d="{}"/>').format(path)
 
 
 def _marker(kind: int, x: float, y: float, r: float) -> Markup:

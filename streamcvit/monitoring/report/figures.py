@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from streamcvit.monitoring.guarded import put_back_after
 from streamcvit.monitoring.metrics import entropy_nats
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.report.bands import gathered
 from streamcvit.monitoring.report.bars import dumbbells, stacked_bars
 from streamcvit.monitoring.report.charts import Cell, Chart, Heat, Series, line_chart, number, shorten, tip
 from streamcvit.monitoring.runs import Records
+from streamcvit.monitoring.verdict import Seeds
 
 WAITS = (
     ("learn", "learning", "busy_s"),
@@ -33,13 +36,14 @@ def plan_heat(record: RunRecord) -> Heat:
     """Samples of each task in each chunk."""
     top = max(1, int(record.plan.max())) if record.plan.size else 1
     rows = []
-    for i, task in enumerate(record.tasks):
+    occur = np.flatnonzero(record.plan.sum(axis=0)) if record.plan.any() else range(len(record.tasks))
+    for i, task in ((i, record.tasks[i]) for i in occur):
         cells = [
             Cell(f"{n}", 100 * n / top, tip(f"{task}, chunk {k + 1}", ("", "samples", str(n)))) if n else Cell()
             for k, n in enumerate(record.plan[:, i].tolist())
         ]
         rows.append((task, cells))
-    totals = [[f"{n:,}"] for n in record.plan.sum(axis=0).tolist()]
+    totals = [[f"{n:,}"] for n in record.plan.sum(axis=0)[occur].tolist()]
     return Heat("task", [str(k + 1) for k in range(record.n_chunks)], rows, ["total"], totals)
 
 
@@ -62,7 +66,10 @@ def score_heat(record: RunRecord) -> Heat:
     table, low, high = (record.matrix(column=name, unseen=True) for name in ("score", "low", "high"))
     lost, seen = record.forgetting(), record.seen()
     rows, tails = [], []
+    occurs = record.plan.any(axis=0) | ~np.isnan(table).all(axis=0) if record.plan.size else np.ones(0, bool)
     for i, task in enumerate(record.tasks):
+        if record.plan.size and not occurs[i]:
+            continue
         cells = []
         for k in range(record.n_chunks):
             trained = bool(record.plan[k, i]) and not record.single
@@ -102,20 +109,26 @@ def forgetting_by_chunk(record: RunRecord) -> np.ndarray:
     return curve
 
 
-def stream_charts(runs: Records) -> list[Chart]:
-    """AP and forgetting over chunks."""
+def stream_charts(runs: Records, seeds: Sequence[Seeds] = ()) -> list[Chart]:
+    """AP and forgetting over chunks; seeds of one method as a band."""
     chunks = max(record.n_chunks for _, record in runs)
     learners = [(i, label, r) for i, (label, r) in enumerate(runs) if not (r.untrained or r.single)]
     back = [[chunk + 1.5 for chunk in put_back_after(record)] for _, record in runs]
     ap = [Series(i, label, *_after_chunks(r, r.ap_by_chunk()), breaks=back[i]) for i, (label, r) in enumerate(runs)]
     lost = [Series(i, label, *_after_chunks(r, forgetting_by_chunk(r)), breaks=back[i]) for i, label, r in learners]
+    ap, lost = gathered(ap, seeds, 0, _top(ap)), gathered(lost, seeds, -_top(lost), _top(lost))
     charts = [line_chart(ap, title="AP over the seen tasks", unit="points", chunks=chunks)]
     if any(np.isfinite(line.y).any() for line in lost):
         charts.append(line_chart(lost, title="Mean forgetting so far", unit="points", chunks=chunks, y_min=None))
     return charts
 
 
-def prequential_charts(runs: Records) -> list[Chart]:
+def _top(lines: Sequence[Series]) -> float:
+    """100 points, or the highest value where some pass them (CIDEr)."""
+    return max([100.0, *(float(np.nanmax(line.y)) for line in lines if np.isfinite(line.y).any())])
+
+
+def prequential_charts(runs: Records, seeds: Sequence[Seeds] = ()) -> list[Chart]:
     """Loss and accuracy on samples before learning from them, a few points a chunk and never of few samples."""
     chunks = max(record.n_chunks for _, record in runs)
     loss, accuracy = [], []
@@ -129,6 +142,7 @@ def prequential_charts(runs: Records) -> list[Chart]:
         accuracy.append(Series(i, label, places + 0.5, 100 * hits))
     if not loss:
         return []
+    loss, accuracy = gathered(loss, seeds, 0, np.inf), gathered(accuracy, seeds, 0, 100)
     return [
         line_chart(
             loss, title="Loss before learning", unit="nats per answer token", chunks=chunks, digits=3, markers=False
@@ -137,7 +151,7 @@ def prequential_charts(runs: Records) -> list[Chart]:
     ]
 
 
-def task_charts(runs: Records) -> list[Chart]:
+def task_charts(runs: Records, seeds: Sequence[Seeds] = ()) -> list[Chart]:
     """Each task's score over chunks, all runs; live probes as dots, training as bars below the axis."""
     charts = []
     first = stream_of(runs)
@@ -145,15 +159,16 @@ def task_charts(runs: Records) -> list[Chart]:
     tables = [record.matrix() for _, record in runs]
     top = max([100.0, *(float(np.nanmax(t)) for t in tables if np.isfinite(t).any())])
     shares = first.plan / np.maximum(first.plan.sum(axis=1, keepdims=True), 1)
-    for i, task in enumerate(first.tasks):
-        series = []
+    shown = [i for i in range(len(first.tasks)) if _shown(runs, first, i)]
+    for i, task in ((i, first.tasks[i]) for i in shown):
+        series: list[Series] = []
         for run, (label, record) in enumerate(runs):
             if task in record.tasks:
                 column = tables[run][:, record.tasks.index(task)]
                 dots = _live(record, task) if len(runs) <= MAX_PROBED else (None, None)
                 series.append(Series(run, label, *_after_chunks(record, column), *dots))
         chart = line_chart(
-            series,
+            gathered(series, seeds, 0, top),
             title=task,
             unit="points",
             chunks=chunks,
@@ -164,6 +179,12 @@ def task_charts(runs: Records) -> list[Chart]:
         )
         charts.append(chart)
     return charts
+
+
+def _shown(runs: Records, first: RunRecord, place: int) -> bool:
+    """Whether there is anything to be seen of a task: it is trained, or scored."""
+    task = first.tasks[place]
+    return bool(first.plan[:, place].any()) or any(row["task"] == task for _, record in runs for row in record.scores)
 
 
 def _live(record: RunRecord, task: str) -> tuple[Pair, Pair] | tuple[None, None]:
@@ -196,7 +217,7 @@ def forgetting_charts(runs: Records) -> list[Chart]:
     return charts
 
 
-def following(runs: Records) -> tuple[Chart | None, Heat | None]:
+def following(runs: Records, seeds: Sequence[Seeds] = ()) -> tuple[Chart | None, Heat | None]:
     """Share of answers in the demanded form: over chunks, and by task at the end."""
     chunks = max(record.n_chunks for _, record in runs)
     tables = [100 * record.matrix(column="following") for _, record in runs]
@@ -217,7 +238,9 @@ def following(runs: Records) -> tuple[Chart | None, Heat | None]:
             newest = float(known[-1])
             where = tip(f"{label}, {task}", ("", "follows", f"{number(newest)} %"))
             cells.append(Cell(number(newest, 0), newest, where))
-        rows.append((task, cells))
+        if any(cell.heat is not None for cell in cells):
+            rows.append((task, cells))
+    series = gathered(series, seeds, 0, 100)
     chart = line_chart(series, title="Over the stream", unit="% of answers", chunks=chunks, y_max=100)
     return chart, Heat("task", [shorten(runs[i][0], 12) for i in told], rows, column_title="newest, in %")
 
@@ -229,8 +252,11 @@ def experts(record: RunRecord) -> list[tuple[str, Heat]]:
     heats = []
     for bank in banks:
         count = max(len(event["expert_share"].get(bank, [])) for event in events)
-        rows = []
+        rows, unused = [], 0
         for expert in range(count):
+            if not any(event["expert_share"].get(bank, [])[expert : expert + 1] > [0.0005] for event in events):
+                unused += 1
+                continue
             cells = []
             for event in events:
                 shares = event["expert_share"].get(bank, [])
@@ -241,6 +267,8 @@ def experts(record: RunRecord) -> list[tuple[str, Heat]]:
                 where = tip(f"expert {expert}, chunk {event['chunk'] + 1}", ("", "share", f"{number(percent)} %"))
                 cells.append(Cell(number(percent, 0) if percent >= 0.5 else "", percent, where))
             rows.append((f"expert {expert}", cells))
+        if unused:
+            rows.append((f"{unused} never used", [Cell() for _ in events]))
         effective = []
         for event in events:
             used = float(np.exp(entropy_nats(event["expert_share"].get(bank, []))))

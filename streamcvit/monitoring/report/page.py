@@ -17,7 +17,7 @@ from markupsafe import Markup
 from streamcvit.errors import UserError
 from streamcvit.monitoring.guarded import acts, put_back_after
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.report import figures, tables
+from streamcvit.monitoring.report import figures, flips, heldout, recoveries, tables
 from streamcvit.monitoring.report.drifts import drift_charts, missing_tables, without_probe
 from streamcvit.monitoring.report.extras import audited, own_metrics
 from streamcvit.monitoring.report.plandrawing import plan_svg
@@ -107,13 +107,15 @@ def _columns(runs: Records, family: str) -> list[tuple[str, str, str]]:
 
 def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
     first = figures.stream_of(runs)
-    following_chart, following_heat = figures.following(runs)
+    following_chart, following_heat = figures.following(runs, verdict.seeds)
+    flipped, unpictured = flips.flips(runs)
     timing_charts, timing_totals = figures.timing(runs)
     return {
         "runs": [
             {"run": i, "label": label, "color": color}
-            for i, ((label, _), color) in enumerate(zip(runs, _colours(runs), strict=True))
+            for i, ((label, _), color) in enumerate(zip(runs, _colours(runs, verdict), strict=True))
         ],
+        "chips": _chips(runs, verdict),
         "active": _leading(runs),
         "probes": len(runs) <= figures.MAX_PROBED and any(r.probes for _, r in runs),
         "facts": _facts(runs),
@@ -134,11 +136,12 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
         "csv": tables.csv_table(runs, verdict),
         "plan": figures.plan_heat(first) if first.plan.size else None,
         "stream_notes": [str(event.get("what", "")) for event in first.events_of("stream")],
-        "stream_charts": figures.stream_charts(runs),
-        "task_charts": figures.task_charts(runs),
+        "stream_charts": figures.stream_charts(runs, verdict.seeds),
+        "task_charts": figures.task_charts(runs, verdict.seeds),
         "forgetting_charts": figures.forgetting_charts(runs),
         "matrices": [(i, label, figures.score_heat(r)) for i, (label, r) in enumerate(runs) if r.scores or r.summary],
-        "prequential_charts": figures.prequential_charts(runs),
+        "prequential_charts": figures.prequential_charts(runs, verdict.seeds),
+        "heldout_charts": heldout.charts(runs),
         "following_chart": following_chart,
         "following_heat": following_heat,
         "experts": [(i, label, heats) for i, (label, r) in enumerate(runs) if (heats := figures.experts(r))],
@@ -151,6 +154,12 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
         "scorers": tables.scorer_table(runs),
         "audits": audited(runs),
         "own_metrics": own_metrics(runs),
+        "flips": flips.said(flipped),
+        "unpictured": unpictured,
+        "recoveries": [
+            (i, label, told) for i, (label, r) in enumerate(runs) if (told := recoveries.recoveries(r))["lines"]
+        ],
+        "alerts": recoveries.alerts(runs),
         "answers": [(i, label, rows) for i, (label, r) in enumerate(runs) if (rows := tables.forgotten_answers(r))],
         "guarded": [(i, label, done) for i, (label, r) in enumerate(runs) if (done := acts(r))],
         "went_back": any(put_back_after(record) for _, record in runs),
@@ -163,11 +172,23 @@ def _view(runs: Records, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _colours(runs: Records) -> list[str]:
-    """A CSS variable a run: grey for what learns nothing, ink for upper bounds, the palette in turn for the rest."""
-    colours, used = [], 0
-    for _, record in runs:
-        if record.untrained:
+def _chips(runs: Records, verdict: Verdict) -> list[dict[str, Any]]:
+    """The lines of the charts: number and label of each run, of several seeds those of the first."""
+    of = {group.runs[0]: f"{group.label} ({len(group.runs)} seeds)" for group in verdict.seeds}
+    rest = {run for group in verdict.seeds for run in group.runs[1:]}
+    return [{"run": i, "label": of.get(i, label)} for i, (label, _) in enumerate(runs) if i not in rest]
+
+
+def _colours(runs: Records, verdict: Verdict) -> list[str]:
+    """A CSS variable a run: grey for what learns nothing, ink for upper bounds, the palette in turn for the rest; one
+    for all seeds of a method."""
+    colours: list[str] = []
+    used = 0
+    first = {run: group.runs[0] for group in verdict.seeds for run in group.runs[1:]}
+    for place, (_, record) in enumerate(runs):
+        if place in first:
+            colours.append(colours[first[place]])
+        elif record.untrained:
             colours.append("--untrained")
         elif record.upper_bound:
             colours.append("--bound")

@@ -131,6 +131,8 @@ def final_scores(runs: Records, verdict: Verdict = UNDECIDED) -> list[dict[str, 
         cells: list[Value] = []
         for place in range(len(runs)):
             entry = verdict.values.get((task_key(task), place))
+            if entry is None and any(place in group.runs for group in verdict.seeds):
+                entry = runs[place][1].last(task)  # the comparison holds the mean of its seeds alone
             if entry is None:
                 cells.append(Value("–"))
                 continue
@@ -140,7 +142,8 @@ def final_scores(runs: Records, verdict: Verdict = UNDECIDED) -> list[dict[str, 
             ranks = verdict.is_best(task_key(task), place), verdict.is_second(task_key(task), place)
             cells.append(Value(number(value), span, *ranks))
         bases = [number(value) for value in verdict.baselines.get(task, (None, None))]
-        rows.append({"task": task, "cells": cells, "bases": bases})
+        if any(cell.text != "–" for cell in cells):  # a task that never occurs has nothing to show
+            rows.append({"task": task, "cells": cells, "bases": bases})
     return rows if told else []
 
 
@@ -170,7 +173,8 @@ def scorer_table(runs: Records) -> list[dict[str, Any]]:
                     "share": 100 * differ / strict["n"] if strict.get("n") else 0.0,
                 }
             )
-        rows.append({"task": task, "cells": cells})
+        if any(row["task"] == task for _, record in runs for row in record.scores):
+            rows.append({"task": task, "cells": cells})
     return rows if any(cell for row in rows for cell in row["cells"]) else []
 
 

@@ -70,6 +70,16 @@
     choose(buttons.find((button) => button.getAttribute("aria-selected") === "true") || buttons[0]);
   }
 
+  // On paper everything is open.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const details of opened) details.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
+
   for (const button of document.querySelectorAll("button.copy")) {
     button.addEventListener("click", async () => {
       const text = button.parentElement.querySelector("pre").textContent;
