@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 from streamcvit.guarding import GuardConfig, check_guard
 from streamcvit.published import PublishedTable, check_published
-from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorConfig, Section, seed_list
+from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorConfig, Section, Seeds, Sweep
 
 OWN_CODE = "own_code"
 """The setting that notes such files, and the folder of a run that holds their copies."""
@@ -326,11 +325,11 @@ class RunConfig(Section):
     name: str = Field("run", pattern=NAME, description="of the run's folder beneath `out`")
     out: str = Field("runs", description="folder that run folders go to")
     seed: int = Field(0, ge=0, description="of stream, adapters, strategies and intervals")
-    seeds: list[int] = Field(
+    seeds: Seeds = Field(
         default_factory=list,
         description="a run for each of these in the place of `seed`: `0-9`, or a list; empty: one run",
     )
-    sweep: dict[str, list[str]] = Field(
+    sweep: Sweep = Field(
         default_factory=dict, description="a run for each value of a setting, such as `learner.lr: [1e-4, 3e-4]`"
     )
     stream: StreamConfig = Field(StreamConfig(), description="what arrives")
@@ -351,20 +350,6 @@ class RunConfig(Section):
     published: list[PublishedTable] = Field(
         default_factory=list, description="tables of papers to compare with; nothing of a run depends on them"
     )
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _seeds_are_named(cls, seeds: Any) -> list[int]:
-        return seed_list(seeds) if seeds not in (None, "", []) else []
-
-    @field_validator("sweep", mode="before")
-    @classmethod
-    def _sweep_is_text(cls, sweep: Any) -> Any:
-        if not isinstance(sweep, dict):
-            return sweep
-        if lone := [key for key, values in sweep.items() if not isinstance(values, list) or not values]:
-            raise ValueError(f"{lone[0]} wants a list of values")
-        return {key: [v if isinstance(v, str) else json.dumps(v) for v in values] for key, values in sweep.items()}
 
     @model_validator(mode="after")
     def _published_fits(self) -> RunConfig:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 OWN = re.compile(r"(?P<path>[^:]+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 """How a setting names what a file of one's own defines: `my.py:Mine`."""
@@ -26,6 +27,18 @@ def seed_list(given: Any) -> list[int]:
     if len(set(found)) < len(found):
         raise ValueError("a seed is there twice")
     return found
+
+
+def _sweep_texts(sweep: Any) -> Any:
+    if not isinstance(sweep, dict):
+        return sweep
+    if lone := [key for key, values in sweep.items() if not isinstance(values, list) or not values]:
+        raise ValueError(f"{lone[0]} wants a list of values")
+    return {key: [v if isinstance(v, str) else json.dumps(v) for v in values] for key, values in sweep.items()}
+
+
+Seeds = Annotated[list[int], BeforeValidator(lambda given: seed_list(given) if given not in (None, "", []) else [])]
+Sweep = Annotated[dict[str, list[str]], BeforeValidator(_sweep_texts)]
 
 
 class Section(BaseModel):
