@@ -146,8 +146,8 @@ class Evaluator:
         Args:
             model: as in `evaluate`.
             task: of which evaluation set.
-            limit: so many samples at most, drawn by `seed` and task, the same ones every time; those that cannot be used
-                are left out of them.
+            limit: so many samples at most, drawn by `seed` and task, the same ones every time; what cannot be used is
+                left out of them.
             seed: of the draw.
 
         Returns:
