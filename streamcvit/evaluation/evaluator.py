@@ -126,24 +126,19 @@ class Evaluator:
         self.samples[task] = tuple(sample for sample in self.samples[task] if sample.sample_id not in reasons)
         return self.generator.prepare(usable)
 
-    def evaluate(
-        self, model: Any, task: str, limit: int | None = None, seed: int = 0, batch_size: int | None = None
-    ) -> Predictions:
-        """Answers a task's evaluation set, or a probe of it.
+    def evaluate(self, model: Any, task: str, batch_size: int | None = None) -> Predictions:
+        """Answers a task's evaluation set.
 
         Args:
             model: the base's model, or a PEFT model around it. It is put into eval mode for the time being.
             task: which evaluation set.
-            limit: answer only so many, drawn without replacement by `seed` and task: the same ones every time.
-            seed: of the probe.
             batch_size: another one than the evaluator's.
         """
         requests = self.requests(task)
-        chosen = [requests[i] for i in self._probe(task, limit, seed)]
         start = time.perf_counter()
-        texts = self._answer(self.generator, model, task, chosen, batch_size)
+        texts = self._answer(self.generator, model, task, requests, batch_size)
         seconds = time.perf_counter() - start
-        return Predictions(task, tuple(one.sample.sample_id for one in chosen), tuple(texts), seconds)
+        return Predictions(task, tuple(one.sample.sample_id for one in requests), tuple(texts), seconds)
 
     def probe(self, model: Any, task: str, limit: int, seed: int = 0) -> tuple[Predictions, tuple[Sample, ...]]:
         """Answers a seeded part of a task's evaluation set, of which no more than that is prepared.
@@ -151,14 +146,20 @@ class Evaluator:
         Args:
             model: as in `evaluate`.
             task: of which evaluation set.
-            limit, seed: so many samples at most, the same ones every time, without those that cannot be used.
+            limit: so many samples at most, drawn by `seed` and task, the same ones every time; what cannot be used is
+                left out of them.
+            seed: of the draw.
 
         Returns:
-            The answers, and the samples as they are scored, in one order.
+            The answers, and the samples as they are scored, in the evaluation set's order.
+
+        Raises:
+            UserError: no evaluation set of that task.
         """
         drawn = task, limit, seed
         if drawn not in self._probes:
-            asked = self._asked[task]
+            if not (asked := self._asked.get(task, ())):
+                raise UserError(f"there is no evaluation set for task {task!r}", fix="Add one to the stream's eval/")
             samples = [asked[i] for i in _drawn(len(asked), task, limit, seed)]
             try:
                 requests = self.generator.prepare(samples)
@@ -200,7 +201,7 @@ class Evaluator:
         """
         batched = batched or self.evaluate(model, task)
         requests = self.requests(task)
-        chosen = [requests[i].sample for i in self._probe(task, n, seed)]
+        chosen = [requests[i].sample for i in _drawn(len(requests), task, n, seed)]
         single = Generator(self.base, self._encoder, batch_size=1, cache_bytes=0, thoughts=self._thoughts)
         alone = self._answer(single, model, task, single.prepare(chosen), 1)
         texts = dict(zip(batched.sample_ids, batched.texts, strict=True))
@@ -210,13 +211,10 @@ class Evaluator:
             if texts[sample.sample_id] != text
         ]
 
-    def _probe(self, task: str, limit: int | None, seed: int) -> list[int]:
-        return _drawn(len(self.samples[task]), task, limit, seed)
 
-
-def _drawn(total: int, task: str, limit: int | None, seed: int) -> list[int]:
-    """Places of so many of a task's samples, rising; all where there is no limit."""
-    if limit is None or limit >= total:
+def _drawn(total: int, task: str, limit: int, seed: int) -> list[int]:
+    """Places of so many of a task's samples, rising; of all where there are no more."""
+    if limit >= total:
         return list(range(total))
     rng = np.random.default_rng([seed, *task.encode()])
     return sorted(rng.choice(total, size=limit, replace=False).tolist())

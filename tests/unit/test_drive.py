@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -23,13 +24,14 @@ from streamcvit.errors import Stopped, UserError
 from streamcvit.learning import Ledger, commit
 from streamcvit.learning.epochs import Epoch
 from streamcvit.models.batch import Batch
+from streamcvit.monitoring.probes import read_probes
 from streamcvit.monitoring.store import RunStore
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run.drive import Driver
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import LocalPool
-from streamcvit.run.messages import ChunkReport, Job, Progress, Restart, TaskScores
+from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, Restart, TaskScores, Weights
 
 
 @dataclass
@@ -204,3 +206,55 @@ def test_every_restart_is_noted_with_its_cause(folder: RunFolder) -> None:
     assert found and {(event["actor"], event["cause"], event["detail"]) for event in found} == {
         ("ingest-0", "silent", "no pulse")
     }
+
+
+class Probing(Actors):
+    """A pool that answers one thing at a time, evaluators first, and whose learner can be asked for its weights.
+
+    Attributes:
+        early: probes that were asked for while a boundary waited to be scored.
+    """
+
+    def __init__(self, run: Path, evaluators: int) -> None:
+        super().__init__(0, run, (7,), evaluators=evaluators)
+        self.probing, self.learn_ahead, self.told, self.early = self, 2, 0, []  # type: ignore[assignment]
+        self.probed_rows: list[dict[str, Any]] = []
+        self.asked.append(1)  # no learner is replaced here
+
+    def newest(self, seconds: float) -> Weights:
+        step = len(self.answers)
+        return Weights("lora", 0, step, 30, f"probed-{step}", None)
+
+    def probed(self, method: str, rows: list[dict[str, Any]]) -> None:
+        self.probed_rows += rows
+
+    def evaluate(self, job: Job) -> Hashable:
+        if not job.probe:
+            return super().evaluate(job)
+        if len(self.scored) < self.told:
+            self.early.append(job)
+        return self._answer(Probed(job, answer(job)))  # type: ignore[arg-type]
+
+    def wait(self, pending: list[Any], seconds: float) -> list[tuple[Any, Any]]:
+        first = min(pending, key=lambda future: (isinstance(self.answers[future], ChunkReport), future))
+        value: Any = self.answers[first]
+        if isinstance(value, ChunkReport):
+            self.told += 1 if value.chunk < 2 else 2  # tasks seen by then
+        return [(first, value)]
+
+
+@pytest.mark.parametrize("evaluators", [1, 2])
+def test_a_boundary_that_waits_is_scored_before_anything_is_probed_and_scored_alike(
+    folder: RunFolder, tmp_path: Path, evaluators: int
+) -> None:
+    pool = Probing(folder.path, evaluators)
+    driver = driven(folder, pool)
+    driver.prober.clock = iter(range(0, 10**6, 10)).__next__
+    driver.run()
+    assert folder.finished() and pool.probed_rows and not pool.early
+    assert read_probes(folder.path)[0] == pool.probed_rows
+    rows = pq.read_table(folder.path / "scores.parquet").to_pylist()
+    assert [(row["chunk"], row["task"]) for row in rows] == [
+        (0, "colour"), (1, "colour"), (2, "colour"), (2, "shape"), (3, "colour"), (3, "shape")
+    ]  # fmt: skip
+    assert {row["kind"] for row in rows} == {"boundary"}

@@ -45,12 +45,16 @@ def test_predictions_follow_the_evaluation_set_and_the_tasks_token_limit(evaluat
 
 
 def test_a_probe_is_the_same_each_time_and_gives_the_same_answers(evaluator, base):
+    probe, samples = evaluator.probe(base.model, "long", 5)
+    assert not evaluator._requests  # of a long test set no more is prepared than is asked
     whole = dict(zip(*vars_of(evaluator.evaluate(base.model, "long")), strict=True))
-    probe = evaluator.evaluate(base.model, "long", limit=5)
-    assert len(probe.texts) == 5 and probe.sample_ids == evaluator.evaluate(base.model, "long", limit=5).sample_ids
-    assert probe.sample_ids != evaluator.evaluate(base.model, "long", limit=5, seed=1).sample_ids
+    assert len(probe.texts) == 5 and probe.sample_ids == evaluator.probe(base.model, "long", 5)[0].sample_ids
+    assert probe.sample_ids == tuple(sample.sample_id for sample in samples)
+    assert probe.sample_ids != evaluator.probe(base.model, "long", 5, seed=1)[0].sample_ids
     assert all(whole[i] == text for i, text in zip(probe.sample_ids, probe.texts, strict=True))
-    assert len(evaluator.evaluate(base.model, "long", limit=100).texts) == 12
+    assert evaluator.probe(base.model, "long", 100)[0].texts == tuple(whole.values())
+    with pytest.raises(UserError, match="no evaluation set for task 'nothing'"):
+        evaluator.probe(base.model, "nothing", 5)
 
 
 def vars_of(predictions):
@@ -99,7 +103,10 @@ def test_a_sample_that_cannot_be_used_is_left_out_with_its_reason_whatever_its_b
     assert all(why.startswith("length: ") for why in evaluator.left_out["short"].values())
     whole = Evaluator(base, TASKS, {"short": tiny_samples(8)}, batch_size=3).evaluate(base.model, "short")
     assert found.texts == tuple(t for i, t in zip(*vars_of(whole), strict=True) if i not in bad)
-    assert len(evaluator.evaluate(base.model, "short", limit=3).texts) == 3
+    probe, asked = Evaluator(base, TASKS, {"short": samples}, batch_size=3).probe(base.model, "short", 7)
+    assert len(asked) == len(probe.texts) and 5 <= len(asked) <= 6  # five of the six that can be used, or all
+    said = dict(zip(*vars_of(found), strict=True))
+    assert probe.texts == tuple(said[name] for name in probe.sample_ids)
 
 
 def test_a_task_of_which_no_sample_can_be_used_is_named(base):
@@ -110,7 +117,7 @@ def test_a_task_of_which_no_sample_can_be_used_is_named(base):
 
 def test_a_training_model_is_put_back_into_training(evaluator, base):
     model = with_lora(base).train()
-    evaluator.evaluate(model, "short", limit=2)
+    evaluator.probe(model, "short", 2)
     assert model.training
 
 
