@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
 from streamcvit.adapters.calls import shares_routes, tuner_of
@@ -47,17 +48,21 @@ class Trace:
 
 
 def traced_modules(model: PeftModel) -> list[Any]:
-    """The adapted linear layers of the active adapter that are looked at, in the model's order."""
+    """The adapted linear layers of the active adapter that are looked at, in the model's order.
+
+    LoRA on parameters that are no layers (`target_parameters`, as those of a sparse model's experts) is left out.
+    """
     name = str(model.active_adapter)
-    found: list[Any] = []
-    for module in model.modules():
-        if isinstance(module, ExpertLayer):
-            if name in module.r:
-                found.append(module)
-        elif isinstance(module, LoraLayer) and name in module.lora_A and isinstance(module.lora_A[name], nn.Linear):
-            found.append(module)
+    found = [module for module in model.modules() if _adapts(module, name)]
     step = max(1.0, len(found) / MODULES)
     return [found[int(k * step)] for k in range(min(len(found), MODULES))]
+
+
+def _adapts(module: Any, name: str) -> bool:
+    if isinstance(module, ExpertLayer):
+        return name in module.r
+    linear = isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper) and name in module.lora_A
+    return linear and isinstance(module.lora_A[name], nn.Linear)
 
 
 @torch.no_grad()

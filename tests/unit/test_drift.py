@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
+from models import tiny_samples
 from streams import TASKS as STREAM_TASKS
 from streams import sample
 from synthetic_run import write_run
 from test_learner import TASKS, batches, learner_for
 
 from streamcvit.adapters import cluster_assignments, compile_layers, expert_usage, plain_layers, tuner_of
+from streamcvit.adapters.build import attach
 from streamcvit.adapters.moelora import MoELoraLayer
 from streamcvit.adapters.smolora import SMoLoraLayer
 from streamcvit.data.sample import Picture
@@ -264,6 +267,19 @@ def test_compiled_layers_are_looked_at_as_they_are_written(base: Base, probes: d
         plain_layers(base.model)
         learner.model.unload()
     assert found[0] == found[1]
+
+
+def test_experts_of_a_sparse_model_that_are_no_layers_are_left_out() -> None:
+    sparse = Base(*FAMILIES["glm4v_moe"]())
+    learner = OnlineLearner(sparse, attach(sparse.model, "lora"))
+    own = tiny_samples(2)
+    meter = DriftMeter(learner, {"tiny": ProbeSet(("a", "b"), sparse.collator.train(own))})
+    meter.measure(["tiny"], ["tiny"])
+    with torch.no_grad():
+        for name, parameter in learner.model.named_parameters():
+            if "_B." in name:
+                parameter += 0.1
+    assert meter.measure([], [])["drift"]["adapter"]["expert"] == 1.0  # of nothing something
 
 
 class StopAfter:
