@@ -57,13 +57,15 @@ class LocalPool:
 
     evaluators = 1  # a job is done when it is given
     learn_ahead = 0  # learns when nothing else is to be done
+    feeder: Feeder | None = None
     url = ""
 
     def __init__(self, config: RunConfig, stream: str, start: int, stop: Stop, progress: Any = lambda _: None) -> None:
         self.signals = stop
         traced(config, "local")
         feed = local_feed(config, stream)
-        self.feeder = Feeder(config) if config.monitor.sinks else None
+        if config.monitor.sinks:
+            self.feeder = Feeder(config)
 
         def tell(word: Progress) -> None:
             progress(word)
