@@ -1,6 +1,7 @@
 """What watching costs the learner: its speed with everything on against everything off, run after run in turns.
 
     python benchmarks/monitoring.py [--rounds 5] [--chunks 6] [--samples 480] [--only NAME ...]
+    python benchmarks/monitoring.py --learner [--chunks 6] [--samples 480]
 
 Both are the same run with actors (LoRA on the embedded stream). Off: nobody asks for anything. On: probes where there
 are any, all sinks whose packages are here (TensorBoard, W&B offline, MLflow in files), traces into files, alerts posted
@@ -14,7 +15,10 @@ per sample; a ratio is the median over rounds of on over off of that round, with
 learner itself does more, whatever else the machine is busy with; `wall` has in it that the monitor, the evaluators and
 the viewers want processors too, which on a machine with few of them is most of it. `monitor` is the processor time of
 the monitor's process. --only takes parts of "on" one by one: sinks, traces, notify, page, probes.
-Writes benchmarks/results/monitoring.json.
+--learner leaves Ray, the viewers and the webhook out: two learners in one process take turns chunk by chunk, one with
+all sinks and traces, one with neither. Its `cpu` is the processor time of the learner's thread, `beside` that of the
+threads that feed sinks and send spans; neither counts waiting, so that it can be measured on a busy machine.
+Writes benchmarks/results/monitoring.json, of --learner monitoring-learner.json.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ from streamcvit.run.folder import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "monitoring.json"
+LEARNER = RESULT.with_name("monitoring-learner.json")
 VIEWERS = 20
 PARTS = ("sinks", "traces", "notify", "page", "probes")
 GOAL = 1.02
@@ -174,14 +179,92 @@ def measure(options: argparse.Namespace, parts: tuple[str, ...], cwd: Path, hook
     }
 
 
+def learners(options: argparse.Namespace) -> dict[str, Any]:
+    """Two learners side by side in this process: processor seconds a sample of each chunk but the first."""
+    from streamcvit.learning import commit as commits
+    from streamcvit.monitoring import traces
+    from streamcvit.pipeline import load_config
+    from streamcvit.run.drive import task_counts
+    from streamcvit.run.evaluating import EvaluatorWorker
+    from streamcvit.run.feeding import Feeder
+    from streamcvit.run.folder import RunFolder
+    from streamcvit.run.loading import local_feed
+    from streamcvit.run.stream import prepare_stream
+    from streamcvit.run.workers import LearnerWorker
+
+    shape = [f"stream.scenario.chunks={options.chunks}", f"stream.scenario.samples_per_chunk={options.samples}"]
+    shape += ["stream.test_samples=4", "evaluation.draws=10"]
+    rows: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+    with tempfile.TemporaryDirectory() as out:
+        workers, feeders, folders = {}, {}, {}
+        for name in rows:
+            watched = [word for word in settings(("sinks",) if name == "on" else (), "") if word != "--set"]
+            config = load_config(ROOT / "pipelines/embedded.yaml", [*shape, *watched], name=name, out=out)
+            config = config.model_copy(update={"methods": {"lora": config.methods["lora"]}})
+            stream = config.folder() / "stream"
+            index = prepare_stream(config, stream, lambda line: None)
+            tell = feeders[name] = Feeder(config) if config.monitor.sinks else None
+            feed = local_feed(config, str(stream))
+            workers[name] = LearnerWorker(config, str(stream), feed, tell.word if tell else lambda word: None)
+            counts = task_counts(config, index, "lora")
+            folders[name] = RunFolder(config, "lora", index, counts, workers[name].base.digest)
+        evaluator = EvaluatorWorker(config, str(stream))
+        for chunk in range(options.chunks):
+            for name in list(rows)[:: 1 if chunk % 2 else -1]:
+                if name == "on":
+                    traces.begin("file", "on", "local", Path(out) / "on")
+                thread, process = time.thread_time(), time.process_time()
+                report = workers[name].learn_chunk("lora", chunk)
+                own, all_ = time.thread_time() - thread, time.process_time() - process
+                rows[name].append({"cpu": own / options.samples, "beside": (all_ - own) / options.samples})
+                traces.end()
+                folders[name].chunk_done(report)
+                if name == "on":  # what a boundary adds
+                    for job in folders[name].missing(report):
+                        folders[name].add(evaluator.evaluate(job))
+                    folders[name].write_scores()
+                    feeders[name].changed(folders[name].path)
+                told = ", ".join(f"{key} {1e3 * value:.2f} ms" for key, value in rows[name][-1].items())
+                print(f"chunk {chunk + 1}: {name:3} {told}", flush=True)
+        digests = {
+            name: commits.read_note(commits.list_commits(f.path / "commits")[-1])["digest"]
+            for name, f in folders.items()
+        }
+        assert len(set(digests.values())) == 1, "watching has changed what is learned"
+        feeders["on"].close()
+        assert not feeders["on"].faults, feeders["on"].faults
+    of = [on["cpu"] / off["cpu"] for on, off in zip(rows["on"][1:], rows["off"][1:], strict=True)]
+    low, median, high = (float(q) for q in np.quantile(of, (0.25, 0.5, 0.75)))
+    print(f"on      cpu  ratio {median:.3f}  [{low:.3f}, {high:.3f}]")
+    return {"seconds_a_sample": rows, "ratios": {"on": {"cpu": {"median": median, "quartiles": [low, high]}}}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=[], help="these parts too, one by one")
+    parser.add_argument("--learner", action="store_true", help="the learner alone, in this process")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    found = learners(options) if options.learner else runs(options)
+    met = found["ratios"]["on"]["cpu"]["median"] <= GOAL
+    print(f"the learner's own cost is {'within' if met else 'past'} the goal of {GOAL - 1:.0%}")
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "load": list(os.getloadavg()),
+        "chunks": options.chunks,
+        "samples": options.samples,
+        **found,
+    }
+    (LEARNER if options.learner else RESULT).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def runs(options: argparse.Namespace) -> dict[str, Any]:
+    """Whole runs in turns: seconds a sample of each, and their ratios."""
     variants: dict[str, tuple[str, ...]] = {"off": (), "on": PARTS, **{part: (part,) for part in options.only}}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     draw = np.random.default_rng(options.seed)
@@ -202,21 +285,7 @@ def main() -> None:
             low, median, high = (float(q) for q in np.quantile(of, (0.25, 0.5, 0.75)))
             ratios[name][key] = {"median": median, "quartiles": [low, high]}
             print(f"{name:7} {key:4} ratio {median:.3f}  [{low:.3f}, {high:.3f}]")
-    met = ratios["on"]["cpu"]["median"] <= GOAL
-    print(f"the learner's own cost is {'within' if met else 'past'} the goal of {GOAL - 1:.0%}")
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
-        "cores": os.cpu_count(),
-        "load": list(os.getloadavg()),
-        "chunks": options.chunks,
-        "samples": options.samples,
-        "viewers": VIEWERS,
-        "seconds_a_sample": rows,
-        "ratios": ratios,
-    }
-    RESULT.write_text(json.dumps(facts, indent=1) + "\n")
+    return {"viewers": VIEWERS, "seconds_a_sample": rows, "ratios": ratios}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from streamcvit.errors import UserError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import SpanContext
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,8 @@ def _span(name: str, parent: str, link: str, attributes: dict[str, Any]) -> Iter
     from opentelemetry import trace
     from opentelemetry.context import Context
 
-    links = [trace.Link(trace.get_current_span(_context(link)).get_span_context())] if link else []
-    context = _context(parent) if parent else Context()
+    links = [trace.Link(_context(link))] if link else []
+    context = trace.set_span_in_context(trace.NonRecordingSpan(_context(parent)), Context()) if parent else Context()
     with _tracer.start_as_current_span(name, context, attributes=attributes, links=links):
         yield
 
@@ -139,17 +140,18 @@ def here() -> str:
     """`traceparent` of the span that this is in; empty where nothing is traced."""
     if _tracer is None:
         return ""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from opentelemetry.trace import get_current_span
 
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
-    return carrier.get("traceparent", "")
+    span = get_current_span().get_span_context()
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}" if span.is_valid else ""
 
 
-def _context(traceparent: str) -> Any:
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+def _context(traceparent: str) -> SpanContext:
+    """A span of another process, by its `traceparent` (W3C: version, trace, span, flags)."""
+    from opentelemetry.trace import SpanContext, TraceFlags
 
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    _, trace, span, flags = traceparent.split("-")
+    return SpanContext(int(trace, 16), int(span, 16), True, TraceFlags(int(flags, 16)))
 
 
 def _exporter(where: str, actor: str, folder: Path) -> SpanExporter:

@@ -86,6 +86,7 @@ class LocalPool:
     evaluators = 1  # a job is done when it is given
     learn_ahead = 0  # learns when nothing else is to be done
     probing: Probing | None = None  # a probe would take its time from learning
+    feeder: Feeder | None = None
     url = ""
 
     def __init__(
@@ -100,7 +101,8 @@ class LocalPool:
         self.signals = stop
         traced(config, "local")
         feed = local_feed(config, stream)
-        self.feeder = Feeder(config) if config.monitor.sinks else None
+        if config.monitor.sinks:
+            self.feeder = Feeder(config)
 
         def tell(word: Progress) -> None:
             progress(word)

@@ -90,6 +90,9 @@ class Actors:
     def folder_changed(self, folder: str) -> None:
         pass
 
+    def faults(self) -> list[tuple[str, str]]:
+        return [("lora", "wandb takes no more points of lora (gone)")]
+
 
 def learn(run: Path, chunk: int, epoch: Epoch) -> None:
     """Chunk `chunk` in the ledger, but for position 7, and committed."""
@@ -198,6 +201,14 @@ def test_a_stop_is_passed_on_to_the_learner_and_noted(folder: RunFolder) -> None
         driven(folder, pool).run()
     assert pool.stopped and not folder.finished()
     assert len(events(folder, "stopped")) == 1
+
+
+def test_a_sink_that_failed_is_noted_and_said_once(folder: RunFolder) -> None:
+    driver = driven(folder, Actors(0, folder.path, (7,)))
+    driver.run()
+    driver.note_faults()
+    assert [event["what"] for event in events(folder, "note")] == ["wandb takes no more points of lora (gone)"]
+    assert driver.told_notes == {"wandb takes no more points of lora (gone)"}
 
 
 def test_every_restart_is_noted_with_its_cause(folder: RunFolder) -> None:
