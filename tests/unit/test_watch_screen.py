@@ -45,7 +45,9 @@ def test_at_no_width_is_a_number_cut_or_a_line_too_long(folder: Path, width: int
     for row in (row for row in rows if row.get("low") is not None):
         assert any(f"{row['now']:.1f}" in line and f"{-row['lost']:+.1f}" in line for line in text.splitlines())
     listed = [line for line in text.splitlines() if any(line.startswith(row["task"][:7]) for row in rows)]
-    assert [line[:7] for line in listed] == [row["task"][:7] for row in rows if row.get("now") is not None]
+    assert [line[:7].strip() for line in listed] == [
+        row["task"][:7].strip() for row in rows if row.get("now") is not None
+    ]
 
 
 def test_a_low_terminal_keeps_the_worst_and_counts_the_rest(folder: Path) -> None:
