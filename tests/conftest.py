@@ -34,8 +34,8 @@ def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """All strategies on four small chunks, with Ray actors."""
     cwd = tmp_path_factory.mktemp("ray")
     words = ["run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", *METHODS, *SMALL]
-    printed, scrapes = watched(words, cwd)
-    return Run(cwd / "runs" / "small", printed, scrapes)
+    printed, scrapes, told = watched(words, cwd)
+    return Run(cwd / "runs" / "small", printed, scrapes, told)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import subprocess
@@ -9,8 +11,9 @@ import sys
 import threading
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from streamcvit.run.boundaries import boundary_reports
 
@@ -56,11 +59,12 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Run:
-    """A finished run: its folder, what it printed, and what /metrics said meanwhile."""
+    """A finished run: its folder, what it printed, what /metrics said, and what a tab of its page was told."""
 
     folder: Path
     printed: str
     scrapes: list[str]
+    told: list[dict[str, Any]] = field(default_factory=list)
 
 
 def boundaries(folder: Path) -> dict[int, str]:
@@ -68,13 +72,14 @@ def boundaries(folder: Path) -> dict[int, str]:
     return {chunk: report.digest for chunk, report in boundary_reports(folder, folder.name).items()}
 
 
-def watched(words: list[str], cwd: Path) -> tuple[str, list[str]]:
-    """Run a command; as soon as it prints its metrics address, scrape it until the end."""
+def watched(words: list[str], cwd: Path) -> tuple[str, list[str], list[dict[str, Any]]]:
+    """Run a command; as soon as it prints its metrics address, scrape it and have its page open until the end."""
     process = subprocess.Popen(
         command(*words), cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     lines: list[str] = []
     scrapes: list[str] = []
+    told: list[dict[str, Any]] = []
     assert process.stdout is not None
 
     def scrape(url: str) -> None:
@@ -86,16 +91,24 @@ def watched(words: list[str], cwd: Path) -> tuple[str, list[str]]:
                 return
             time.sleep(0.3)
 
-    watcher = None
+    def look(url: str) -> None:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(url.replace("metrics", "events"), timeout=60) as answer,
+        ):
+            told.extend(json.loads(line[5:]) for line in answer if line.startswith(b"data: {"))
+
+    watchers: list[threading.Thread] = []
     for line in process.stdout:
         lines.append(line)
         found = re.search(r"metrics: (http://\S+)", line)
-        if found and watcher is None:
-            watcher = threading.Thread(target=scrape, args=(found[1],), daemon=True)
-            watcher.start()
+        if found and not watchers:
+            watchers = [threading.Thread(target=one, args=(found[1],), daemon=True) for one in (scrape, look)]
+            for watcher in watchers:
+                watcher.start()
     code = process.wait(timeout=60)
-    if watcher is not None:
+    for watcher in watchers:
         watcher.join(timeout=10)
     printed = "".join(lines)
     assert code == 0, printed
-    return printed, scrapes
+    return printed, scrapes, told

@@ -54,6 +54,7 @@ def run(installed: Path, cwd: Path, *words: str) -> str:
 def test_an_installed_wheel_runs_the_demo_and_its_next_commands(installed: Path, tmp_path: Path) -> None:
     printed = run(installed, tmp_path, "demo", "--local", *SMALL, "--set", "stream.scenario.chunks=2")
     assert (tmp_path / "runs/demo/report.html").exists() and "smolora" in printed
+    assert "finished" in run(installed, tmp_path, "watch", "demo", "--terminal")
     (shown,) = [line for line in printed.splitlines() if "scenario show" in line]
     assert "all" in run(installed, tmp_path, *shown.split()[1:])
     code = "import streamcvit.pipeline as p; print(p.__file__, p.builtin('real-small'))"

@@ -245,6 +245,8 @@ def test_the_root_leads_to_the_metrics_and_other_paths_nowhere() -> None:
             assert 'href="/metrics"' in answer.read().decode()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(root + "/../etc/passwd")
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(root + "/metrics", data=b"x")
 
 
 @pytest.mark.parametrize("seed", range(20))

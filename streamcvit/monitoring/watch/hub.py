@@ -16,8 +16,8 @@ LOOK_SECONDS = 0.4
 BEAT_SECONDS = 5.0
 """Between two signs of life for a viewer to whom there is nothing to tell."""
 MOST_VIEWERS = 100
-SHARE = 0.1
-"""Of the time, at most, that reading takes where a look takes long."""
+SHARE = 0.2
+"""Of a core, at most, that reading takes where a look takes long."""
 
 
 class Hub:
@@ -126,10 +126,10 @@ class Hub:
         try:
             if time.monotonic() < self._due:
                 return
-            began = time.monotonic()
+            began = time.thread_time()
             self._take(self._look())
-            took = time.monotonic() - began
-            self._due = time.monotonic() + max(0.8 * self._seconds, took / SHARE - took if took > 0.1 else 0.0)
+            took = time.thread_time() - began
+            self._due = time.monotonic() + max(0.8 * self._seconds, took / SHARE - took)
         except Exception:  # what was read before is worth showing
             log.exception("the run cannot be read")
             self._due = time.monotonic() + 5.0

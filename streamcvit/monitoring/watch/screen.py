@@ -18,7 +18,7 @@ from streamcvit.monitoring.watch.hub import LOOK_SECONDS
 STYLES = {"starting": "cyan", "running": "bold cyan", "stopped": "yellow", "failed": "bold red", "finished": "green"}
 BLOCKS = "▁▂▃▄▅▆▇█"
 MARKS = {"bad": ("x", "bold red"), "warn": ("!", "yellow"), "good": ("+", "green"), "": ("·", "dim")}
-FIRM = 40
+FIRM = 56
 """Columns below which curves and intervals are left out, and numbers never."""
 
 
@@ -120,9 +120,9 @@ def _lost(view: dict[str, Any], width: int, most: int) -> Table:
     table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=max(8, width // 3))
     if width >= FIRM:
         table.add_column("over the stream", no_wrap=True, max_width=min(30, max(8, width - 52)), overflow="crop")
-    table.add_column("now", justify="right", no_wrap=True)
-    table.add_column("best", justify="right", no_wrap=True)
-    table.add_column("change", justify="right", no_wrap=True)
+    table.add_column("now", justify="right", no_wrap=True, min_width=5)
+    table.add_column("best", justify="right", no_wrap=True, min_width=5)
+    table.add_column("change", justify="right", no_wrap=True, min_width=6)
     if width >= 70:
         table.add_column("95 % interval", no_wrap=True, style="dim")
     if width >= 84 and any("probe" in row for row in rows):

@@ -158,7 +158,7 @@ const experts = () => {
   if (!banks.length) return null;
   return card("experts", "Experts", "Share of the routes of each expert by chunk. One bright row alone: the bank has collapsed.", banks.map(([bank, one]) => {
     const top = Math.max(...one.share.flat(), 0.01), newest = one.share[one.share.length - 1], used = newest.map((_, e) => e).filter((e) => one.share.some((r) => r[e] >= 0.005));
-    return h("div", { class: "bank", "data-key": bank }, h("h3", null, bank, h("span", null, `${one.used} of ${newest.length} in use; evenness ${known(one.evenness) ? num(one.evenness, 2) : "–"}`)),
+    return h("div", { class: "bank", "data-key": bank }, h("h3", null, bank, h("span", null, `${one.used} of ${newest.length} in the newest chunk; evenness ${known(one.evenness) ? num(one.evenness, 2) : "–"}`)),
       h("table", { class: "routes", "aria-label": `Routes of the ${bank} bank` }, h("tbody", null, used.map((e) => h("tr", { "data-key": String(e) }, h("th", { scope: "row" }, e),
         one.share.map((r, k) => h("td", { "data-tip": `${bank} expert ${e}, chunk ${one.chunks[k] + 1}: ${percent(r[e])}`, vars: { "--p": Math.round(100 * r[e] / top) } })), h("td", { class: "tail" }, percent(newest[e])))))));
   }));
