@@ -295,7 +295,7 @@ def doctor(
         mark = (
             "[green]ok[/green]  " if finding.ok else ("[red]no[/red]  " if finding.needed else "[yellow]--[/yellow]  ")
         )
-        out.print(f"{mark}{finding.what}" + (f"\n      {finding.fix}" if not finding.ok else ""))
+        out.print(f"{mark}{finding.what}" + (f"\n      {finding.fix}" if not finding.ok else ""), soft_wrap=True)
         healthy &= finding.ok or not finding.needed
     if config is not None:
         from streamcvit.fitting import fit

@@ -236,6 +236,10 @@ def plan_table(tasks: Sequence[str], counts: np.ndarray) -> Table:
     return table
 
 
+NARROW = 12
+"""Cells of a name in a terminal in which a table does not fit otherwise."""
+
+
 class Fitting:
     """The first of several drawings that is no wider than the terminal, or the last.
 
@@ -272,10 +276,10 @@ def results_table(records: Sequence[RunRecord], verdict: Verdict = UNDECIDED, fa
         for intervals in (True, False):
             for cut in (1000, 24, 16):
                 yield [_results(runs, verdict, family, names, intervals, cut)]
-        for many in range(len(names) - 1, 0, -1):
+        for many in range(len(names), 0, -1):
             parts = [names[k : k + many] for k in range(0, len(names), many)]
             yield [
-                _results(runs, verdict, family, part, False, 12, "" if k < len(parts) - 1 else None)
+                _results(runs, verdict, family, part, False, NARROW, "" if k < len(parts) - 1 else None)
                 for k, part in enumerate(parts)
             ]
 
@@ -292,7 +296,8 @@ def _results(
     caption: str | None = None,
 ) -> Table:
     """The table of some metrics, names cut to so many cells; `caption` in place of what is said below it."""
-    table = Table(box=SIMPLE_HEAD, caption_style="dim")
+    narrow = caption is not None or (not intervals and cut <= NARROW)
+    table = Table(box=SIMPLE_HEAD, caption_style="dim", pad_edge=not narrow, collapse_padding=narrow)
     said = "points, [95 % interval]" if intervals else "points; the report has their 95 % intervals"
     if family != "strict":
         said = f"by the published scorers; {said}"
@@ -301,18 +306,23 @@ def _results(
     table.caption = said if caption is None else caption or None
     unfinished = any(not record.finished for _, record in runs)
     table.add_column("method", no_wrap=True)
-    if unfinished:
+    if unfinished and not narrow:
         table.add_column("chunks", justify="right", no_wrap=True)
     for name in names:
-        table.add_column(heading(name), justify="right", no_wrap=True)
+        title = heading(name)
+        if narrow and title.count(" ") > 1:
+            title = title.replace(" ", "\n", 1)
+        table.add_column(title, justify="right", no_wrap=True)
     for i, (label, record) in enumerate(runs):
         name_cell = Text(fitted(label, cut))
         if record.upper_bound:
             name_cell.append("\nupper bound", "dim")
         elif not record.finished:
             name_cell.append("\nnot finished", "yellow")
+            if narrow:
+                name_cell.append(f"\n{record.chunks_done}/{record.n_chunks} chunks", "dim")
         cells: list[RenderableType] = [name_cell]
-        if unfinished:
+        if unfinished and not narrow:
             cells.append(Text(f"{record.chunks_done}/{record.n_chunks}"))
         for name in names:
             entry = (family == "strict" and verdict.values.get((name, i))) or record.metric(name, family)

@@ -12,6 +12,7 @@ import pytest
 from running import ROOT, streamcvit
 from watching import Prometheus, free_port, receiving, watching
 
+from streamcvit.monitoring.alertlog import read_alerts
 from streamcvit.monitoring.record import RunRecord
 
 # Tasks that share one instruction, a few at a time, at a rate that plain LoRA forgets with.
@@ -95,9 +96,12 @@ def test_sequential_lora_is_told_to_forget_and_joint_training_is_not(seen: Seen)
     assert all(" has forgotten " in alert["annotations"]["summary"] for alert in alerts)
 
 
-def test_the_run_itself_posts_the_same_alerts(seen: Seen) -> None:
+def test_the_run_itself_posts_and_keeps_the_same_alerts(seen: Seen) -> None:
     by_prometheus = {(a["labels"]["alertname"], a["labels"]["method"], a["labels"]["task"]) for a in seen.alerts}
     assert {(p["alertname"], p["labels"]["method"], p["labels"]["task"]) for p in seen.posted} == by_prometheus
+    rows = read_alerts(seen.folder)
+    assert {(r["alertname"], r["labels"]["method"], r["labels"]["task"]) for r in rows} == by_prometheus
+    assert "Alerts that fired" in (seen.folder / "report.html").read_text()
 
 
 def test_every_query_of_the_dashboard_finds_something(seen: Seen) -> None:

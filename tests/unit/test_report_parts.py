@@ -264,7 +264,7 @@ addEventListener("load", () => {
     if (page(head.getClientRects()[0]) !== page(first.getClientRects()[0])) cut.push("alone: " + head.textContent);
   }
   for (const details of main.querySelectorAll("details:not(.to-copy)")) {
-    if (!details.lastElementChild.getClientRects().length) cut.push("closed: " + details.textContent.slice(0, 40));
+    if (!details.lastElementChild.checkVisibility()) cut.push("closed: " + details.textContent.slice(0, 40));
   }
   const pages = 1 + Math.max(...[...main.querySelectorAll("tr, svg")].map((one) => page(one.getBoundingClientRect())));
   document.title = "measured " + JSON.stringify({ pages, cut: cut.slice(0, 20), many: cut.length });

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from running import environment
 from synthetic_run import write_runs
-from terminals import Screen, Terminal
+from terminals import Terminal
 from viewed import METHODS, TASKS
 
 from streamcvit.monitoring.liverows import Change, Row, draw
@@ -22,11 +22,16 @@ VIEWED = Path(__file__).resolve().parents[1] / "viewed.py"
 SIZES = [(40, 24), (60, 24), (80, 24), (120, 30), (200, 50)]
 
 
-def whole(screen: Screen) -> None:
-    """The view stands on the screen once, all of it, and nothing of it in what went out at the top."""
-    for part in ("zero-shot", "after chunk 6", "↑12", "↓34", " 45 %"):
-        assert screen.text.count(part) == 1, f"{part} stands there {screen.text.count(part)} times:\n{screen.text}"
-    assert "waiting" in screen.text and all(cell_len(line) <= screen.columns for line in screen.lines)
+def whole(terminal: Terminal) -> None:
+    """The view comes to stand on the screen once, all of it, and nothing of it in what went out at the top."""
+
+    def shown(text: str) -> bool:
+        once = all(text.count(part) == 1 for part in ("zero-sh", "after chunk 6", "↑12", "↓34", " 45 %"))
+        fits = all(cell_len(line) <= terminal.screen.columns for line in terminal.screen.lines)
+        return once and fits and "waiting" in text
+
+    terminal.read(0.3)
+    terminal.until(shown, 15)
 
 
 def test_the_view_stays_whole_at_every_size_through_all_that_may_disturb_it(tmp_path: Path) -> None:
@@ -34,21 +39,18 @@ def test_the_view_stays_whole_at_every_size_through_all_that_may_disturb_it(tmp_
         terminal.until(lambda text: "↓34" in text and "waiting" in text)
         for place, (columns, rows) in enumerate(SIZES[::-1]):
             terminal.resize(columns, rows)
-            terminal.read(0.6)
-            whole(terminal.screen)
+            whole(terminal)
             for word in ("message", "print", "log", "", ""):  # the last two: somebody types
                 terminal.type(f"{word} {place}\n")
                 if word:
                     said = f"{word} {place} is said"
                     terminal.until(lambda text, said=said: said in text.replace("\n", " "))  # type: ignore[misc]
-                terminal.read(0.3)
-                whole(terminal.screen)
+                whole(terminal)
         terminal.type("notice\n")
         terminal.until(lambda text: "at once" in text)
-        whole(terminal.screen)
+        whole(terminal)
         terminal.resize(80, 24)
-        terminal.read(0.6)
-        whole(terminal.screen)
+        whole(terminal)
         terminal.type("finish\n")
         assert terminal.end() == 0, terminal.screen.text
     said = terminal.screen.text.splitlines()
