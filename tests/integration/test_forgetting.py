@@ -1,7 +1,7 @@
 """The guard on the embedded stream: what it does is learned from the same weights however the run gets there.
 
-Four chunks of one task each, at a rate at which LoRA keeps nothing: after the second chunk the first one's task is lost,
-after the third the second one's too.
+Four chunks of one task each, at a rate at which LoRA keeps nothing: after the second chunk the first one's task is
+lost, after the third the second one's too.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def started(root: Path, name: str, *words: str, **more: Any) -> Iterator[subproc
         process.wait()
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 240) -> Any:
+def wait_for(found: Callable[[], Any], seconds: float = 900) -> Any:
     until = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < until
@@ -168,7 +168,7 @@ def test_actors_whose_learner_is_killed_after_a_rollback_give_the_same_weights(r
         below = psutil.Process(process.pid).children(recursive=True)
         learner = next(child for child in below if "ray::LearnerActor" in " ".join(child.cmdline()))
         learner.kill()
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=900) == 0
     assert boundaries(folder) == boundaries(rolled_back) and told(folder) == told(rolled_back)
     assert RunRecord.load(folder).events_of("restart")
 
