@@ -74,10 +74,10 @@ def check_guard(guard: GuardConfig, methods: Mapping[str, MethodConfig], batch_s
                     f"{method.strategy!r}) while guard.memory is 0"
                 )
             continue
-        own, memory = method.strategy_options.get("per_step") or max(1, batch_size // 2), guard.beside(batch_size)
-        held = method.strategy_options.get("memory", memory)
-        if isinstance(own, int) and isinstance(held, int) and min(memory, held) <= own:
+        asked, own = guard.beside(batch_size), method.strategy_options.get("per_step") or max(1, batch_size // 2)
+        memory = method.strategy_options.get("memory", asked)
+        if isinstance(own, int) and isinstance(memory, int) and min(asked, memory) <= own:
             raise ValueError(
                 f"guard.share: methods.{name} rehearses {own} samples beside a batch of {batch_size} of its own; "
-                f"{guard.share:g} of it, from a memory of {held}, is no more"
+                f"{guard.share:g} of it, from a memory of {memory}, is no more"
             )

@@ -361,12 +361,14 @@ def _by_rule(adapted: Any, shape: Shape, dtype: torch.dtype, checkpointed: bool)
 
 
 def _replayed(config: RunConfig, method: str) -> tuple[int, int]:
-    """Samples learned beside a batch, and samples kept."""
-    settings = config.methods[method]
+    """Samples learned beside a batch at most, and samples kept."""
+    settings, guard = config.methods[method], config.guard
+    raised = guard.beside(config.learner.batch_size) if guard.action == "replay" else 0
     if settings.strategy != "replay":
-        return 0, 0
+        return (min(raised, guard.memory), guard.memory) if raised else (0, 0)
     replay = Replay(config.seed, **settings.strategy_options)
-    return min(replay.per_step or max(1, config.learner.batch_size // 2), replay.memory), replay.memory
+    own = replay.per_step or max(1, config.learner.batch_size // 2)
+    return min(max(own, raised), replay.memory), replay.memory
 
 
 def _new_tokens(config: RunConfig) -> int:
