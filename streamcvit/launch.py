@@ -73,7 +73,7 @@ def execute(
         refuse(setting_changes(config), allow, folder)
         print(f"this run is already finished: {folder}")
         return _report(config, show, page.exists())
-    stop = Stop()
+    stop = Stop(pauses=config.guard.action == "pause")
     try:
         with stop, room(folder):
             weights = fetch(config.model.name_or_path, config.model.revision)

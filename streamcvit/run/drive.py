@@ -70,7 +70,7 @@ class Driver:
         self.told_left: set[str] = set()  # tasks with test samples that cannot be used
         self.told_notes: set[str] = set()
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
-        self.guard = Guard(config, folders, view)
+        self.guard = Guard(config, folders, view, stop)
 
     def run(self) -> None:
         """Until all is done.
@@ -93,8 +93,7 @@ class Driver:
 
     def _run(self) -> None:
         try:
-            with self.guard.listening():
-                self._loop(self._chunks_to_learn())
+            self._loop(self._chunks_to_learn())
         finally:
             self._note_restarts()
 

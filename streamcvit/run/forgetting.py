@@ -7,9 +7,7 @@ or that Ray's actors learn, decides the same.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from streamcvit.learning.durable import write_json
 from streamcvit.monitoring.guarded import BACK, GO_ON, LOST, LOWERED, PAUSED, RAISED, RECOVERED, RESUMED, told_of
 from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run.folder import RunFolder, now
+from streamcvit.run.guard import Stop
 from streamcvit.run.messages import ChunkReport, Order
 from streamcvit.run.scores import ZERO
 
@@ -133,16 +132,16 @@ class Guard:
         config: the run.
         folders: its methods' folders.
         view: what a person sees meanwhile.
+        stop: the signals that come, the word to go on among them.
     """
 
-    def __init__(self, config: RunConfig, folders: Mapping[str, RunFolder], view: LiveView) -> None:
-        self.config, self.view, self.on = config, view, config.guard.on
+    def __init__(self, config: RunConfig, folders: Mapping[str, RunFolder], view: LiveView, stop: Stop) -> None:
+        self.config, self.view, self.stop, self.on = config, view, stop, config.guard.on
         self.mark = config.folder() / GO_ON
         self.orders: dict[str, dict[int, Order]] = {name: {} for name in folders}
         self.ends: dict[str, dict[int, Boundary]] = {name: {} for name in folders}
         self.judged: set[tuple[str, int]] = set()
         self.paused: dict[tuple[str, int], RunFolder] = {}
-        self.signalled = False
         for folder in folders.values() if config.guard.action != "pause" else ():
             for chunk in _paused(folder):
                 self._tell(folder, chunk, {"what": RESUMED, "why": f"guard.action is {config.guard.action}"})
@@ -151,22 +150,6 @@ class Guard:
     def standing(self) -> bool:
         """Whether the run stands still until somebody lets it go on."""
         return bool(self.paused)
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGUSR1 for the word to go on, where a run may pause; in the main thread alone."""
-        before: Any = None
-        if self.config.guard.action == "pause":
-            with contextlib.suppress(ValueError, AttributeError):  # another thread; a system without the signal
-                before = signal.signal(signal.SIGUSR1, self._come)
-        try:
-            yield
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGUSR1, before)
-
-    def _come(self, *_: object) -> None:
-        self.signalled = self.standing  # one that comes while nothing stands still is not kept for later
 
     def given(self, method: str) -> tuple[dict[int, Order], ...]:
         """What a learner is given with a chunk of the method; nothing where there is no guard."""
@@ -196,7 +179,7 @@ class Guard:
                 if (method, chunk) in _resumed(folder):
                     continue
                 if chunk not in known:
-                    self.mark.unlink(missing_ok=True)  # meant for another pause
+                    self._forget()  # a word that was meant for another pause
                 self.paused[method, chunk] = folder
             self._tell(folder, chunk, event)
         if chunk in known and (method, chunk) not in self.paused:
@@ -211,13 +194,16 @@ class Guard:
         return (method, chunk - 1) in self.judged
 
     def _goes_on(self, method: str, chunk: int) -> bool:
-        if not self.signalled and not self.mark.exists():
+        if not self.stop.let_go and not self.mark.exists():
             return False
-        self.signalled = False
         self._tell(self.paused.pop((method, chunk)), chunk, {"what": RESUMED})
-        self.mark.unlink(missing_ok=True)
+        self._forget()
         self.view.notice("")
         return True
+
+    def _forget(self) -> None:
+        self.stop.let_go = False
+        self.mark.unlink(missing_ok=True)
 
     def _note(self, method: str, chunk: int, order: Order) -> None:
         self.orders[method].pop(chunk, None)

@@ -88,12 +88,17 @@ class Stop:
     While `patient` is false (nothing is at stake: starting, scoring) the first signal stops at once too. Use as a
     context manager in the main thread; in other threads it does nothing.
 
+    Args:
+        pauses: whether the run may stand still, so that SIGUSR1 is the word to go on.
+
     Attributes:
         tell: says something in a view that would be torn by a line in its midst, and whether it could; called in a
             signal's handler.
+        let_go: whether that word came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: bool = False) -> None:
+        self.pauses, self.let_go = pauses, False
         self.tell: Callable[[str], bool] = lambda _: False
         self.signal: signal.Signals | None = None
         self.patient = False
@@ -110,6 +115,9 @@ class Stop:
             with contextlib.suppress(ValueError):  # not in the main thread
                 before = signal.signal(number, self._come)
                 self._before.setdefault(number, before)
+        if self.pauses:
+            with contextlib.suppress(ValueError, AttributeError):  # a system without the signal
+                self._before.setdefault(signal.SIGUSR1, signal.signal(signal.SIGUSR1, self._let))
 
     def __enter__(self) -> Stop:
         self.arm()
@@ -127,6 +135,9 @@ class Stop:
             yield
         finally:
             self.patient = before
+
+    def _let(self, number: int, frame: FrameType | None) -> None:
+        self.let_go = True
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         second, self.signal = self.requested, signal.Signals(number)
