@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from streams import TASKS, stream_samples, test_sets
 from synthetic_run import write_run
 from test_states import a_run, say
 
 from streamcvit import cliguard
 from streamcvit.config import RunConfig
+from streamcvit.data.shards.write import write_stream
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation.lost import Loss, loss_of
@@ -28,9 +32,11 @@ from streamcvit.monitoring.guarded import GO_ON
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import render_report
 from streamcvit.monitoring.states import state_of
+from streamcvit.monitoring.terminal import LiveView
 from streamcvit.pipeline import load_config
-from streamcvit.run.forgetting import Boundary, decide, line_of
-from streamcvit.run.guard import alone
+from streamcvit.run.folder import RunFolder
+from streamcvit.run.forgetting import Boundary, Guard, decide, line_of
+from streamcvit.run.guard import Stop, alone
 from streamcvit.run.loading import load_encoder, wrap
 from streamcvit.run.messages import Order
 
@@ -259,6 +265,19 @@ def test_a_paused_run_says_so_and_is_let_go_on(tmp_path: Path, capsys: pytest.Ca
     say(folder / "lora", event="guard", what="resumed", chunk=3, time="2026-01-01T12:00:00+00:00")  # type: ignore[arg-type]
     with alone(folder):
         assert state_of(folder).state == "running"
+
+
+def test_a_pause_ends_with_the_guard_that_made_it(tmp_path: Path) -> None:
+    index = write_stream(tmp_path / "stream", stream_samples(), TASKS, test_sets(), 0)
+    tree = {"name": "r", "out": str(tmp_path), "methods": {"lora": {"adapter": "lora"}}}
+    view = LiveView(["lora"], 40, 4, console=Console(file=io.StringIO()))
+    for action, acts in (("pause", ["paused"]), ("none", ["paused", "resumed"]), ("pause", ["paused", "resumed"])):
+        config = RunConfig.model_validate({**tree, "guard": {"action": action}})
+        folder = RunFolder(config, "lora", index, np.array([[10, 0], [10, 0], [5, 5], [5, 5]]), "base")
+        if not folder.guarded:
+            folder.event(**{("name" if key == "event" else key): value for key, value in PAUSED.items()})
+        guard_ = Guard(config, {"lora": folder}, view, Stop())
+        assert [event["what"] for event in folder.guarded] == acts and not guard_.standing
 
 
 def test_the_report_lists_what_the_guard_did_and_bears_events_that_it_cannot_read(tmp_path: Path) -> None:
