@@ -176,7 +176,7 @@ class Guard:
         known = _paused(folder)
         for event in told:
             if event["what"] == PAUSED:
-                if (method, chunk) in _resumed(folder):
+                if chunk in _resumed(folder):
                     continue
                 if chunk not in known:
                     self._forget()  # a word that was meant for another pause
@@ -221,12 +221,14 @@ class Guard:
 
 def _paused(folder: RunFolder) -> list[int]:
     """Chunks after which a method paused and did not go on."""
-    gone_on = {chunk for _, chunk in _resumed(folder)}
-    return [e["chunk"] for e in folder.guarded if e.get("what") == PAUSED and e.get("chunk") not in gone_on]
+    gone_on = _resumed(folder)
+    there = [event.get("chunk") for event in folder.guarded if event.get("what") == PAUSED]
+    return [chunk for chunk in there if isinstance(chunk, int) and chunk not in gone_on]
 
 
-def _resumed(folder: RunFolder) -> set[tuple[str, int]]:
-    return {(folder.method, e["chunk"]) for e in folder.guarded if e.get("what") == RESUMED}
+def _resumed(folder: RunFolder) -> set[Any]:
+    """Chunks after which it went on."""
+    return {event.get("chunk") for event in folder.guarded if event.get("what") == RESUMED}
 
 
 def let_go_on(folder: Path) -> None:
