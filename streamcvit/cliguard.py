@@ -13,7 +13,7 @@ from streamcvit.errors import UserError
 
 def resume(
     run: Run,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to take the word.")] = 30.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to take the word.")] = 60.0,
 ) -> None:
     """Let a paused run go on; one that was stopped while it was paused goes on once it is started with --resume."""
     from streamcvit.monitoring.guarded import GO_ON

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from streamcvit.errors import UserError
-from streamcvit.monitoring.guarded import pause_of
+from streamcvit.monitoring.guarded import GO_ON, pause_of
 from streamcvit.monitoring.record import RunRecord
 
 LOCK = "lock.json"
@@ -143,7 +143,10 @@ def state_of(folder: Path) -> RunState:
         if state == STOPPED and last.get("event") != "stopped":
             why = "its process is gone" if records else "it ended before it began to learn"
         if state == STOPPED and pause:
-            why = f"{why}{'; ' if why else ''}{pause}; it stands still until: streamcvit resume {folder}"
+            until = (
+                "goes on once it is started" if (folder / GO_ON).exists() else f"waits for streamcvit resume {folder}"
+            )
+            why = f"{why}{'; ' if why else ''}{pause}; it {until}"
     said = held or {}
     live = state in (STARTING, RUNNING, PAUSED)
     go_on = f"streamcvit resume {folder}" if state == PAUSED else ""

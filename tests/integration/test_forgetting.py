@@ -205,7 +205,7 @@ def test_a_paused_run_stands_still_over_kill_and_stop_until_it_is_let_go_on(
         assert "lora paused: colour has lost 100.0 points" in state.why and state.methods[0].state == "paused"
         time.sleep(0.5)
         assert len(boundaries(run / "lora")) == 2
-    assert state_of(run).state == "stopped" and "it stands still until: streamcvit resume" in state_of(run).why
+    assert state_of(run).state == "stopped" and "it waits for streamcvit resume" in state_of(run).why
 
     def let_go_then_stop() -> None:
         wait_for(lambda: paused_after(1))

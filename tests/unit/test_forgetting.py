@@ -261,6 +261,7 @@ def test_a_paused_run_says_so_and_is_let_go_on(tmp_path: Path, capsys: pytest.Ca
     assert state_of(folder).state == "stopped" and state_of(folder).go_on.endswith("config.yaml --resume")
     (folder / GO_ON).unlink()
     cliguard.resume(str(folder))
+    assert state_of(folder).why.endswith("it goes on once it is started")
     assert (folder / GO_ON).exists() and "will not stand still again; start it" in capsys.readouterr().out
     say(folder / "lora", event="guard", what="resumed", chunk=3, time="2026-01-01T12:00:00+00:00")  # type: ignore[arg-type]
     with alone(folder):
