@@ -155,16 +155,18 @@ def test_the_report_tells_of_a_rollback_and_marks_it_in_matrix_and_curves(rolled
 def test_a_run_killed_after_a_rollback_goes_on_to_the_same_weights(root: Path, rolled_back: Path) -> None:
     with started(root.parent, "killed", "--local", **BACK) as process:
         folder = root / "killed/lora"
-        wait_for(lambda: committed_after(folder, 13))
+        wait_for(lambda: committed_after(folder, 13) or process.poll() is not None)
         assert process.poll() is None
     go_on(folder.parent)
     assert boundaries(folder) == boundaries(rolled_back) and told(folder) == told(rolled_back)
 
 
 def test_actors_whose_learner_is_killed_after_a_rollback_give_the_same_weights(root: Path, rolled_back: Path) -> None:
-    with started(root.parent, "ray", "--set", "cluster.ingest_actors=1", **BACK) as process:
+    patient = {"cluster.ingest_actors": 1, "cluster.start_seconds": 900, "cluster.silent_seconds": 300}
+    with started(root.parent, "ray", **patient, **BACK) as process:
         folder = root / "ray/lora"
-        wait_for(lambda: committed_after(folder, 13))
+        wait_for(lambda: committed_after(folder, 13) or process.poll() is not None)
+        assert process.poll() is None
         below = psutil.Process(process.pid).children(recursive=True)
         learner = next(child for child in below if "ray::LearnerActor" in " ".join(child.cmdline()))
         learner.kill()
@@ -184,7 +186,7 @@ def test_replay_is_raised_until_what_was_lost_has_recovered_and_a_killed_run_rep
     assert sorted(rows["position"].to_pylist()) == list(range(5 * 48))
     with started(root.parent, "torn", "--local", **REPLAY) as process:
         folder = root / "torn/lora"
-        wait_for(lambda: committed_after(folder, 6 * raised[1] + 6))
+        wait_for(lambda: committed_after(folder, 6 * raised[1] + 6) or process.poll() is not None)
         assert process.poll() is None
     go_on(folder.parent)
     assert boundaries(folder) == boundaries(whole) and told(folder) == told(whole)
@@ -199,7 +201,7 @@ def test_a_paused_run_stands_still_over_kill_and_stop_until_it_is_let_go_on(
         return (run / "lock.json").exists() and state_of(run).state == "paused" and told(run / "lora")[-1][1] == chunk
 
     with started(root.parent, "pause", "--local", **PAUSE) as process:
-        wait_for(lambda: paused_after(1))
+        wait_for(lambda: paused_after(1) or process.poll() is not None)
         state = state_of(run)
         assert state.go_on == f"streamcvit resume {run}" and state.pid == process.pid
         assert "lora paused: colour has lost 100.0 points" in state.why and state.methods[0].state == "paused"
