@@ -98,6 +98,8 @@ class MonitorActor(Actor):
     def probed(self, method: str, rows: list[dict[str, Any]]) -> None:
         """What came of a probe."""
         self.store.probes(Source(self.config.name, method), rows)
+        if self.feeder is not None:
+            self.feeder.changed(self.config.folder(method))
         self.move()
 
     @work

@@ -78,7 +78,7 @@ def _as_of(config: RunConfig, record: RunRecord, chunk: int) -> RunRecord:
         evaluation_seconds={},
         summary=_summary(config, record, chunk),
     )
-    vars(earlier).update(probes=[])  # each is a point of its own
+    earlier.probes = []  # each is a point of its own
     return earlier
 
 

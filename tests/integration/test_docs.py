@@ -49,7 +49,7 @@ def test_rooms_import_only_what_lies_below_them() -> None:
         "monitoring": {"models", "adapters", "data"},
         "embedded": {"models", "adapters", "data"},
     }
-    below["run"] = {"config", *below}
+    below["run"] = {"config", "guarding", *below}  # `guarding` is a section of the config
     below["cluster"] = {"run", *below["run"]}
     below["comparison"] = {"evaluation", "monitoring", "models", "data", "pipeline", "published", "explain"}
     below["start"] = {"pipeline", "run", *below["run"]}  # `init` stands in front, as cli and launch do
