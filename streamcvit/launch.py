@@ -101,7 +101,7 @@ def _execute(
     local: bool,
     resume: bool,
     allow: Sequence[str],
-    watcher: Watcher | None,
+    watcher: Watcher | None = None,
 ) -> RunConfig:
     folder = config.folder()
     known = check_settings(config, local)
