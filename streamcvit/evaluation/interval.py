@@ -25,6 +25,8 @@ def wilson_ends(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of every row's Wilson interval, points [..., n]; nan where `score_interval` takes the bootstrap."""
     n, right = points.shape[-1], (points == 100.0).sum(axis=-1)
     near = (np.minimum(right, n - right) < FEW) & np.isin(points, (0.0, 100.0)).all(axis=-1)
+    if n == 0:
+        return np.full(right.shape, np.nan), np.full(right.shape, np.nan)
     found = np.array([wilson(count, n) for count in range(n + 1)])[right]  # a table: as many counts as samples at most
     low, high = np.moveaxis(np.where(near[..., None], 100.0 * found, np.nan), -1, 0)
     return low, high
