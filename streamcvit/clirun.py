@@ -126,9 +126,10 @@ def logs(
 ) -> None:
     """Print what a run said, with the times: its log is run.log in its folder."""
     from streamcvit.monitoring.runlog import LOG
-    from streamcvit.monitoring.states import holder, run_folder
+    from streamcvit.monitoring.states import check_single, holder, run_folder
 
     folder = run_folder(run)
+    check_single(folder)
     path = folder / LOG
     if not path.is_file():
         raise UserError("this run has no log", where=str(path), fix="One is written as soon as it begins to learn")

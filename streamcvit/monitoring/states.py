@@ -125,9 +125,7 @@ def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunSta
         records: of those of its methods that have begun; read where they are not given.
     """
     held = holder(folder)
-    config: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = _config(folder)
     if config.get("seeds") or config.get("sweep"):
         return _of_several(folder, config, held)
     names = [name for name in config.get("methods") or {} if isinstance(name, str)]
@@ -174,6 +172,26 @@ def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunSta
         methods=methods,
         order=names,
     )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def check_single(folder: Path) -> None:
+    """Go on only with a single run.
+
+    Raises:
+        UserError: the folder is that of several seeds, or of a sweep.
+    """
+    config = _config(folder)
+    if config.get("seeds") or config.get("sweep"):
+        there = [path.parent.name for path in sorted(folder.glob("*/config.yaml"))]
+        fix = f"Name one of them: {folder / there[0]}" if there else "Wait until the first of them has begun"
+        raise UserError("these are several runs, and each is looked at by itself", where=str(folder), fix=fix)
 
 
 def _of_several(folder: Path, config: dict[str, Any], held: dict[str, Any] | None) -> RunState:

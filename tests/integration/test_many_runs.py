@@ -60,6 +60,9 @@ def test_seeds_that_are_killed_and_stopped_go_on_to_what_each_comes_to_alone(tmp
     assert (whole / "report.html").is_file()
     shown = streamcvit("status", "mine", cwd=tmp_path).stdout
     assert "mine is finished" in shown and "seed-3  finished" in shown
+    for command_of_one in ("watch", "logs"):
+        told = streamcvit(command_of_one, "mine", cwd=tmp_path)
+        assert (told.returncode, told.stdout) == (2, "") and "Name one of them: runs/mine/seed-1" in told.stderr
     alone = streamcvit(*WORDS, "--name", "alone", "--local", "--set", "seed=2", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     for method in ("lora", "smolora"):

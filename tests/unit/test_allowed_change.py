@@ -40,7 +40,7 @@ def test_a_change_allowed_before_a_kill_is_asked_for_again_until_every_folder_no
     @contextlib.contextmanager
     def starting(*_: object) -> Iterator[Callable[[object], types.SimpleNamespace]]:
         yield lambda _: types.SimpleNamespace(
-            base_digest="base", url="", probing=None, evaluators=1, farewell=lambda: None, faults=lambda: []
+            base_digest="base", url="", probing=None, evaluators=1, farewell=lambda: None, faults=list
         )
 
     monkeypatch.setattr(launch, "_starting", starting)

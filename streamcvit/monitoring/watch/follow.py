@@ -14,7 +14,7 @@ import pyarrow as pa
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runs import find_runs
-from streamcvit.monitoring.states import LOCK, RUNNING, STARTING, holder, run_folder, state_of
+from streamcvit.monitoring.states import LOCK, RUNNING, STARTING, check_single, holder, run_folder, state_of
 from streamcvit.monitoring.watch.fresh import Fresh
 from streamcvit.monitoring.watch.told import ALERTS, alerts_of, unix
 from streamcvit.monitoring.watch.view import lag, method_view, rounded, run_view
@@ -174,7 +174,7 @@ def follower_of(name: str | Path, root: str = "runs") -> tuple[Follower, str]:
     """Follow the run of this name or path; and the method that the path named, or nothing.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no run, or there are several.
     """
     try:
         folder = run_folder(name, root)
@@ -182,6 +182,7 @@ def follower_of(name: str | Path, root: str = "runs") -> tuple[Follower, str]:
         if not Path(name).exists():
             raise
         return Follower(Path(name), find_runs(name)), ""
+    check_single(folder)
     named = Path(name).name
     inner = folder.resolve() != Path(name).resolve() and (folder / named / "run.json").is_file()
     return Follower(folder), named if inner else ""
