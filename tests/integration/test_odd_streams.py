@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,10 +78,12 @@ def test_a_stream_with_chunks_that_hold_nothing_finishes_and_resumes_to_the_same
     parted, learn = config(tmp_path / "parted", tmp_path / "data", method), workers.LearnerWorker.learn_chunk
     for chunk in range(1, 6):
 
-        def stopped(self: workers.LearnerWorker, method: str, asked: int, last: int = chunk) -> workers.ChunkReport:
+        def stopped(
+            self: workers.LearnerWorker, method: str, asked: int, *orders: Any, last: int = chunk
+        ) -> workers.ChunkReport:
             if asked == last:
                 raise UserError("stopped here")
-            return learn(self, method, asked)
+            return learn(self, method, asked, *orders)
 
         monkeypatch.setattr(workers.LearnerWorker, "learn_chunk", stopped)
         with pytest.raises(UserError, match="stopped here"):
