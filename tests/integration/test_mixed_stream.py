@@ -69,10 +69,10 @@ def test_a_mixed_stream_is_learned_scored_and_resumed_to_the_same_bits(
     rows = read_ledger(whole.folder("smolora") / "ledger")
     assert rows["position"].to_pylist() == list(range(64)) and set(rows["task"].to_pylist()) == set(TASKS)
 
-    def stopped(self: LearnerWorker, method: str, chunk: int):  # type: ignore[no-untyped-def]
+    def stopped(self: LearnerWorker, method: str, chunk: int, *orders: object):  # type: ignore[no-untyped-def]
         if chunk == 1:
             self.stop = lambda: True
-        return learn(self, method, chunk)
+        return learn(self, method, chunk, *orders)
 
     learn = LearnerWorker.learn_chunk
     parted = config(tmp_path / "parted", tmp_path / "data")
