@@ -1,63 +1,55 @@
-"""What the runs of a sweep scored, value by value."""
+"""What the runs of a sweep scored, value by value, as a table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+from streamcvit.comparison.sheets import Cell, Sheet
 from streamcvit.evaluation.paired import over_seeds
 from streamcvit.monitoring.record import Interval, RunRecord
+from streamcvit.monitoring.runs import heading
 from streamcvit.variants import Variant
 
 SHOWN = ("ap", "map", "maf_cross", "bwt_last", "mif")
-"""Metrics that a table of a sweep holds."""
+"""Metrics of the table."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One method at one value of what is swept.
-
-    Attributes:
-        method: its name.
-        values: swept key -> value.
-        seeds: how many runs it is of.
-        metrics: name -> mean over the seeds with Student's 95 % interval; of a single run its own interval.
-        best: whether its AP is the highest of its method's.
-    """
-
-    method: str
-    values: dict[str, str]
-    seeds: int
-    metrics: dict[str, Interval]
-    best: bool = False
-
-
-def rows_of(found: Sequence[Variant]) -> list[Row]:
-    """A row for each method and value, method by method; runs that are not finished are left out."""
-    by_point: dict[tuple[str, ...], list[Variant]] = {}
+def sweep_sheet(found: Sequence[Variant]) -> Sheet:
+    """A row for each method and value, method by method, each one's best AP bold; unfinished runs are left out."""
+    by_value: dict[tuple[str, ...], list[Variant]] = {}
     for variant in found:
-        by_point.setdefault(tuple(variant.values.values()), []).append(variant)
-    rows = []
+        by_value.setdefault(tuple(variant.values.values()), []).append(variant)
+    blocks = []
     for method in dict.fromkeys(name for variant in found for name in variant.config.methods):
-        own = []
-        for same in by_point.values():
-            records = [RunRecord.load(variant.config.folder(method)) for variant in same]
+        rows: list[tuple[str, str, list[Interval | None]]] = []
+        for seeds in by_value.values():
+            records = [RunRecord.load(variant.config.folder(method)) for variant in seeds]
             records = [record for record in records if record.finished]
             if records:
-                own.append(Row(method, same[0].values, len(records), _metrics(records)))
-        top = max((row.metrics["ap"][0] for row in own if "ap" in row.metrics), default=math.inf)
-        rows += [replace(row, best=len(own) > 1 and row.metrics.get("ap", (None,))[0] == top) for row in own]
-    return rows
+                said = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in seeds[0].values.items())
+                note = f"{len(records)} seeds" if len(records) > 1 else ""
+                rows.append((f"{method}, {said}", note, [_over(records, name) for name in SHOWN]))
+        top = max((entries[0][0] for _, _, entries in rows if entries[0] is not None), default=math.nan)
+        best = [len(rows) > 1 and entries[0] is not None and entries[0][0] == top for _, _, entries in rows]
+        blocks.append(
+            [
+                (name, note, [Cell(entry, best=first and not place) for place, entry in enumerate(entries)])
+                for (name, note, entries), first in zip(rows, best, strict=True)
+            ]
+        )
+    notes = [
+        "points, with 95 % intervals: of several seeds Student's, of one the bootstrap's; bold: a method's best AP"
+    ]
+    return Sheet("sweep", "Each method at each value", "method", [heading(name) for name in SHOWN], blocks, notes)
 
 
-def _metrics(records: Sequence[RunRecord]) -> dict[str, Interval]:
-    told: dict[str, Interval] = {}
-    for name in SHOWN:
-        values = [value for record in records if (value := record.metric(name)) is not None]
-        if len(values) == len(records) == 1:
-            told[name] = values[0]
-        elif len(values) == len(records):
-            mean, low, high = over_seeds([value[0] for value in values])
-            told[name] = (mean, low, high)
-    return told
+def _over(records: Sequence[RunRecord], metric: str) -> Interval | None:
+    """A metric's mean over seeds with Student's 95 % interval, of a single run its own; None where a run lacks it."""
+    values = [value for record in records if (value := record.metric(metric)) is not None]
+    if len(values) < len(records):
+        return None
+    if len(values) == 1:
+        return values[0]
+    mean, low, high = over_seeds([value[0] for value in values])
+    return mean, low, high

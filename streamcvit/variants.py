@@ -80,9 +80,6 @@ def variants(config: RunConfig, read: Callable[[list[str]], RunConfig]) -> list[
     for key in config.sweep:
         if key.partition(".")[0] in ("seed", "seeds", "sweep", "name", "out"):
             raise UserError(f"sweep: {key} cannot be swept", fix="Name seeds with --seeds, or another setting")
-    if config.guard.action == "pause":
-        fix = "Choose another guard.action, or run them one by one"
-        raise UserError("several runs side by side cannot stand still for a person", where="guard.action", fix=fix)
     points = list(itertools.product(*config.sweep.values()))
     seeds = config.seeds or [config.seed]
     if len(points) * len(seeds) > MOST:
@@ -109,6 +106,9 @@ def _chosen(own: RunConfig, config: RunConfig) -> dict[str, Any]:
 
 
 def _check(found: Sequence[Variant], config: RunConfig) -> None:
+    if any(variant.config.guard.action == "pause" for variant in found):
+        fix = "Choose another guard.action, or run them one by one"
+        raise UserError("several runs side by side cannot stand still for a person", where="guard.action", fix=fix)
     name, count = Counter(variant.name.lower() for variant in found).most_common(1)[0]
     if count > 1:
         raise UserError(f"sweep: {count} runs would have the folder {name!r}", fix="Name each value once")

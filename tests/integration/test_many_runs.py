@@ -51,7 +51,7 @@ def test_seeds_that_are_killed_and_stopped_go_on_to_what_each_comes_to_alone(tmp
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 128 + signal.SIGTERM and "finished" not in printed.rpartition("stopped")[2]
+    assert process.returncode == 128 + signal.SIGTERM and "seed-2 stopped after" in printed
     state = json.loads(streamcvit("status", "mine", "--json", cwd=tmp_path).stdout)
     assert state["state"] == "stopped" and state["go_on"].endswith("runs/mine/config.yaml --resume")
     done = streamcvit("run", "runs/mine/config.yaml", "--resume", cwd=tmp_path)
@@ -75,10 +75,11 @@ def test_a_sweep_prints_a_row_for_each_value_and_a_failed_run_does_not_end_the_o
     words = [*WORDS[:4], *TINY, "--name", "grid", "--local"]
     done = streamcvit(*words, "--sweep", "learner.lr=1e-4,1e-2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("lora ")]
-    assert [row[:3] for row in rows] == [["lora", "1e-4", "1"], ["lora", "1e-2", "1"]]
-    summary = json.loads((tmp_path / "runs/grid/lr-1e-2/lora/summary.json").read_text())
-    assert rows[1][3] == f"{summary['metrics']['ap']['value']:.1f}"
+    assert "lora, lr 1e-4" in done.stdout and "lora, lr 1e-2" in done.stdout
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.startswith(" AP "))
+    summaries = [tmp_path / f"runs/grid/lr-{lr}/lora/summary.json" for lr in ("1e-4", "1e-2")]
+    aps = [json.loads(summary.read_text())["metrics"]["ap"]["value"] for summary in summaries]
+    assert row[2:] == [f"{ap:.1f}" for ap in aps]
     blocked = tmp_path / "runs" / "other"
     (blocked / "lr-1e-4").mkdir(parents=True)
     (blocked / "lr-1e-4" / "stream").write_text("in the way")

@@ -60,6 +60,7 @@ def test_a_sweep_without_key_or_values_is_refused_in_one_line(text):
         ({"learner.lr": ["-1"]}, "learner.lr"),
         ({"learner.rate": ["1"]}, "learner.rate"),
         ({"seed": ["1", "2"]}, "--seeds"),
+        ({"guard.action": ["none", "pause"]}, "stand still"),
     ],
 )
 def test_values_that_make_no_runs_of_their_own_are_refused(sweep, word):
