@@ -151,7 +151,10 @@ def test_forgetting_is_the_best_less_the_newest_with_its_interval_worst_first(fo
             assert row["lost"] == pytest.approx(lost[row["task"]], abs=0.051)
             if row["low"] is not None:
                 assert row["low"] <= row["lost"] <= row["high"]
-                assert row["sure"] == (row["low"] > 0 or (row["low"] == 0 and row["sure"]))
+                i, (value, low, high) = row["i"], (record.matrix(column=name) for name in ("score", "low", "high"))
+                below, above = value[row["at"], i] - low[row["at"], i], high[row["chunk"], i] - value[row["chunk"], i]
+                assert row["low"] == pytest.approx(row["lost"] - np.hypot(below, above), abs=0.11)
+                assert row["sure"] == (row["low"] > 0) or abs(row["low"]) < 0.05  # rounded to nothing
         shown = [row["lost"] for row in rows if "lost" in row]
         assert shown == sorted(shown, reverse=True) and len(rows) == len(record.tasks)
 
@@ -302,12 +305,34 @@ def test_the_last_state_reaches_every_viewer_before_the_end() -> None:
     told: list[str] = []
     viewer = threading.Thread(target=lambda: told.extend(hub.news()))
     viewer.start()
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while not any('"run":1' in text for text in list(told)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     hub.flush(5.0)
-    assert len(looks) == 2 and '"run":2' in told[-1] if told else True
+    assert len(looks) == 2 and '"run":2' in told[-1]
     hub.close()
     viewer.join(timeout=5)
-    assert '"run":2' in told[-1]
+
+
+def test_the_last_look_begins_after_one_that_goes_on_has_ended() -> None:
+    values, inside, go = {"a": 1}, threading.Event(), threading.Event()
+
+    def look() -> dict:
+        found = dict(values)
+        inside.set()
+        go.wait(10)
+        return found
+
+    hub = Hub(look, 30.0)
+    earlier = threading.Thread(target=hub.state)
+    earlier.start()
+    assert inside.wait(10)
+    values["a"] = 2
+    threading.Timer(0.2, go.set).start()
+    hub.flush(5.0)
+    earlier.join(timeout=5)
+    assert hub.state()[1] == {"a": "2"}
 
 
 def test_a_look_that_fails_leaves_what_was_read_before(caplog: pytest.LogCaptureFixture) -> None:
