@@ -202,7 +202,9 @@ def test_events_are_lines_in_which_repeated_ones_stand_together(folder: Path) ->
     for position in range(3):
         event(method, event="quarantine", chunk=3, position=position, sample_id=f"s{position}", reason="image")
     event(method, event="restart", actor="learner", cause="died", detail="out of memory")
-    event(method, event="guard", action="pause", task="ocr", points=12.5, what="waits for resume")
+    loss = {"task": "ocr", "points": 12.5, "low": 5.0, "high": 20.0, "best_chunk": 1}
+    event(method, event="guard", action="pause", what="paused", chunk=2, **loss)
+    event(method, event="guard", action="of another release", task="ocr")
     event(method, event="of another release", what="<b>")
     with open(method / "events.jsonl", "a") as file:
         file.write('{"event": "torn')
@@ -212,11 +214,12 @@ def test_events_are_lines_in_which_repeated_ones_stand_together(folder: Path) ->
         lines[1]["text"],
         "sample left out: image, s0 (and others of the chunk)",
         "learner replaced (died): out of memory",
-        "guard: pause, ocr lost 12.5 points; waits for resume",
+        "guard: paused: ocr has lost 12.5 points (95 % interval 5.0 to 20.0)",
+        "guard: action of another release, task ocr",
         "of another release: what <b>",
     ]
     assert lines[1]["text"].startswith("chunks 1 to 3 learned, 192 samples, loss ")
-    assert [line["level"] for line in lines] == ["", "", "warn", "warn", "warn", ""]
+    assert [line["level"] for line in lines] == ["", "", "warn", "warn", "warn", "warn", ""]
 
 
 def test_alerts_that_fire_come_first_and_one_that_is_over_is_said_so(folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from streamcvit.monitoring.guarded import told_of
 from streamcvit.monitoring.record import RunRecord
 
 ALERTS = "alerts.jsonl"
@@ -76,18 +78,12 @@ def _said(kind: str, event: dict[str, Any]) -> str:
     if kind == "skipped":
         return f"step skipped: {event.get('reason')} not finite"
     if kind == "guard":
-        what = f"guard: {event.get('action')}"
-        if event.get("task"):
-            what += f", {event['task']} lost {_number(event.get('points'))} points"
-        return what + (f"; {event['what']}" if event.get("what") else "")
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of another release: told as it is
+            return f"guard: {told_of(event)}"
     if kind in ("failed", "damaged", "test_unreadable"):
         return f"{kind.replace('_', ' ')}: {event.get('what') or event.get('task')}"
     rest = (f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
     return f"{kind}: {', '.join(rest)}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, int | float) else "?"
 
 
 def alerts_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
