@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.alertlog import ALERTS
 from streamcvit.monitoring.guarded import GO_ON
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runs import find_runs
 from streamcvit.monitoring.states import LIVE, LOCK, check_single, holder, run_folder, state_of
 from streamcvit.monitoring.watch.fresh import Fresh
-from streamcvit.monitoring.watch.told import ALERTS, alerts_of, unix
+from streamcvit.monitoring.watch.told import alerts_of, unix
 from streamcvit.monitoring.watch.view import lag, method_view, rounded, run_view
 from streamcvit.monitoring.watch.word import newest_word
 
