@@ -189,7 +189,7 @@ def test_probes_and_drift_are_shown_where_a_run_has_them(folder: Path) -> None:
     record = RunRecord.load(folder / "lora")
     task = record.tasks[int(np.flatnonzero(record.seen()[2])[0])]
     probe = {"kind": "live", "family": "strict", "task": task, "chunk": 3, "version": 28, "cursor": 3 * 64 + 32}
-    record.scores.append({**probe, "score": 12.0, "low": 8.0, "high": 20.0})
+    record.probes.append({**probe, "score": 12.0, "low": 8.0, "high": 20.0})
     view = method_view(record, {})
     assert view["probes"][task][-1] == [3.5, 12.0, 8.0, 20.0]
     assert next(row for row in view["lost"] if row["task"] == task)["probe"] == [12.0, 8.0, 20.0]

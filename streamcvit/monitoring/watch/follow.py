@@ -17,8 +17,9 @@ from streamcvit.monitoring.guarded import GO_ON
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runs import find_runs
 from streamcvit.monitoring.states import LIVE, LOCK, check_single, holder, run_folder, state_of
+from streamcvit.monitoring.times import unix
 from streamcvit.monitoring.watch.fresh import Fresh
-from streamcvit.monitoring.watch.told import alerts_of, unix
+from streamcvit.monitoring.watch.told import alerts_of
 from streamcvit.monitoring.watch.view import lag, method_view, rounded, run_view
 from streamcvit.monitoring.watch.word import newest_word
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from streamcvit.monitoring.alertlog import FIRING, read_alerts
 from streamcvit.monitoring.guarded import told_of
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.times import unix
 
 MOST = 60
 """Lines that are shown, the newest."""
@@ -104,13 +104,3 @@ def alerts_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
             }
     alerts = list(newest.values())[::-1]
     return sorted(alerts, key=lambda alert: not alert["firing"])[:MOST]
-
-
-def unix(time: Any) -> float | None:
-    """Unix time of a line's; None where it has none that can be read."""
-    if isinstance(time, int | float):
-        return float(time)
-    try:
-        return datetime.fromisoformat(str(time)).timestamp()
-    except ValueError:
-        return None
