@@ -127,7 +127,7 @@ def test_the_last_state_stays_when_the_run_ends_and_its_server_with_it(tab: Tab,
             advance(folder, method, 15)
         site.hub.flush()  # what the monitor does last
         server.close()
-    tab.until("document.querySelector('#link').textContent.includes('ended with it')")
+    tab.until("document.querySelector('#link').textContent.includes('last state')")
     assert tab.eval("document.querySelector('.pill').className") == "pill finished"
     assert tab.eval("document.title") == "✓ run"
     assert tab.eval("[...document.querySelectorAll('.matrix tbody tr:first-child td.heat')].length") >= 13

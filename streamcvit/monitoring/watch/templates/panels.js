@@ -43,7 +43,7 @@ const head = () => {
 };
 const connection = () => {
   const live = link.open, since = link.lost ? clock(link.lost) : "";
-  const text = ui.held ? "held still, p goes on" : live ? (alive() ? "live" : "up to date") : ended() ? "its server ended with it" : since ? `no connection since ${since}, trying again` : "connecting";
+  const text = ui.held ? "held still, p goes on" : live ? (alive() ? "live" : "up to date") : ended() ? "server gone, last state" : since ? `no connection since ${since}, trying again` : "connecting";
   return h("span", { class: `link ${live && !ui.held ? "on" : "off"}`, id: "link" }, h("i", { "aria-hidden": "true" }), text);
 };
 const tabs = (name) => h("div", { class: "tabs", role: "tablist", "aria-label": "Methods" }, state.run.methods.map((one, i) => {
@@ -79,7 +79,7 @@ const tiles = () => {
   const zero = Object.values(m.zero).filter(known), firing = state.alerts.filter((a) => a.firing && (!a.method || a.method === m.name));
   const first = curve.length ? null : mean(zero);
   return h("section", { class: "tiles", "aria-label": "At a glance", "data-key": "tiles" },
-    tile("ap", "Average performance", known(first) ? num(first) : num(ap[0]), known(first) ? "before any learning" : [known(ap[1]) ? range(ap[1], ap[2]) : "points", known(step) ? h("span", { class: step < -0.05 ? "down" : step > 0.05 ? "up" : "" }, ` ${step < -0.05 ? "▼" : step > 0.05 ? "▲" : ""} ${signed(step)} by the newest chunk`) : ""]),
+    tile("ap", "Average performance", known(first) ? num(first) : num(ap[0]), known(first) ? "before any learning" : [ap[2] > ap[1] ? range(ap[1], ap[2]) : "points", !known(step) ? "" : Math.abs(step) < 0.05 ? ", unchanged by the newest chunk" : h("span", { class: step < 0 ? "down" : "up" }, ` ${step < 0 ? "▼" : "▲"} ${signed(step)} by the newest chunk`)]),
     tile("worst", "Most forgotten", lost ? `−${num(lost.lost)}` : curve.length > 1 ? "nothing" : "–", lost ? [h("b", null, lost.task), known(lost.low) ? ` ${range(lost.low, lost.high)}${lost.sure ? ", for sure" : ", may be chance"}` : ""] : curve.length > 1 ? "every task stands at its best" : "tells after two chunks", null, lost && lost.sure ? "bad" : ""),
     tile("loss", "Loss before learning", num(now.loss, 3), m.loss.length && known(m.loss[m.loss.length - 1][2]) ? `nats; ${percent(m.loss[m.loss.length - 1][2])} right before learning` : "nats, on the newest samples"),
     tile("lag", "Scores behind the learner", lag.chunks ? plural(lag.chunks, "chunk") : known(lag.steps) && lag.steps ? plural(lag.steps, "step") : known(lag.steps) ? "none" : "–", known(lag.steps) ? `${lag.chunks && lag.steps ? `${plural(lag.steps, "step")}; ` : ""}${lag.scored} of ${m.chunks} chunks scored` : "no score yet", timeBar(m.waits), lag.chunks > 2 ? "warn" : ""),
