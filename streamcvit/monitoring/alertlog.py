@@ -28,15 +28,16 @@ def read_alerts(folder: Path) -> list[dict[str, Any]]:
         lines = (folder / ALERTS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
+    found: list[dict[str, Any]] = []
     for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("labels"), dict) and row.get("status") in STATUSES:
+        whole = isinstance(row, dict) and isinstance(row.get("labels"), dict) and row.get("status") in STATUSES
+        if whole and all(isinstance(row.get(key), str) for key in TEXTS):
             found.append(row)
-    return [row for row in found if all(isinstance(row.get(key), str) for key in TEXTS)]
+    return found
 
 
 class AlertLog:

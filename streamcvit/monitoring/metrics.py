@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from streamcvit.monitoring.definitions import (
     Source,
 )
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.times import unix
 
 log = logging.getLogger(__name__)
 
@@ -282,7 +282,6 @@ class MetricStore(Collector):
             self.waits(run, event["chunk"], {reason: float(event.get(f"wait_{reason}_s") or 0) for reason in WAITS})
         if chunks:
             self._load_chunk(run, record, chunks)
-        # Live scores of a version come before the chunk end of a later one.
         self.scores(run, sorted(record.scores, key=lambda row: row["version"]))
         self.probes(run, record.probes)
         for task, seconds in record.evaluation_seconds.items():
@@ -291,7 +290,7 @@ class MetricStore(Collector):
 
     def _load_chunk(self, run: Source, record: RunRecord, chunks: list[dict[str, Any]]) -> None:
         """What the ends of chunks tell; no boundary commit is missing in them, and the newest is at the last."""
-        newest, at = chunks[-1], _unix(chunks[-1].get("time"))
+        newest, at = chunks[-1], unix(chunks[-1].get("time"))
         for bank, shares in (newest.get("expert_share") or {}).items():
             self.expert_share(run, bank, shares)
         for bank, moved in (newest.get("drift") or {}).items():
@@ -387,11 +386,3 @@ def _counted(bounds: Sequence[float], seconds: Iterable[float]) -> BucketCounts:
     for each in seconds:
         buckets.observe(each)
     return buckets
-
-
-def _unix(time: Any) -> float | None:
-    """Unix time of an event's; None where it has none that can be read."""
-    try:
-        return datetime.fromisoformat(str(time)).timestamp()
-    except ValueError:
-        return None

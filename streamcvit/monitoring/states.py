@@ -22,6 +22,8 @@ LOCK = "lock.json"
 
 STATES = ("starting", "running", "paused", "stopped", "failed", "finished")
 STARTING, RUNNING, PAUSED, STOPPED, FAILED, FINISHED = STATES
+LIVE = (STARTING, RUNNING, PAUSED)
+"""Those of a run that a process runs in."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def state_of(folder: Path, records: Sequence[RunRecord] | None = None) -> RunSta
             )
             why = f"{why}{'; ' if why else ''}{pause}; it {until}"
     said = held or {}
-    live = state in (STARTING, RUNNING, PAUSED)
+    live = state in LIVE
     go_on = f"streamcvit resume {folder}" if state == PAUSED else ""
     if state in (STOPPED, FAILED) and records:
         go_on = f"streamcvit run {folder / 'config.yaml'} --resume"

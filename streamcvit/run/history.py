@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,11 @@ import numpy as np
 from streamcvit.config import RunConfig
 from streamcvit.evaluation.matrix import metrics
 from streamcvit.evaluation.plan import Plan
-from streamcvit.monitoring.definitions import METRICS, Source
+from streamcvit.monitoring.definitions import Source
 from streamcvit.monitoring.metrics import MetricStore
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.sinks import Point, points_of, tag_of
+from streamcvit.monitoring.times import unix
 from streamcvit.run.unseen import scored_at
 
 NEWEST_ONLY = ("maf_cross",)
@@ -48,18 +48,17 @@ def boundary_points(config: RunConfig, record: RunRecord, source: Source, chunk:
     event = next(event for event in record.chunk_events() if event["chunk"] == chunk)
     store = MetricStore()
     store.load(_as_of(config, record, chunk), source)
-    return points_of(store.collect(), source, int(event.get("step") or 0), unix(event.get("time")))
+    return points_of(store.collect(), source, int(event.get("step") or 0), unix(event.get("time")) or 0.0)
 
 
 def probe_points(record: RunRecord) -> list[Point]:
     """The scores between boundaries, each at the steps of the weights that were probed."""
     names = {"score": "task_probe_points", "low": "task_probe_low_points", "high": "task_probe_high_points"}
     return [
-        Point(tag_of(name, {"task": row["task"]}), row["version"], float(row[column]), unix(row.get("time")))
-        for row in getattr(record, "probes", ())  # of a run that is probed
+        Point(tag_of(name, {"task": row["task"]}), row["version"], float(row[column]), unix(row.get("time")) or 0.0)
+        for row in record.probes
         if row["family"] == "strict"
         for column, name in names.items()
-        if name in METRICS
     ]
 
 
@@ -69,7 +68,7 @@ def _as_of(config: RunConfig, record: RunRecord, chunk: int) -> RunRecord:
     events = [e for e in record.events[: end + 1] if e.get("event") != "chunk" or e.get("chunk", 0) <= chunk]
     ledger, there = record.ledger, record.ledger.chunk <= chunk
     parts = (column[there] for column in (ledger.position, ledger.chunk, ledger.task, ledger.loss, ledger.correct))
-    earlier = replace(
+    return replace(
         record,
         run={**record.run, "finished": None},
         events=events,
@@ -77,9 +76,8 @@ def _as_of(config: RunConfig, record: RunRecord, chunk: int) -> RunRecord:
         ledger=type(ledger)(*parts),
         evaluation_seconds={},
         summary=_summary(config, record, chunk),
+        probes=[],  # each is a point of its own
     )
-    earlier.probes = []  # each is a point of its own
-    return earlier
 
 
 def _summary(config: RunConfig, record: RunRecord, chunk: int) -> dict[str, Any]:
@@ -98,11 +96,3 @@ def _summary(config: RunConfig, record: RunRecord, chunk: int) -> dict[str, Any]
         here = {name: told.get(name, {}).get("value") for name in (*NEWEST_ONLY, *own)}
         values |= {name: value for name, value in here.items() if value is not None}
     return {"metrics": {name: {"value": value} for name, value in values.items()}, "own_metrics": list(own)}
-
-
-def unix(time: Any) -> float:
-    """Unix time of an event's; 0 where it has none that can be read."""
-    try:
-        return datetime.fromisoformat(str(time)).timestamp()
-    except ValueError:
-        return 0.0

@@ -120,13 +120,12 @@ def test_failures_and_what_followed_are_told_in_sentences(tmp_path: Path) -> Non
          "The stream went on without."),
         ("10:03:00", "bad", "1 step of chunk 2 not taken: the loss was not finite. Weights stayed as they were."),
         ("10:04:00", "bad", "Damaged: 00000005: damaged commit. It is made again from what is whole."),
-        ("10:05:00", "plain", "Guard: rollback after ocr lost 31.2 points (at least 12.0), chunk 2."),
         ("10:06:00", "plain", "It was stopped in good order; what was learned is committed."),
         ("10:07:00", "good", "It went on from what was committed."),
         ("10:08:00", "bad", "It ended before its end: the disk is full"),
         ("10:09:00", "plain", "of_a_later_release: why x"),
     ]  # fmt: skip
-    assert found["summary"] == "1 restarts, 1 stops, 1 failures, 1 acts of the guard" and found["end"] == ""
+    assert found["summary"] == "1 restart, 1 stop, 1 failure" and found["end"] == ""
     quiet = write_run(tmp_path / "q" / "lora", "lora", chunks=3)
     assert recoveries(RunRecord.load(quiet))["lines"] == []
     text = Page(render_report([RunRecord.load(folder)])).text

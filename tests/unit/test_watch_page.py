@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Tab, chromium
-from watched_runs import advance, going_on, write_watched
+from watched_runs import advance, going_on, pause, write_watched
 
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.watch import Follower, Site
@@ -99,6 +99,24 @@ def test_a_tab_outlives_the_server_the_run_and_a_new_life_of_both(tab: Tab, fold
     assert [one for one in tab.complaints if "net::ERR_" not in one] == []
 
 
+def test_a_paused_run_is_followed_and_says_how_to_go_on(tab: Tab, folder: Path) -> None:
+    with going_on(folder), served(folder) as server:
+        tab.go(page(server))
+        tab.until("document.querySelector('.pill.running') && document.querySelector('.link.on')")
+        pause(folder, "smolora")
+        tab.until("document.querySelector('.pill.paused')")
+        head = tab.eval("document.querySelector('#head').textContent")
+        for said in (
+            "Paused",
+            "smolora paused: ocr has lost 40.0 points",
+            f"Go on: streamcvit resume {folder}",
+            "live",
+        ):
+            assert said in head
+        assert tab.eval("document.querySelector('[role=tab][aria-selected=true]').dataset.name") == "smolora"
+        assert tab.complaints == []
+
+
 def test_the_last_state_stays_when_the_run_ends_and_its_server_with_it(tab: Tab, folder: Path) -> None:
     site = Site(Follower(folder), "run")
     with going_on(folder):
@@ -109,7 +127,7 @@ def test_the_last_state_stays_when_the_run_ends_and_its_server_with_it(tab: Tab,
             advance(folder, method, 15)
         site.hub.flush()  # what the monitor does last
         server.close()
-    tab.until("document.querySelector('#link').textContent.includes('ended with it')")
+    tab.until("document.querySelector('#link').textContent.includes('last state')")
     assert tab.eval("document.querySelector('.pill').className") == "pill finished"
     assert tab.eval("document.title") == "✓ run"
     assert tab.eval("[...document.querySelectorAll('.matrix tbody tr:first-child td.heat')].length") >= 13

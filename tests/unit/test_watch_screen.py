@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from watched_runs import going_on, write_watched
+from watched_runs import going_on, pause, write_watched
 
 from streamcvit import cli, cliwatch
 from streamcvit.monitoring.watch import Follower
-from streamcvit.monitoring.watch.screen import screen, show
+from streamcvit.monitoring.watch.screen import screen, show, under_way
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,17 @@ def test_on_a_terminal_it_ends_with_the_run(folder: Path) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     show(Follower(folder), console)  # stopped: its last state stays
     assert "stopped" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_paused_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
+    run = write_watched(tmp_path / "run")
+    pause(run, "smolora")
+    with going_on(run):
+        text = drawn(run, 120, chosen="")
+        parts = Follower(run).look()
+    assert "run  paused" in text and "smolora paused: ocr has lost 40.0 points" in text
+    assert f"go on: streamcvit resume {run}" in text.replace("\n", "")
+    assert under_way(parts["run"]) == "smolora" and parts["now"]["methods"].keys() == {"lora", "smolora"}
 
 
 @pytest.mark.parametrize("there", [False, True])

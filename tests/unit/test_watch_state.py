@@ -151,7 +151,10 @@ def test_forgetting_is_the_best_less_the_newest_with_its_interval_worst_first(fo
             assert row["lost"] == pytest.approx(lost[row["task"]], abs=0.051)
             if row["low"] is not None:
                 assert row["low"] <= row["lost"] <= row["high"]
-                assert row["sure"] == (row["low"] > 0 or (row["low"] == 0 and row["sure"]))
+                i, (value, low, high) = row["i"], (record.matrix(column=name) for name in ("score", "low", "high"))
+                below, above = value[row["at"], i] - low[row["at"], i], high[row["chunk"], i] - value[row["chunk"], i]
+                assert row["low"] == pytest.approx(row["lost"] - np.hypot(below, above), abs=0.11)
+                assert row["sure"] == (row["low"] > 0) or abs(row["low"]) < 0.05  # rounded to nothing
         shown = [row["lost"] for row in rows if "lost" in row]
         assert shown == sorted(shown, reverse=True) and len(rows) == len(record.tasks)
 
@@ -186,7 +189,7 @@ def test_probes_and_drift_are_shown_where_a_run_has_them(folder: Path) -> None:
     record = RunRecord.load(folder / "lora")
     task = record.tasks[int(np.flatnonzero(record.seen()[2])[0])]
     probe = {"kind": "live", "family": "strict", "task": task, "chunk": 3, "version": 28, "cursor": 3 * 64 + 32}
-    record.scores.append({**probe, "score": 12.0, "low": 8.0, "high": 20.0})
+    record.probes.append({**probe, "score": 12.0, "low": 8.0, "high": 20.0})
     view = method_view(record, {})
     assert view["probes"][task][-1] == [3.5, 12.0, 8.0, 20.0]
     assert next(row for row in view["lost"] if row["task"] == task)["probe"] == [12.0, 8.0, 20.0]
@@ -199,7 +202,9 @@ def test_events_are_lines_in_which_repeated_ones_stand_together(folder: Path) ->
     for position in range(3):
         event(method, event="quarantine", chunk=3, position=position, sample_id=f"s{position}", reason="image")
     event(method, event="restart", actor="learner", cause="died", detail="out of memory")
-    event(method, event="guard", action="pause", task="ocr", points=12.5, what="waits for resume")
+    loss = {"task": "ocr", "points": 12.5, "low": 5.0, "high": 20.0, "best_chunk": 1}
+    event(method, event="guard", action="pause", what="paused", chunk=2, **loss)
+    event(method, event="guard", action="of another release", task="ocr")
     event(method, event="of another release", what="<b>")
     with open(method / "events.jsonl", "a") as file:
         file.write('{"event": "torn')
@@ -209,11 +214,12 @@ def test_events_are_lines_in_which_repeated_ones_stand_together(folder: Path) ->
         lines[1]["text"],
         "sample left out: image, s0 (and others of the chunk)",
         "learner replaced (died): out of memory",
-        "guard: pause, ocr lost 12.5 points; waits for resume",
+        "guard: paused: ocr has lost 12.5 points (95 % interval 5.0 to 20.0)",
+        "guard: action of another release, task ocr",
         "of another release: what <b>",
     ]
     assert lines[1]["text"].startswith("chunks 1 to 3 learned, 192 samples, loss ")
-    assert [line["level"] for line in lines] == ["", "", "warn", "warn", "warn", ""]
+    assert [line["level"] for line in lines] == ["", "", "warn", "warn", "warn", "warn", ""]
 
 
 def test_alerts_that_fire_come_first_and_one_that_is_over_is_said_so(folder: Path) -> None:
@@ -302,12 +308,34 @@ def test_the_last_state_reaches_every_viewer_before_the_end() -> None:
     told: list[str] = []
     viewer = threading.Thread(target=lambda: told.extend(hub.news()))
     viewer.start()
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while not any('"run":1' in text for text in list(told)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     hub.flush(5.0)
-    assert len(looks) == 2 and '"run":2' in told[-1] if told else True
+    assert len(looks) == 2 and '"run":2' in told[-1]
     hub.close()
     viewer.join(timeout=5)
-    assert '"run":2' in told[-1]
+
+
+def test_the_last_look_begins_after_one_that_goes_on_has_ended() -> None:
+    values, inside, go = {"a": 1}, threading.Event(), threading.Event()
+
+    def look() -> dict:
+        found = dict(values)
+        inside.set()
+        go.wait(10)
+        return found
+
+    hub = Hub(look, 30.0)
+    earlier = threading.Thread(target=hub.state)
+    earlier.start()
+    assert inside.wait(10)
+    values["a"] = 2
+    threading.Timer(0.2, go.set).start()
+    hub.flush(5.0)
+    earlier.join(timeout=5)
+    assert hub.state()[1] == {"a": "2"}
 
 
 def test_a_look_that_fails_leaves_what_was_read_before(caplog: pytest.LogCaptureFixture) -> None:

@@ -41,6 +41,14 @@ def advance(folder: Path, method: str, done: int, **options) -> float:
         return time.time()
 
 
+def pause(folder: Path, method: str, chunk: int = 2) -> None:
+    """Let a method's guard have paused it after a chunk (counted from 0)."""
+    told = {"event": "guard", "action": "pause", "what": "paused", "task": "ocr", "chunk": chunk, "best_chunk": 0}
+    told |= {"points": 40.0, "low": 20.0, "high": 60.0, "time": "2026-01-01T12:00:00+00:00"}
+    with open(folder / method / "events.jsonl", "a") as file:
+        file.write(json.dumps(told) + "\n")
+
+
 @contextmanager
 def going_on(folder: Path) -> Iterator[None]:
     """For a while a process runs in this folder: this one."""

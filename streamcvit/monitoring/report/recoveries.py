@@ -23,13 +23,14 @@ CAUSES = {
     "stuck": "it did not move",
     "failed": "it failed",
 }
-USUAL = ("audit", "chunk", "finished", "note", "probe", "stream")
+ELSEWHERE = ("audit", "chunk", "finished", "guard", "note", "stream")
+"""Kinds of events that the page tells elsewhere, or that are no news."""
 BAD, GOOD, PLAIN = "bad", "good", "plain"
 
 
 def recoveries(record: RunRecord) -> dict[str, Any]:
     """Failures and what followed, in order: lines of (time, kind, sentence), how many more there are, and the end."""
-    events = [event for event in record.events if event.get("event") not in USUAL]
+    events = [event for event in record.events if event.get("event") not in ELSEWHERE]
     lines: list[tuple[str, str, str]] = []
     begun = False
     for _, group in groupby(events, _alike):
@@ -42,13 +43,13 @@ def recoveries(record: RunRecord) -> dict[str, Any]:
             continue
         kind, sentence = SENTENCES.get(name, _other)(together)
         lines.append((_time(first), kind, sentence))
-    counts = [(name, len(record.events_of(name))) for name in ("restart", "stopped", "failed", "guard")]
-    names = {"restart": "restarts", "stopped": "stops", "failed": "failures", "guard": "acts of the guard"}
+    counts = [(name, len(record.events_of(name))) for name in ("restart", "stopped", "failed")]
+    names = {"restart": "restart", "stopped": "stop", "failed": "failure"}
     end = next((event for event in reversed(record.events) if event.get("event") == "finished"), None)
     return {
         "lines": lines[:MOST],
         "more": max(0, len(lines) - MOST),
-        "summary": ", ".join(f"{count} {names[name]}" for name, count in counts if count),
+        "summary": ", ".join(f"{count} {names[name]}{'' if count == 1 else 's'}" for name, count in counts if count),
         "end": _time(end) if end and lines else "",
     }
 
@@ -119,19 +120,6 @@ def _changed(events: Sequence[dict[str, Any]]) -> tuple[str, str]:
     return PLAIN, f"{event.get('key', '?')} was changed from {event.get('before')} to {event.get('after')} on resuming."
 
 
-def _guard(events: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    event = events[0]
-    lost = f" after {event.get('task')} lost {_points(event['points'])} points" if event.get("points") else ""
-    low = f" (at least {_points(event['low'])})" if isinstance(event.get("low"), (int, float)) else ""
-    where = f", {_chunk(event)}" if _chunk(event) else ""
-    what = f": {event['what']}" if event.get("what") else ""
-    return PLAIN, f"Guard: {event.get('action', 'acted')}{lost}{low}{where}{what}."
-
-
-def _points(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, (int, float)) else str(value)
-
-
 def _other(events: Sequence[dict[str, Any]]) -> tuple[str, str]:
     event = events[0]
     rest = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
@@ -145,7 +133,6 @@ SENTENCES: dict[str, Callable[[Sequence[dict[str, Any]]], tuple[str, str]]] = {
     "fenced": _fenced,
     "test_unreadable": _unreadable,
     "changed": _changed,
-    "guard": _guard,
     "stopped": lambda events: (PLAIN, "It was stopped in good order; what was learned is committed."),
     "failed": lambda events: (BAD, f"It ended before its end: {events[0].get('what', 'no reason is noted')}"),
     "damaged": lambda events: (BAD, f"Damaged: {events[0].get('what', '?')}. It is made again from what is whole."),

@@ -12,11 +12,14 @@ from typing import Any
 import pyarrow as pa
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.alertlog import ALERTS
+from streamcvit.monitoring.guarded import GO_ON
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runs import find_runs
-from streamcvit.monitoring.states import LOCK, RUNNING, STARTING, check_single, holder, run_folder, state_of
+from streamcvit.monitoring.states import LIVE, LOCK, check_single, holder, run_folder, state_of
+from streamcvit.monitoring.times import unix
 from streamcvit.monitoring.watch.fresh import Fresh
-from streamcvit.monitoring.watch.told import ALERTS, alerts_of, unix
+from streamcvit.monitoring.watch.told import alerts_of
 from streamcvit.monitoring.watch.view import lag, method_view, rounded, run_view
 from streamcvit.monitoring.watch.word import newest_word
 
@@ -90,7 +93,7 @@ class Follower:
                 self._parts[f"m/{name}"] = view
             else:
                 self._parts.pop(f"m/{name}", None)
-        mark = tuple(_stamp(self.folder / name) for name in (LOCK, "report.html", "config.yaml"))
+        mark = tuple(_stamp(self.folder / name) for name in (LOCK, GO_ON, "report.html", "config.yaml"))
         held = self._held
         if mark != self._mark or time.monotonic() - self._looked > LIVENESS_SECONDS:
             self._looked, held = time.monotonic(), holder(self.folder)
@@ -124,7 +127,7 @@ class Follower:
     def _now(self) -> dict[str, Any]:
         """Where each method is; between two commits from the learner's newest word."""
         run = self._parts["run"]
-        live = run["state"] in (STARTING, RUNNING)
+        live = run["state"] in LIVE
         word = newest_word(self.folder) if live else {}
         if word and word["time"] < (unix((self._held or {}).get("since")) or 0.0):
             word = {}  # of an earlier life of the run

@@ -90,8 +90,11 @@ class Hub:
 
     def flush(self, seconds: float = 1.0) -> None:
         """Look once more, and wait until everybody was told what there is, for so long at most."""
-        self._due = 0.0
-        self._refresh()
+        if self._looking.acquire(timeout=seconds):  # a look that goes on may have begun before the newest change
+            try:
+                self._look_once()
+            finally:
+                self._looking.release()
         with self._turn:
             self._turn.wait_for(lambda: all(has >= self._version for has in self._sent.values()), timeout=seconds)
 
@@ -124,8 +127,13 @@ class Hub:
         if not self._looking.acquire(blocking=self._version == 0):
             return
         try:
-            if time.monotonic() < self._due:
-                return
+            if time.monotonic() >= self._due:
+                self._look_once()
+        finally:
+            self._looking.release()
+
+    def _look_once(self) -> None:
+        try:
             began = time.thread_time()
             self._take(self._look())
             took = time.thread_time() - began
@@ -133,8 +141,6 @@ class Hub:
         except Exception:  # what was read before is worth showing
             log.exception("the run cannot be read")
             self._due = time.monotonic() + 5.0
-        finally:
-            self._looking.release()
 
     def _take(self, parts: Mapping[str, Any]) -> None:
         self.looks += 1

@@ -11,11 +11,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from streamcvit.monitoring.states import FAILED, RUNNING, STARTING
+from streamcvit.monitoring.states import FAILED, LIVE
 from streamcvit.monitoring.watch.follow import Follower, Parts
 from streamcvit.monitoring.watch.hub import LOOK_SECONDS
 
-STYLES = {"starting": "cyan", "running": "bold cyan", "stopped": "yellow", "failed": "bold red", "finished": "green"}
+STYLES = {
+    "starting": "cyan",
+    "running": "bold cyan",
+    "paused": "bold yellow",
+    "stopped": "yellow",
+    "failed": "bold red",
+    "finished": "green",
+}
 BLOCKS = "▁▂▃▄▅▆▇█"
 MARKS = {"bad": ("x", "bold red"), "warn": ("!", "yellow"), "good": ("+", "green"), "": ("·", "dim")}
 FIRM = 56
@@ -38,7 +45,7 @@ def show(follower: Follower, console: Console, chosen: str = "") -> None:
         try:
             while True:
                 live.update(screen(parts, console.width, console.height, chosen), refresh=True)
-                if parts["run"]["state"] not in (STARTING, RUNNING):
+                if parts["run"]["state"] not in LIVE:
                     return
                 time.sleep(LOOK_SECONDS)
                 parts = follower.look()
@@ -71,10 +78,11 @@ def screen(parts: Parts, width: int, height: int, chosen: str = "") -> Renderabl
 
 
 def under_way(run: dict[str, Any]) -> str:
-    """The method that learns, else one that is scored, else the last that learned."""
-    of = {state: [m["name"] for m in run["methods"] if m["state"] == state] for state in ("learning", "scoring")}
+    """The method that is paused, else the one that learns, else one that is scored, else the last that learned."""
+    going = ("paused", "learning", "scoring")
+    under = [m["name"] for state in going for m in run["methods"] if m["state"] == state]
     done = [m["name"] for m in run["methods"] if m["state"] == "finished" and not m["kind"]]
-    found = of["learning"] or of["scoring"] or done[-1:] or [m["name"] for m in run["methods"]]
+    found = under or done[-1:] or [m["name"] for m in run["methods"]]
     return found[0] if found else ""
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from streamcvit.monitoring.alertlog import FIRING, read_alerts
+from streamcvit.monitoring.guarded import told_of
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.times import unix
 
-ALERTS = "alerts.jsonl"
 MOST = 60
 """Lines that are shown, the newest."""
 LONGEST = 300  # characters of one
-TAIL = 1 << 20  # bytes of a file of alerts that are read, from its end
 
 QUIET = ("audit", "stream", "note")
 BAD = ("failed", "damaged")
@@ -76,18 +76,12 @@ def _said(kind: str, event: dict[str, Any]) -> str:
     if kind == "skipped":
         return f"step skipped: {event.get('reason')} not finite"
     if kind == "guard":
-        what = f"guard: {event.get('action')}"
-        if event.get("task"):
-            what += f", {event['task']} lost {_number(event.get('points'))} points"
-        return what + (f"; {event['what']}" if event.get("what") else "")
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of another release: told as it is
+            return f"guard: {told_of(event)}"
     if kind in ("failed", "damaged", "test_unreadable"):
         return f"{kind.replace('_', ' ')}: {event.get('what') or event.get('task')}"
     rest = (f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
     return f"{kind}: {', '.join(rest)}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, int | float) else "?"
 
 
 def alerts_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
@@ -97,48 +91,16 @@ def alerts_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for folder in folders:
-        for line in _lines(folder / ALERTS):
-            labels = line.get("labels")
-            labels = labels if isinstance(labels, dict) else {}
-            alert = {
-                "at": unix(line.get("time")),
-                "name": str(line.get("alertname", "")),
-                "severity": str(line.get("severity", "")),
-                "firing": line.get("status") == "firing",
-                "method": str(labels.get("method", "")),
-                "summary": str(line.get("summary", ""))[:LONGEST],
-            }
-            key = alert["name"], *sorted((str(k), str(v)) for k, v in labels.items())
-            if not alert["firing"] and key in newest:
-                alert["summary"] = alert["summary"] or newest[key]["summary"]
+        for line in read_alerts(folder):
+            key = line["alertname"], *sorted((str(k), str(v)) for k, v in line["labels"].items())
             newest.pop(key, None)
-            newest[key] = alert
+            newest[key] = {
+                "at": unix(line["time"]),
+                "name": line["alertname"],
+                "severity": line["severity"],
+                "firing": line["status"] == FIRING,
+                "method": str(line["labels"].get("method", "")),
+                "summary": line["summary"][:LONGEST],
+            }
     alerts = list(newest.values())[::-1]
     return sorted(alerts, key=lambda alert: not alert["firing"])[:MOST]
-
-
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL))
-            data = file.read(TAIL)
-    except OSError:
-        return
-    for line in data[data.find(b"\n") + 1 if size > TAIL else 0 :].splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:  # the last line may be in the writing
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
-def unix(time: Any) -> float | None:
-    """Unix time of a line's; None where it has none that can be read."""
-    if isinstance(time, int | float):
-        return float(time)
-    try:
-        return datetime.fromisoformat(str(time)).timestamp()
-    except ValueError:
-        return None

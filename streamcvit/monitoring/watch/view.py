@@ -129,7 +129,7 @@ def lag(record: RunRecord, step: int | None) -> dict[str, int | None]:
     learned = len(events)
     known = ~np.isnan(record.ap_by_chunk())
     scored = int(np.flatnonzero(known).max(initial=-1)) + 1
-    versions = [row["version"] for row in (*record.scores, *getattr(record, "probes", ())) if row["kind"] != "zero"]
+    versions = [row["version"] for row in (*record.scores, *record.probes) if row["kind"] != "zero"]
     newest = max(step or 0, int(events[-1].get("step") or 0) if events else 0)
     steps = max(0, newest - max(versions)) if versions else None
     return {"chunks": max(0, learned - scored), "steps": steps, "scored": scored}
@@ -205,19 +205,15 @@ def _lost(
 
 def _probes(record: RunRecord) -> dict[str, list[list[Any]]]:
     """Scores between boundaries: place in chunks, points, low, high; the newest `BINS` of each task."""
-    rows = [*getattr(record, "probes", ()), *(row for row in record.scores if row.get("kind") == "live")]
     ends = np.cumsum(record.plan.sum(axis=1)) if len(record.plan) else np.zeros(0, int)
     found: dict[str, dict[float, list[Any]]] = {}
-    for row in rows:
-        if row.get("family") != "strict" or row.get("task") not in record.tasks or rounded(row.get("score")) is None:
+    for row in record.probes if len(ends) else ():
+        if row["family"] != "strict" or row["task"] not in record.tasks:
             continue
-        place = float(row.get("chunk") or 0) + 0.5
-        if isinstance(cursor := row.get("cursor"), int) and len(ends):
-            chunk = min(int(np.searchsorted(ends, cursor, side="right")), len(ends) - 1)
-            first = int(ends[chunk - 1]) if chunk else 0
-            place = chunk + min(1.0, (cursor - first) / max(1, int(ends[chunk]) - first))
-        one = [round(place, 3), *(rounded(row.get(key)) for key in ("score", "low", "high"))]
-        found.setdefault(str(row["task"]), {})[place] = one
+        chunk = min(int(np.searchsorted(ends, row["cursor"], side="right")), len(ends) - 1)
+        first = int(ends[chunk - 1]) if chunk else 0
+        place = round(chunk + min(1.0, (row["cursor"] - first) / max(1, int(ends[chunk]) - first)), 3)
+        found.setdefault(row["task"], {})[place] = [place, *(rounded(row[key]) for key in ("score", "low", "high"))]
     return {task: [of[place] for place in sorted(of)][-BINS:] for task, of in found.items()}
 
 

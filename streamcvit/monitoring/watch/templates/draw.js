@@ -49,7 +49,7 @@ const chart = (wide, { series, chunks, low = 0, top = null, digits = 0, high = 1
   if (!values.length) return h("p", { class: "none" }, "Nothing yet.");
   const marks = ticks(low === null ? Math.min(...values) : low, top === null ? Math.max(...values) : top);
   const [bottom, ceil] = [marks[0], marks[marks.length - 1]];
-  const named = series.length > 1, left = 38, right = named && wide > 360 ? 88 : 14, above = 10, below = 26;
+  const named = series.length > 1, left = 38, most = wide > 480 ? 18 : 12, right = named && wide > 360 ? 16 + Math.ceil(6.6 * Math.min(most, Math.max(...series.map((one) => one.name.length)))) : 14, above = 10, below = 26;
   const x = (place) => left + (wide - left - right) * (chunks > 0 ? place / chunks : 0.5);
   const y = (v) => above + (high - above - below) * (1 - (v - bottom) / (ceil - bottom));
   const parts = marks.map((v) => [
@@ -75,7 +75,7 @@ const chart = (wide, { series, chunks, low = 0, top = null, digits = 0, high = 1
     for (const end of ends) {
       const place = Math.max(end.y, free);
       free = place + 14;
-      const text = end.one.name.length > 12 ? end.one.name.slice(0, 11) + "…" : end.one.name;
+      const text = end.one.name.length > most ? end.one.name.slice(0, most - 1) + "…" : end.one.name;
       parts.push(s("text", { class: `end${end.one.bold ? " bold" : ""}`, x: wide - right + 8, y: place + 4, vars: { "--c": end.one.hue } }, text));
     }
   }

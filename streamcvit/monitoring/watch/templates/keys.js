@@ -58,7 +58,7 @@ const onKey = (event) => {
   if (key >= "1" && key <= "9") { const one = state.run && state.run.methods[+key - 1]; if (one) acts.method(one.name); return done(); }
   if (key === "Escape") { tipOff(); if (ui.task) change({ task: "" }); return; }
   const act = {
-    "?": acts.help, t: acts.theme, s: acts.sort, p: () => { ui.paused = !ui.paused; render(); }, "[": () => nextMethod(-1), "]": () => nextMethod(1),
+    "?": acts.help, t: acts.theme, s: acts.sort, p: () => { ui.held = !ui.held; render(); }, "[": () => nextMethod(-1), "]": () => nextMethod(1),
     j: () => nextTask(1), k: () => nextTask(-1), m: intoMatrix, e: () => { const at = $("events"); if (at) { at.tabIndex = -1; at.focus(); at.scrollIntoView({ block: "start" }); } },
     r: () => { const to = document.querySelector('[data-act="report"]'); if (to) to.click(); },
   }[key];

@@ -1,7 +1,7 @@
 // The state, what the server says of it, and drawing it again.
 const root = document.documentElement, $ = (id) => document.getElementById(id);
 const state = { run: null, now: null, alerts: [], methods: {} };
-const ui = { method: "", sort: "worst", task: "", cell: "", theme: "auto", all: false, paused: false };
+const ui = { method: "", sort: "worst", task: "", cell: "", theme: "auto", all: false, held: false };
 const link = { open: false, lost: 0, heard: Date.now(), last: root.dataset.last };
 const ended = () => !link.open && state.run && !alive();
 
@@ -64,7 +64,7 @@ const connect = () => {
     link.heard = Date.now();
     link.last = event.lastEventId;
     take(JSON.parse(event.data));
-    if (!ui.paused) render();
+    if (!ui.held) render();
   };
   source.addEventListener("beat", () => { link.heard = Date.now(); });
   source.onerror = () => {

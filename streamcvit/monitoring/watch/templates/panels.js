@@ -1,12 +1,12 @@
 // What stands on the page, from the state alone.
-const STATES = { starting: "Starting", running: "Running", stopped: "Stopped", failed: "Failed", finished: "Finished" };
+const STATES = { starting: "Starting", running: "Running", paused: "Paused", stopped: "Stopped", failed: "Failed", finished: "Finished" };
 const HUES = 7;
 const look = () => {
   const names = state.run ? state.run.methods.map((m) => m.name) : [];
   let name = names.includes(ui.method) ? ui.method : names.includes(root.dataset.chosen) ? root.dataset.chosen : "";
   if (!name) {
     const under = state.run ? state.run.methods : [];
-    name = ((under.find((m) => m.state === "learning") || under.find((m) => m.state === "scoring") || [...under].reverse().find((m) => m.kind === "" && m.state === "finished") || under[0] || {}).name) || "";
+    name = ((["paused", "learning", "scoring"].map((state) => under.find((m) => m.state === state)).find(Boolean) || [...under].reverse().find((m) => m.kind === "" && m.state === "finished") || under[0] || {}).name) || "";
   }
   const row = state.run && state.run.methods.find((m) => m.name === name);
   return { name, row, m: state.methods[name], now: (state.now && state.now.methods[name]) || {} };
@@ -23,7 +23,7 @@ const hue = (name) => {
 const mean = (values) => values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
 const flat = (name) => state.methods[name] && !state.methods[name].chunks ? mean(Object.values(state.methods[name].zero).filter(known)) : null;
 const markOf = (name) => Math.max(0, state.run.methods.findIndex((m) => m.name === name));
-const alive = () => state.run && (state.run.state === "running" || state.run.state === "starting");
+const alive = () => state.run && ["starting", "running", "paused"].includes(state.run.state);
 
 const head = () => {
   const { run } = state, { name, row, m, now } = look();
@@ -36,15 +36,15 @@ const head = () => {
   return [
     h("div", { class: "top" }, h("h1", null, run.name, pill), connection(), links),
     run.why ? h("p", { class: `why ${run.state}` }, run.why) : null,
-    !alive() && run.go_on ? h("p", { class: "why" }, "Go on: ", h("code", null, run.go_on)) : null,
+    run.go_on ? h("p", { class: "why" }, "Go on: ", h("code", null, run.go_on)) : null,
     run.methods.length ? tabs(name) : null,
     row ? where(row, m, now) : h("p", { class: "none" }, run.state === "starting" ? "Making the stream ready. Scores appear here by themselves." : "Nothing has been learned here."),
   ];
 };
 const connection = () => {
   const live = link.open, since = link.lost ? clock(link.lost) : "";
-  const text = ui.paused ? "paused, p goes on" : live ? (alive() ? "live" : "up to date") : ended() ? "its server ended with it" : since ? `no connection since ${since}, trying again` : "connecting";
-  return h("span", { class: `link ${live && !ui.paused ? "on" : "off"}`, id: "link" }, h("i", { "aria-hidden": "true" }), text);
+  const text = ui.held ? "held still, p goes on" : live ? (alive() ? "live" : "up to date") : ended() ? "server gone, last state" : since ? `no connection since ${since}, trying again` : "connecting";
+  return h("span", { class: `link ${live && !ui.held ? "on" : "off"}`, id: "link" }, h("i", { "aria-hidden": "true" }), text);
 };
 const tabs = (name) => h("div", { class: "tabs", role: "tablist", "aria-label": "Methods" }, state.run.methods.map((one, i) => {
   const now = (state.now && state.now.methods[one.name]) || {}, done = one.total ? Math.min(1, (now.position || 0) / one.total) : one.state === "finished" ? 1 : 0;
@@ -60,7 +60,7 @@ const where = (row, m, now) => {
   } else facts.push(["Learns nothing", "scored once"]);
   if (known(now.rate) && alive()) facts.push([count(now.rate), "samples/s"]);
   if (alive() && state.now.left) facts.push([`≈ ${span(state.now.left)}`, "of learning left"]);
-  if (!alive() || row.state !== "learning") facts.push([{ scoring: "Scoring", waiting: "Waiting", finished: "Done", learning: "" }[row.state], ""]);
+  if (!alive() || row.state !== "learning") facts.push([{ scoring: "Scoring", waiting: "Waiting", paused: "Paused", finished: "Done", learning: "" }[row.state], ""]);
   if (row.skipped) facts.push([String(row.skipped), row.skipped === 1 ? "step skipped" : "steps skipped"]);
   const ends = m && m.ends.length ? m.ends : row.total ? [row.total] : [];
   const bar = h("div", { class: "stream", role: "progressbar", "aria-label": "Stream", "aria-valuemin": 0, "aria-valuemax": row.total || 1, "aria-valuenow": row.total ? position : 1 },
@@ -79,7 +79,7 @@ const tiles = () => {
   const zero = Object.values(m.zero).filter(known), firing = state.alerts.filter((a) => a.firing && (!a.method || a.method === m.name));
   const first = curve.length ? null : mean(zero);
   return h("section", { class: "tiles", "aria-label": "At a glance", "data-key": "tiles" },
-    tile("ap", "Average performance", known(first) ? num(first) : num(ap[0]), known(first) ? "before any learning" : [known(ap[1]) ? range(ap[1], ap[2]) : "points", known(step) ? h("span", { class: step < -0.05 ? "down" : step > 0.05 ? "up" : "" }, ` ${step < -0.05 ? "▼" : step > 0.05 ? "▲" : ""} ${signed(step)} by the newest chunk`) : ""]),
+    tile("ap", "Average performance", known(first) ? num(first) : num(ap[0]), known(first) ? "before any learning" : [ap[2] > ap[1] ? range(ap[1], ap[2]) : "points", !known(step) ? "" : Math.abs(step) < 0.05 ? ", unchanged by the newest chunk" : h("span", { class: step < 0 ? "down" : "up" }, ` ${step < 0 ? "▼" : "▲"} ${signed(step)} by the newest chunk`)]),
     tile("worst", "Most forgotten", lost ? `−${num(lost.lost)}` : curve.length > 1 ? "nothing" : "–", lost ? [h("b", null, lost.task), known(lost.low) ? ` ${range(lost.low, lost.high)}${lost.sure ? ", for sure" : ", may be chance"}` : ""] : curve.length > 1 ? "every task stands at its best" : "tells after two chunks", null, lost && lost.sure ? "bad" : ""),
     tile("loss", "Loss before learning", num(now.loss, 3), m.loss.length && known(m.loss[m.loss.length - 1][2]) ? `nats; ${percent(m.loss[m.loss.length - 1][2])} right before learning` : "nats, on the newest samples"),
     tile("lag", "Scores behind the learner", lag.chunks ? plural(lag.chunks, "chunk") : known(lag.steps) && lag.steps ? plural(lag.steps, "step") : known(lag.steps) ? "none" : "–", known(lag.steps) ? `${lag.chunks && lag.steps ? `${plural(lag.steps, "step")}; ` : ""}${lag.scored} of ${m.chunks} chunks scored` : "no score yet", timeBar(m.waits), lag.chunks > 2 ? "warn" : ""),
