@@ -167,7 +167,7 @@ class LearnerWorker:
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
-        if config.guard.action == "replay" and type(strategy) is not Replay:
+        if config.guard.rehearses(settings) and type(strategy) is not Replay:
             strategy = Rehearsing(strategy, config.seed, config.guard.memory)
         self.learner = OnlineLearner(
             self.base,
