@@ -252,6 +252,11 @@ def test_references_go_with_the_commit_and_a_resumed_learner_measures_the_same(
         expected[0]["drift"]
     )
     assert (commit / RESUME / FILE).is_file()
+    off = DriftMeter(other.learner, {})  # nor does anything of it go on where it was switched off
+    off.load(commit / RESUME)
+    (folder := tmp_path / "off").mkdir()
+    off.save(folder)
+    assert not list(folder.iterdir())
     other.learner.model.unload()
 
 
