@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
 
-from streamcvit.clirun import Run, out, said
+from streamcvit.clirun import Run, out, say_once
 from streamcvit.errors import UserError
 
 
@@ -28,11 +27,6 @@ def resume(
     if holder(folder) is None:
         out.print(f"{state.name} will not stand still again; start it: {state.go_on}", markup=False, soft_wrap=True)
         return
-    until = time.monotonic() + wait
-    while (folder / GO_ON).exists():
-        if time.monotonic() > until:
-            fix = "It goes on when it sees go-on.json in its folder; look whether its process still works"
-            raise UserError(f"it has not taken the word in {wait:g} s", where=str(folder), fix=fix)
-        time.sleep(0.1)
-    for line in said(state_of(folder)):
-        out.print(line, soft_wrap=True)
+    fix = "It goes on when it sees go-on.json in its folder; look whether its process still works"
+    late = UserError(f"it has not taken the word in {wait:g} s", where=str(folder), fix=fix)
+    say_once(lambda: not (folder / GO_ON).exists(), wait, folder, late)

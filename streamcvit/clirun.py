@@ -8,6 +8,7 @@ import platform
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -153,7 +154,7 @@ def stop(
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to end.")] = 180.0,
 ) -> None:
     """Stop a run in good order: it commits after the batch it is at, and `--resume` goes on from there."""
-    from streamcvit.monitoring.states import holder, run_folder, state_of
+    from streamcvit.monitoring.states import holder, run_folder
 
     folder = run_folder(run)
     held = holder(folder)
@@ -172,11 +173,23 @@ def stop(
         except PermissionError:
             raise UserError("it is another person's run", where=str(folder), fix="Ask them to stop it") from None
         time.sleep(0.5)
-    until = time.monotonic() + wait
-    while holder(folder) is not None:
+    fix = "Wait longer (--wait), or --at-once"
+    late = UserError(f"process {held['pid']} has not ended yet", where=str(folder), fix=fix)
+    say_once(lambda: holder(folder) is None, wait, folder, late)
+
+
+def say_once(done: Callable[[], bool], seconds: float, folder: Path, late: UserError) -> None:
+    """Wait for something at most so many seconds, then print what the run in a folder is doing.
+
+    Raises:
+        UserError: `late`, where it is not done by then.
+    """
+    from streamcvit.monitoring.states import state_of
+
+    until = time.monotonic() + seconds
+    while not done():
         if time.monotonic() > until:
-            fix = "Wait longer (--wait), or --at-once"
-            raise UserError(f"process {held['pid']} has not ended yet", where=str(folder), fix=fix)
+            raise late
         time.sleep(0.1)
     for line in said(state_of(folder)):
         out.print(line, soft_wrap=True)

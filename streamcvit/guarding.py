@@ -52,6 +52,15 @@ class GuardConfig(Section):
         """Samples rehearsed beside a batch of so many while something is lost."""
         return math.ceil(self.share * samples)
 
+    def rehearses(self, method: MethodConfig) -> bool:
+        """Whether a method may be made to rehearse: it learns the stream chunk by chunk."""
+        return self.action == "replay" and by_chunks(method)
+
+
+def by_chunks(method: MethodConfig) -> bool:
+    """Whether a method learns the stream chunk by chunk: only such a one forgets, and can be guarded."""
+    return method.adapter != "none" and method.order != "joint"
+
 
 def check_guard(guard: GuardConfig, methods: Mapping[str, MethodConfig], batch_size: int) -> None:
     """Raises a ValueError where an action can do nothing for any method, or replay nothing for one of them.
@@ -61,7 +70,7 @@ def check_guard(guard: GuardConfig, methods: Mapping[str, MethodConfig], batch_s
         methods: the config's, by name.
         batch_size: of the learner.
     """
-    learning = {name: m for name, m in methods.items() if m.adapter != "none" and m.order != "joint"}
+    learning = {name: method for name, method in methods.items() if by_chunks(method)}
     if guard.on and not learning:
         raise ValueError(
             f"guard.action: {guard.action!r} guards methods that learn the stream chunk by chunk; none does"

@@ -363,7 +363,7 @@ def _by_rule(adapted: Any, shape: Shape, dtype: torch.dtype, checkpointed: bool)
 def _replayed(config: RunConfig, method: str) -> tuple[int, int]:
     """Samples learned beside a batch at most, and samples kept."""
     settings, guard = config.methods[method], config.guard
-    raised = guard.beside(config.learner.batch_size) if guard.action == "replay" else 0
+    raised = guard.beside(config.learner.batch_size) if guard.rehearses(settings) else 0
     if settings.strategy != "replay":
         return (min(raised, guard.memory), guard.memory) if raised else (0, 0)
     replay = Replay(config.seed, **settings.strategy_options)

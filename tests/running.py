@@ -67,6 +67,17 @@ class Run:
     told: list[dict[str, Any]] = field(default_factory=list)
 
 
+class StopAfter:
+    """Asks a learner to stop after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches + 1
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
 def boundaries(folder: Path) -> dict[int, str]:
     """chunk -> digest of a method's run folder at the end of that chunk."""
     return {chunk: report.digest for chunk, report in boundary_reports(folder, folder.name).items()}

@@ -104,10 +104,15 @@ class Evaluator:
             UserError: no evaluation set of that task, or not one usable sample in it.
         """
         if task not in self._requests:
-            if not self.samples.get(task):
-                raise UserError(f"there is no evaluation set for task {task!r}", fix="Add one to the stream's eval/")
+            self._of(self.samples, task)
             self._requests[task] = self._prepare(task)
         return self._requests[task]
+
+    @staticmethod
+    def _of(sets: Mapping[str, tuple[Sample, ...]], task: str) -> tuple[Sample, ...]:
+        if not (found := sets.get(task)):
+            raise UserError(f"there is no evaluation set for task {task!r}", fix="Add one to the stream's eval/")
+        return found
 
     def _prepare(self, task: str) -> list[Request]:
         samples = self._asked[task]
@@ -158,9 +163,8 @@ class Evaluator:
         """
         drawn = task, limit, seed
         if drawn not in self._probes:
-            if not (asked := self._asked.get(task, ())):
-                raise UserError(f"there is no evaluation set for task {task!r}", fix="Add one to the stream's eval/")
-            samples = [asked[i] for i in _drawn(len(asked), task, limit, seed)]
+            asked = self._of(self._asked, task)
+            samples = [asked[i] for i in some_of(len(asked), task, limit, seed)]
             try:
                 requests = self.generator.prepare(samples)
             except UnusableSamples as fault:
@@ -201,7 +205,7 @@ class Evaluator:
         """
         batched = batched or self.evaluate(model, task)
         requests = self.requests(task)
-        chosen = [requests[i].sample for i in _drawn(len(requests), task, n, seed)]
+        chosen = [requests[i].sample for i in some_of(len(requests), task, n, seed)]
         single = Generator(self.base, self._encoder, batch_size=1, cache_bytes=0, thoughts=self._thoughts)
         alone = self._answer(single, model, task, single.prepare(chosen), 1)
         texts = dict(zip(batched.sample_ids, batched.texts, strict=True))
@@ -212,8 +216,8 @@ class Evaluator:
         ]
 
 
-def _drawn(total: int, task: str, limit: int, seed: int) -> list[int]:
-    """Places of so many of a task's samples, rising; of all where there are no more."""
+def some_of(total: int, task: str, limit: int, seed: int) -> list[int]:
+    """Places of `limit` of a task's `total` samples, rising, drawn by seed and task; of all where there are no more."""
     if limit >= total:
         return list(range(total))
     rng = np.random.default_rng([seed, *task.encode()])

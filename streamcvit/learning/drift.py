@@ -184,7 +184,7 @@ class DriftMeter:
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote; a task whose probe is another one since begins when it is next learned."""
         self._held, self._banks = {}, []
-        if not (folder / FILE).is_file():
+        if not self.probes or not (folder / FILE).is_file():
             return
         with safe_open(folder / FILE, "pt") as file:
             self._banks = json.loads(file.metadata()["banks"])

@@ -133,9 +133,9 @@ class EvaluatorWorker:
         """What answers to these samples are worth."""
         spec = self.tasks[job.task]
         follows = FOLLOW_RULES[spec.follow](found.texts, samples)
-        published = published_form(spec.follow) if spec.strcvit else None
-        if published is not None:
-            told = follows if published == spec.follow else FOLLOW_RULES[published](found.texts, samples)
+        published, rule = None, published_form(spec.follow) if spec.strcvit else None
+        if rule is not None:
+            published = follows if rule == spec.follow else FOLLOW_RULES[rule](found.texts, samples)
         return TaskScores(
             job,
             digest,
@@ -148,7 +148,7 @@ class EvaluatorWorker:
             time.perf_counter() - began,
             self.unreadable[job.task] | self.evaluator.left_out.get(job.task, {}),
             [sample.instruction for sample in samples],
-            None if published is None else told,
+            published,
             notes=[fault] if (fault := self.evaluator.generator.store.fault) else [],
         )
 

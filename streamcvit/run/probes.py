@@ -25,6 +25,7 @@ from streamcvit.run.folder import RunFolder, now
 from streamcvit.run.loading import schedule_of
 from streamcvit.run.local import Pool
 from streamcvit.run.messages import Job, Probed, TaskScores, Weights
+from streamcvit.run.scores import by_family
 
 LIVE = "live"
 """Kind of a probe's rows."""
@@ -111,11 +112,7 @@ class Prober:
 def rows_of(found: TaskScores, cursor: int, index: StreamIndex) -> list[dict[str, Any]]:
     """A probe as rows: the columns of `scores.parquet`, `cursor` (samples behind the weights) and `time`."""
     job, spec = found.job, index.tasks[found.job.task]
-    families = {"strict": (spec.scorer, found.points)}
-    differ = 0
-    if found.published is not None:
-        families["strcvit"] = (spec.strcvit, found.published)
-        differ = int(np.sum(np.abs(found.points - found.published) > 1e-9))
+    families, differ = by_family((spec.scorer, found.points), (spec.strcvit, found.published))
     rows = []
     for family, (metric, points) in families.items():
         mean, low, high = score_interval(points)[0]

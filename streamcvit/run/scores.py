@@ -53,6 +53,20 @@ _NUMBERS = ("version", "score", "following", "n", "low", "high", "seconds", "dis
 _ROW = np.dtype([(n, SCORES.field(n).type.to_pandas_dtype()) for n in _NUMBERS] + [("metric", "i2"), ("there", "?")])
 
 
+def by_family(
+    strict: tuple[str, np.ndarray], published: tuple[str | None, np.ndarray | None]
+) -> tuple[dict[str, tuple[str, np.ndarray]], int]:
+    """Family to its scorer and points, and how many samples the two judge differently.
+
+    Args:
+        strict, published: name of the scorer and points [n]; (None, None) where the task has no published one.
+    """
+    scorer, points = published
+    if not scorer or points is None:
+        return {"strict": strict}, 0
+    return {"strict": strict, "strcvit": (scorer, points)}, int(np.sum(np.abs(strict[1] - points) > 1e-9))
+
+
 class Scores:
     """Points of every test sample at every chunk boundary, and the rows of `scores.parquet` that follow from them.
 
@@ -114,13 +128,10 @@ class Scores:
         follows = table["follows"].to_numpy(zero_copy_only=False).astype(np.float16)
         if not ZERO <= chunk < self.n_chunks or len(digest) > DIGEST:
             raise ValueError(f"chunk {chunk} of {self.n_chunks}, or a digest of {len(digest)} characters")
-        families = {"strict": (meta["metric"], points)}
         kept = [(self._points, np.float64, points), (self._follows, np.float16, follows)]
-        differ = 0
-        if meta["published"]:
-            published = table["score_strcvit"].to_numpy()
-            families["strcvit"] = (meta["published"], published)
-            differ = int(np.sum(np.abs(points - published) > 1e-9))
+        published = table["score_strcvit"].to_numpy() if meta["published"] else None
+        families, differ = by_family((meta["metric"], points), (meta["published"], published))
+        if published is not None:
             kept.append((self._published, np.float64, published))
             if "follows_strcvit" in table.column_names and not table["follows_strcvit"].null_count:
                 form = table["follows_strcvit"].to_numpy(zero_copy_only=False).astype(np.float16)

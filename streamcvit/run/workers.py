@@ -29,6 +29,7 @@ from streamcvit.models.batch import Batch
 from streamcvit.monitoring import traces
 from streamcvit.monitoring.definitions import COMMIT_BOUNDS, BucketCounts
 from streamcvit.run.boundaries import boundary_report
+from streamcvit.run.driftsets import probe_sets
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
 from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Commits, Order, Progress
@@ -36,7 +37,6 @@ from streamcvit.run.notes import event_of, folder_bytes, idle_modules, joined, m
 from streamcvit.run.origin import START, put_on
 from streamcvit.run.own import blamed
 from streamcvit.run.ownkinds import strategy_of
-from streamcvit.run.probing import probe_sets
 
 
 class LearnerWorker:
@@ -167,7 +167,7 @@ class LearnerWorker:
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
-        if config.guard.action == "replay" and type(strategy) is not Replay:
+        if config.guard.rehearses(settings) and type(strategy) is not Replay:
             strategy = Rehearsing(strategy, config.seed, config.guard.memory)
         self.learner = OnlineLearner(
             self.base,

@@ -37,8 +37,9 @@ from streamcvit.pipeline import load_config
 from streamcvit.run.folder import RunFolder
 from streamcvit.run.forgetting import Boundary, Guard, decide, line_of
 from streamcvit.run.guard import Stop, alone
-from streamcvit.run.loading import load_encoder, wrap
+from streamcvit.run.loading import load_encoder, local_feed, wrap
 from streamcvit.run.messages import Order
+from streamcvit.run.workers import LearnerWorker
 
 DEEP = Loss(40.0, 20.0, 60.0, 1, True)
 NEAR = Loss(4.0, -3.0, 9.0, 1, False)
@@ -239,6 +240,16 @@ def test_what_needs_nothing_is_taken() -> None:
     methods = {"r": {"adapter": "lora", "strategy": "replay"}, "zero": {"adapter": "none"}}
     config = RunConfig.model_validate({"guard": {"action": "replay", "memory": 0}, "methods": methods})
     assert config.guard.on and not RunConfig().guard.on
+
+
+def test_joint_training_which_cannot_forget_keeps_no_samples_for_the_guard(tmp_path: Path) -> None:
+    write_stream(tmp_path / "stream", stream_samples(8, 4), TASKS, test_sets(), 0)
+    methods = "{joint: {adapter: lora, order: joint}, r: {adapter: lora, strategy: replay}}"
+    settings = [f"methods={methods}", "guard.action=replay", "guard.memory=0", f"out={tmp_path}"]
+    config, stream = load_config("embedded", settings), str(tmp_path / "stream")
+    worker = LearnerWorker(config, stream, local_feed(config, stream))
+    assert worker.learn_chunk("joint", 0).info["samples"] == 8
+    assert type(worker.learner.strategy) is Sequential
 
 
 PAUSED = {"event": "guard", "action": "pause", "what": "paused", "task": "colour", "points": 40.0, "low": 20.0}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import StopAfter
 from streams import TASKS, picture, sample, test_sets
 
 from streamcvit.data.sample import Picture
@@ -112,15 +113,6 @@ def test_a_batch_is_a_function_of_its_cursor_and_padding_falls(index: StreamInde
             padded.append(1 - real / all_)
     assert sorted(seen) == list(range(len(index)))
     assert padded[0] < 0.5 * padded[1]
-
-
-class StopAfter:
-    def __init__(self, batches: int) -> None:
-        self.left = batches + 1
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
 
 
 def test_a_run_in_grouped_order_resumes_inside_a_chunk_to_the_bit_and_learns_every_sample_once(

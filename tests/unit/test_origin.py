@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from running import StopAfter
 from safetensors.torch import load_file, save_file
 
 from streamcvit.adapters.build import attach
@@ -89,17 +90,6 @@ def folder_of(base: Base, tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-class Stop:
-    """Asks a learner to stop after so many batches."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after + 1
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 def worker_for(config: RunConfig, stream: Path, stop: Callable[[], bool] = lambda: False) -> LearnerWorker:
     """A learner that notes the weights it has when it is given its first batch."""
     feed = local_feed(config, str(stream))
@@ -124,7 +114,7 @@ def test_the_first_step_is_taken_from_the_folders_weights_and_options(
     named = {k: v for k, v in OPTIONS[kind].items() if k not in ("target_modules", "router") or v == "frozen"}
     assert config.methods["m"].options.items() >= named.items()
     assert keep(config, "m")["digest"] == content_digest(folder) == content_digest(config.folder("m") / START)
-    worker = worker_for(config, finished / "r" / "stream", Stop(1))
+    worker = worker_for(config, finished / "r" / "stream", StopAfter(1))
     with pytest.raises(Stopped):
         worker.learn_chunk("m", 0)
     wanted, first = load_file(folder / "adapter_model.safetensors"), worker.first  # type: ignore[attr-defined]
@@ -182,9 +172,9 @@ def test_a_run_from_an_adapter_resumes_to_the_bit_without_the_original(finished:
         RunFolder(config, "m", index, index.plan.counts, "base")
     digest = worker_for(whole, stream).learn_chunk("m", 0).digest
     shutil.rmtree(source)
-    worker_for(parts, stream, Stop(0))  # a life that ends before it learns anything
+    worker_for(parts, stream, StopAfter(0))  # a life that ends before it learns anything
     for after in (2, 100):
-        worker = worker_for(settled(parts), stream, Stop(after))
+        worker = worker_for(settled(parts), stream, StopAfter(after))
         try:
             found = worker.learn_chunk("m", 0).digest
         except Stopped:

@@ -8,6 +8,7 @@ from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
+from streamcvit.evaluation.evaluator import some_of
 from streamcvit.learning.drift import ProbeSet
 from streamcvit.models.collate import Collator, UnusableSamples
 
@@ -32,8 +33,8 @@ def probe_sets(config: RunConfig, index: StreamIndex, collator: Collator) -> dic
     with ShardReader(tests) as reader:
         for task in tests.tasks:
             rows = np.flatnonzero(tests.task_of == task)
-            drawn = np.random.default_rng([config.seed, *task.encode()]).permutation(rows)[:count]
-            samples = [row for row in reader.read(sorted(drawn.tolist())) if isinstance(row, Sample)]
+            drawn = rows[some_of(len(rows), task, count, config.seed)]
+            samples = [row for row in reader.read(drawn.tolist()) if isinstance(row, Sample)]
             if (probe := _probe_set(samples, collator)) is not None:
                 found[task] = probe
     return found
