@@ -364,12 +364,12 @@ def _put_in_place(part: Path, folder: Path, digest: str) -> StreamIndex:
     shutil.rmtree(part / _NOTES, ignore_errors=True)
     (part / _LOCK).unlink(missing_ok=True)
     for path in (part / EVAL_FOLDER, part):
-        _sync_folder(path)
+        sync_folder(path)
     part.chmod(0o755)
     try:
         if not (folder / INDEX_NAME).exists():
             part.rename(folder)  # fails on a folder that is not empty
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             return StreamIndex.open(folder)
     except OSError:
         if not (folder / INDEX_NAME).exists():
@@ -382,7 +382,8 @@ def _put_in_place(part: Path, folder: Path, digest: str) -> StreamIndex:
     return index
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
