@@ -126,11 +126,11 @@ def write_part(
     if tests:
         table, shards = _behind(list(tests.values()), -1)
         own = {task: tasks[task] for task in tests}
-        evaluation = index_of(draft / EVAL_FOLDER, table, shards, own, one_each=_one_each(table), seed=seed)
+        evaluation = index_of(draft / EVAL_FOLDER, table, shards, own, one_each=has_one_each(table), seed=seed)
         evaluation.save()
     table, shards = _behind(rows, 0)
     index = index_of(
-        draft, table, shards, tasks, one_each=_one_each(table), seed=seed, n_chunks=1, evaluation=evaluation
+        draft, table, shards, tasks, one_each=has_one_each(table), seed=seed, n_chunks=1, evaluation=evaluation
     )
     index.save()
     for path in (draft / EVAL_FOLDER, draft):
@@ -152,12 +152,12 @@ def _behind(rows: Sequence[Rows], chunk: int) -> tuple[pa.Table, list[Mapping[st
     """Rows of several shards as one table of one chunk."""
     tables, position = [], 0
     for number, (table, _) in enumerate(rows):
-        table, position = _renumbered(table, position, number, chunk)
+        table, position = renumbered(table, position, number, chunk)
         tables.append(table)
     return pa.concat_tables(tables).combine_chunks(), [note for _, note in rows]
 
 
-def _renumbered(table: pa.Table, position: int, shard: int, chunk: int) -> tuple[pa.Table, int]:
+def renumbered(table: pa.Table, position: int, shard: int, chunk: int) -> tuple[pa.Table, int]:
     """A table whose positions go on at `position`, and where they end."""
     own = table["position"].to_numpy()
     places = position + np.cumsum(np.diff(own, prepend=own[:1]) != 0)
@@ -170,7 +170,8 @@ def _renumbered(table: pa.Table, position: int, shard: int, chunk: int) -> tuple
     return pa.table(arrays, schema=SCHEMA), int(places[-1]) + 1 if len(places) else position
 
 
-def _one_each(table: pa.Table) -> bool:
+def has_one_each(table: pa.Table) -> bool:
+    """Whether every sample of an index table has exactly one picture."""
     position = table["position"].to_numpy()
     return len(np.unique(position)) == len(position) and "" not in table["image_ext"].to_pylist()
 

@@ -141,11 +141,11 @@ class StreamIndex:
         copy.save()
         return copy
 
-    def save(self) -> None:
-        """Write `index.parquet` into the folder: complete or not at all."""
+    def save(self, path: Path | None = None) -> None:
+        """Write `index.parquet` into the folder, or to a path: complete or not at all."""
         notes = {_META_KEY: canonical(self.meta), _DIGEST_KEY: self.digest.encode()}
-        path = Path(self.folder, INDEX_NAME)
-        part = path.with_name(f".{INDEX_NAME}.{os.getpid()}")
+        path = path or Path(self.folder, INDEX_NAME)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
         with part.open("wb") as stream:
             table = self.table.replace_schema_metadata(notes)
             pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
