@@ -126,10 +126,8 @@ def test_a_new_task_comes_with_its_test_set_and_its_samples_wait_for_it(stream: 
     before, index = stream.following.index(), (stream.look(), stream.following.index())[1]
     assert index.n_chunks == 3 and read(index)[4:] == more + late and stream.aside() == {}
     assert index.tasks["shape"].scorer == "vqa" and index.tasks["shape"].max_new_tokens == 3
-    assert (
-        list(before.eval_index().tasks) == ["colour"]
-        and before.grown().eval_index().digest == index.eval_index().digest
-    )
+    assert list(before.eval_index().tasks) == ["colour"]
+    assert before.grown().eval_index().digest == index.eval_index().digest
     assert index.eval_index().task_of.tolist() == ["colour"] * 3 + ["shape"] * 2
     assert [row.task for row in read(index.eval_index())] == index.eval_index().task_of.tolist()
     assert index.plan.counts.tolist() == [[4, 0], [4, 0], [0, 4]]

@@ -42,6 +42,7 @@ class GrownIndex(StreamIndex):
 
     def __init__(self, parts: Parts, table: pa.Table, meta: Mapping[str, Any], identity: str, ended: bool) -> None:
         self._parts, self._identity, self.follows = parts, identity, not ended
+        self._count = len(parts.read)
         super().__init__(parts.folder, table, meta)
 
     def _told_apart(self) -> str:
@@ -54,11 +55,15 @@ class GrownIndex(StreamIndex):
 
     def grown(self) -> StreamIndex:
         """The index with the chunks that came since; this one, where none did."""
-        return self._parts.index() if self.follows and self._parts.look() else self
+        if not self.follows:
+            return self
+        self._parts.look()
+        return self._parts.index() if len(self._parts.read) > self._count or self._parts.ended else self
 
     def eval_index(self) -> StreamIndex:
         """The test sets of all tasks so far; their shards lie beneath the stream's folder."""
-        return StreamIndex(self.folder, *_joined([test for _, test in self._parts.read if test is not None], test=True))
+        tests = [test for _, test in self._parts.read[: self._count] if test is not None]
+        return StreamIndex(self.folder, *_joined(tests, test=True))
 
 
 class Parts:
@@ -66,21 +71,24 @@ class Parts:
 
     Args:
         folder: of the stream, on this machine.
+
+    Attributes:
+        read: index and, where tasks came with it, test sets of each chunk so far.
+        ended: whether no chunk follows these.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = os.fspath(folder)
         self.read: list[tuple[StreamIndex, StreamIndex | None]] = []
-        self._ended = False
+        self.ended = False
 
-    def look(self) -> bool:
-        """Read the chunks that are new; whether there is any, or the end."""
-        ended, before = Path(self.folder, ENDED).exists(), (len(self.read), self._ended)  # first: none follows it
+    def look(self) -> None:
+        """Read the chunks that are new, and whether more may follow."""
+        ended = Path(self.folder, ENDED).exists()  # asked first: no chunk follows it
         while (part := _place(self.folder, len(self.read))).is_dir():
             index = StreamIndex.open(part)
             self.read.append((index, index.eval_index() if index.meta["eval"] is not None else None))
-        self._ended = ended
-        return (len(self.read), ended) != before
+        self.ended = ended
 
     def index(self) -> GrownIndex:
         """All chunks as one index.
@@ -97,7 +105,7 @@ class Parts:
             raise UserError("no chunk of this stream has arrived yet", where=self.folder, fix="Wait for its first one")
         table, meta = _joined([index for index, _ in self.read])
         # Whether there are test sets is asked of `eval`; which ones, the parts' own digests vouch for.
-        return GrownIndex(self, table, {**meta, "eval": identity}, identity, self._ended)
+        return GrownIndex(self, table, {**meta, "eval": identity}, identity, self.ended)
 
 
 def write_part(

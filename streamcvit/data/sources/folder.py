@@ -63,7 +63,7 @@ class FolderSource:
                 fix="Bring it back, then continue with --resume",
             ) from None
         found = Look(ended=ended)
-        for name in sorted(names):
+        for name in sorted(names, key=_in_order):
             if name in known or not name.endswith((SHARD, MANIFEST)):
                 continue
             beside = [name + ending for ending in (INDEXED, CHECKSUM, DONE) if name + ending in names]
@@ -123,3 +123,8 @@ class FolderSource:
         except OSError:
             return ""
         return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _in_order(name: str) -> list[tuple[str, int]]:
+    """Sorts shard-9 before shard-10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

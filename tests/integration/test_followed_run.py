@@ -1,0 +1,180 @@
+"""A stream that is learned while it arrives gives what the same stream gives at once, to the bit, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from arrivals import announce, arrive
+from models import save, tiny_llava
+from prometheus_client import CollectorRegistry
+from running import boundaries, command, environment, streamcvit
+from streams import TASKS, sample
+
+from streamcvit.config import RunConfig
+from streamcvit.data.sample import Sample
+from streamcvit.data.shards.write import write_stream
+from streamcvit.launch import execute
+from streamcvit.learning import read_ledger
+from streamcvit.monitoring import RunRecord
+from streamcvit.monitoring.metrics import MetricStore
+from streamcvit.pipeline import builtin, load_config
+from streamcvit.run.loading import local_feed
+from streamcvit.run.workers import LearnerWorker
+
+METHODS = ("zero-shot", "smolora", "replay")
+PER_CHUNK = 4
+TESTS = {task: [sample(1000 + n, task) for n in range(3)] for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_llava(), tmp_path_factory.mktemp("model"))
+
+
+def samples_of(chunks: int, per_chunk: int = PER_CHUNK) -> list[Sample]:
+    """A stream in which the task `shape` begins in the middle."""
+    names = ["colour", "shape"]
+    half = chunks * per_chunk // 2
+    return [sample(n, names[n % 2] if n >= half else "colour") for n in range(chunks * per_chunk)]
+
+
+def config(out: Path, model: Path, methods: Sequence[str], *settings: str) -> RunConfig:
+    given = [f"model.name_or_path={model}", "evaluation.draws=10", "learner.batch_size=2", "evaluation.audit=4"]
+    made = load_config(builtin("embedded"), [*given, *settings], name="r", out=str(out))
+    return made.model_copy(update={"methods": {name: made.methods[name] for name in methods}})
+
+
+def at_once(folder: Path, samples: Sequence[Sample], per_chunk: int = PER_CHUNK) -> list[str]:
+    write_stream(folder, [(n // per_chunk, one) for n, one in enumerate(samples)], TASKS, TESTS, 0)
+    return ["stream.source=shards", f"stream.data={folder}"]
+
+
+def followed(folder: Path, per_chunk: int = PER_CHUNK, *settings: str) -> list[str]:
+    return ["stream.source=follow", f"stream.data={folder}", f"stream.follow.samples_per_chunk={per_chunk}", *settings]
+
+
+def feed(folder: Path, samples: Sequence[Sample], sizes: Sequence[int], pause: float) -> threading.Thread:
+    """Let samples arrive over time, in shards of changing sizes, a task's manifest just before its first sample."""
+
+    def work() -> None:
+        first, number, known = 0, 0, set()
+        while first < len(samples):
+            part = samples[first : first + sizes[number % len(sizes)]]
+            for task in sorted({one.task for one in part} - known):
+                announce(folder, task, TESTS[task], max_new_tokens=2)
+                known.add(task)
+            arrive(folder, f"shard-{number}.tar", part)
+            first, number = first + len(part), number + 1
+            time.sleep(pause)
+        (folder / "END").touch()
+
+    folder.mkdir(exist_ok=True)
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_what_is_learned_and_scored_while_it_arrives_is_what_is_learned_and_scored_at_once(
+    tmp_path: Path, model: Path
+) -> None:
+    samples = samples_of(6)
+    whole = config(
+        tmp_path / "whole", model, METHODS, *at_once(tmp_path / "data", samples), "evaluation.zero_shot=true"
+    )
+    execute(whole, local=True)
+    grown = config(tmp_path / "grown", model, METHODS, *followed(tmp_path / "in"), "evaluation.zero_shot=true")
+    thread = feed(tmp_path / "in", samples, (3, 7, 1), 0.7)
+    page = execute(grown, local=True)
+    thread.join()
+    for name in METHODS:
+        one, other = RunRecord.load(whole.folder(name)), RunRecord.load(grown.folder(name))
+        assert other.finished and other.tasks == one.tasks == list(TASKS)
+        assert other.plan.tolist() == one.plan.tolist()
+        assert boundaries(grown.folder(name)) == boundaries(whole.folder(name))
+        told = [{key: row[key] for key in ("chunk", "task", "kind", "digest", "score", "n")} for row in one.scores]
+        assert [{key: row[key] for key in told[0]} for row in other.scores] == told
+        assert {**other.summary, "audit": None} == {**one.summary, "audit": None}
+        assert other.summary["audit"]["asked"] == one.summary["audit"]["asked"] == 4
+        assert [event.get("drift") for event in other.chunk_events()] == [e.get("drift") for e in one.chunk_events()]
+    ledger = read_ledger(grown.folder("smolora") / "ledger")
+    assert ledger["sample_id"].to_pylist() == [one.sample_id for one in samples]
+    assert "shape" in page.read_text(encoding="utf-8")
+
+
+def test_metrics_tell_what_arrived_what_waits_and_what_was_set_aside(tmp_path: Path, model: Path) -> None:
+    made = config(tmp_path, model, ("lora",), *followed(tmp_path / "in"))
+    arriving = tmp_path / "in"
+    feed(arriving, samples_of(2), (4,), 0).join()
+    arrive(arriving, "shard-again.tar", [sample(0)])
+    execute(made, local=True)
+    (event,) = RunRecord.load(made.folder("lora")).events_of("set_aside")
+    assert (event["what"], event["reason"]) == ("shard-again.tar", "duplicate")
+    registry = CollectorRegistry()
+    store = MetricStore()
+    registry.register(store)
+    store.load(RunRecord.load(made.folder("lora")))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"streamcvit_{name}", {"run": "r", "method": "lora", **labels})
+
+    assert value("arrivals_taken_total") == 2 and value("arrivals_waiting") == 0
+    assert value("arrivals_set_aside_total", reason="duplicate") == 1
+    assert value("arrivals_held_back") == 0 and value("oldest_arrival_timestamp_seconds") == 0
+    assert value("stream_lag_samples") == 0 and value("run_finished") == 1
+
+
+def learned_at_once(made: RunConfig, stream: Path, method: str) -> dict[int, str]:
+    """The digests of a stream's boundaries, learned without any scoring."""
+    worker = LearnerWorker(made, str(stream), local_feed(made, str(stream)))
+    for chunk in range(worker.index.n_chunks):
+        worker.learn_chunk(method, chunk)
+    return boundaries(made.folder(method))
+
+
+def test_two_hundred_chunks_that_arrive_over_time_with_kills_are_the_same_to_the_bit(
+    tmp_path: Path, model: Path
+) -> None:
+    chunks, per_chunk = 200, 2
+    samples = samples_of(chunks, per_chunk)
+    quick = ["evaluation.audit=0", "stream.follow.ahead=50", "learner.drift_samples=0"]
+    made = config(tmp_path, model, ("smolora",), *followed(tmp_path / "in", per_chunk), *quick)
+    (tmp_path / "pipeline.yaml").write_text(made.dump())
+    words = ["run", str(tmp_path / "pipeline.yaml"), "--local"]
+    thread = feed(tmp_path / "in", samples, (5, 1, 8, 3), 0.05)
+    commits = made.folder("smolora") / "commits"
+    killed = 0
+    while killed < 2:
+        process = subprocess.Popen(
+            command(*words),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        wanted = (killed + 1) * 25
+        while process.poll() is None and len(list(commits.glob("[0-9]*"))) < wanted:
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[0]
+        process.kill()
+        process.wait()
+        killed += 1
+        words = ["run", str(made.folder() / "config.yaml"), "--local", "--resume"]
+    thread.join()
+    done = streamcvit(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = config(tmp_path / "whole", model, ("smolora",), *at_once(tmp_path / "data", samples, per_chunk), *quick)
+    expected = learned_at_once(other, tmp_path / "data", "smolora")
+    assert len(expected) == chunks and boundaries(made.folder("smolora")) == expected
+    record = RunRecord.load(made.folder("smolora"))
+    assert record.finished and record.matrix().shape == (chunks, 2)
+    ledger = read_ledger(made.folder("smolora") / "ledger")
+    assert ledger["position"].to_pylist() == list(range(chunks * per_chunk))
+    journal = (made.folder() / "stream" / "journal.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["what"] == "close" for line in journal) == chunks
