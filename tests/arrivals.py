@@ -13,7 +13,7 @@ from streams import raw_tar
 
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
-from streamcvit.pipeline import builtin, load_config
+from streamcvit.pipeline import load_config
 
 
 def tar_of(path: Path, samples: Sequence[Sample]) -> Path:
@@ -44,8 +44,7 @@ def announce(folder: Path, task: str, tests: Sequence[Sample], **rules: Any) -> 
     (folder / f"{task}.task.json").write_text(json.dumps({"task": task, "test": f"{task}.test.tar", **rules}))
 
 
-def following(out: Path, data: Path, model: str = "embedded", *more: str) -> RunConfig:
+def following(out: Path, data: Path, *more: str) -> RunConfig:
     """A run of one method on a stream that arrives in `data`."""
-    settings = [f"model.name_or_path={model}", "stream.source=follow", f"stream.data={data}", "evaluation.draws=10"]
-    made = load_config(builtin("embedded"), [*settings, *more], name="r", out=str(out))
-    return made.model_copy(update={"methods": {"lora": made.methods["lora"]}})
+    settings = ["stream.source=follow", f"stream.data={data}", "methods={lora: {adapter: lora}}"]
+    return load_config(None, [*settings, *more], name="r", out=str(out))

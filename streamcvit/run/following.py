@@ -153,6 +153,7 @@ class Following:
     # -- taking ----------------------------------------------------------------------------------------------------
 
     def _take_in(self, look: Look) -> None:
+        self._close_full()  # of what was taken before a kill
         for name, text in look.manifests.items():
             self._try(name, "", self._take_task, text)
         everything = True
@@ -203,8 +204,7 @@ class Following:
         self.journal.append(journal.TAKE, name=name, time=at, samples=len(shard.first), **shard.note)
         self._taken(shard, at)
         self.ids.update(shard.column("sample_id"))
-        while self.how.samples_per_chunk and self._samples() >= self.how.samples_per_chunk:
-            self._close("count")
+        self._close_full()
 
     def _taken(self, shard: Arrived, at: float) -> None:
         self._note_shard(shard.name, shard.note["sha256"])
@@ -251,6 +251,10 @@ class Following:
 
     def _samples(self) -> int:
         return sum(len(shard.first) for shard, _ in self.open)
+
+    def _close_full(self) -> None:
+        while self.how.samples_per_chunk and self._samples() >= self.how.samples_per_chunk:
+            self._close("count")
 
     def _close(self, why: str) -> None:
         """End a chunk: in the journal first, then in the index."""

@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,26 @@ from arrivals import announce, arrive
 from models import save, tiny_llava
 from prometheus_client import CollectorRegistry
 from running import boundaries, command, environment, streamcvit
-from streams import TASKS, sample
+from streams import sample
 
 from streamcvit.config import RunConfig
-from streamcvit.data.sample import Sample
+from streamcvit.data.sample import Sample, TaskSpec
 from streamcvit.data.shards.write import write_stream
 from streamcvit.launch import execute
 from streamcvit.learning import read_ledger
 from streamcvit.monitoring import RunRecord
 from streamcvit.monitoring.metrics import MetricStore
-from streamcvit.pipeline import builtin, load_config
+from streamcvit.pipeline import load_config
 from streamcvit.run.loading import local_feed
 from streamcvit.run.workers import LearnerWorker
 
-METHODS = ("zero-shot", "smolora", "replay")
+METHODS = {
+    "zero-shot": "zero-shot: {adapter: none}",
+    "smolora": "smolora: {adapter: smolora}",
+    "replay": "replay: {adapter: lora, strategy: replay, strategy_options: {memory: 8}}",
+}
 PER_CHUNK = 4
+TASKS = {name: TaskSpec(name, "exact", "single_word", max_new_tokens=2) for name in ("colour", "shape")}
 TESTS = {task: [sample(1000 + n, task) for n in range(3)] for task in TASKS}
 
 
@@ -44,10 +49,10 @@ def samples_of(chunks: int, per_chunk: int = PER_CHUNK) -> list[Sample]:
     return [sample(n, names[n % 2] if n >= half else "colour") for n in range(chunks * per_chunk)]
 
 
-def config(out: Path, model: Path, methods: Sequence[str], *settings: str) -> RunConfig:
+def config(out: Path, model: Path, methods: Iterable[str], *settings: str) -> RunConfig:
     given = [f"model.name_or_path={model}", "evaluation.draws=10", "learner.batch_size=2", "evaluation.audit=4"]
-    made = load_config(builtin("embedded"), [*given, *settings], name="r", out=str(out))
-    return made.model_copy(update={"methods": {name: made.methods[name] for name in methods}})
+    given.append(f"methods={{{', '.join(METHODS[name] for name in methods)}}}")
+    return load_config(None, [*given, *settings], name="r", out=str(out))
 
 
 def at_once(folder: Path, samples: Sequence[Sample], per_chunk: int = PER_CHUNK) -> list[str]:
@@ -84,11 +89,10 @@ def test_what_is_learned_and_scored_while_it_arrives_is_what_is_learned_and_scor
     tmp_path: Path, model: Path
 ) -> None:
     samples = samples_of(6)
-    whole = config(
-        tmp_path / "whole", model, METHODS, *at_once(tmp_path / "data", samples), "evaluation.zero_shot=true"
-    )
+    zero = "evaluation.zero_shot=true"
+    whole = config(tmp_path / "whole", model, METHODS, *at_once(tmp_path / "data", samples), zero)
     execute(whole, local=True)
-    grown = config(tmp_path / "grown", model, METHODS, *followed(tmp_path / "in"), "evaluation.zero_shot=true")
+    grown = config(tmp_path / "grown", model, METHODS, *followed(tmp_path / "in"), zero)
     thread = feed(tmp_path / "in", samples, (3, 7, 1), 0.7)
     page = execute(grown, local=True)
     thread.join()
@@ -108,20 +112,20 @@ def test_what_is_learned_and_scored_while_it_arrives_is_what_is_learned_and_scor
 
 
 def test_metrics_tell_what_arrived_what_waits_and_what_was_set_aside(tmp_path: Path, model: Path) -> None:
-    made = config(tmp_path, model, ("lora",), *followed(tmp_path / "in"))
+    made = config(tmp_path, model, ("smolora",), *followed(tmp_path / "in"))
     arriving = tmp_path / "in"
     feed(arriving, samples_of(2), (4,), 0).join()
     arrive(arriving, "shard-again.tar", [sample(0)])
     execute(made, local=True)
-    (event,) = RunRecord.load(made.folder("lora")).events_of("set_aside")
+    (event,) = RunRecord.load(made.folder("smolora")).events_of("set_aside")
     assert (event["what"], event["reason"]) == ("shard-again.tar", "duplicate")
     registry = CollectorRegistry()
     store = MetricStore()
     registry.register(store)
-    store.load(RunRecord.load(made.folder("lora")))
+    store.load(RunRecord.load(made.folder("smolora")))
 
     def value(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(f"streamcvit_{name}", {"run": "r", "method": "lora", **labels})
+        return registry.get_sample_value(f"streamcvit_{name}", {"run": "r", "method": "smolora", **labels})
 
     assert value("arrivals_taken_total") == 2 and value("arrivals_waiting") == 0
     assert value("arrivals_set_aside_total", reason="duplicate") == 1

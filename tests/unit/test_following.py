@@ -37,7 +37,9 @@ class Stream:
     def __init__(self, root: Path, *settings: str) -> None:
         self.data, self.folder, self.clock = root / "data", root / "stream", Clock()
         self.data.mkdir()
-        self.config = following(root, self.data, "embedded", "stream.follow.samples_per_chunk=4", *settings)
+        self.config = following(
+            root, self.data, "stream.follow.samples_per_chunk=4", "stream.follow.ahead=50", *settings
+        )
         self.number = 0
         announce(self.data, "colour", [sample(1000 + n) for n in range(3)])
         self.start()
@@ -211,7 +213,8 @@ def test_killed_behind_any_line_of_the_journal_it_goes_on_to_the_same_stream(tmp
     stream.look()
     announce(stream.data, "shape", [sample(2000, "shape")])
     samples += stream.give(5, "shape")
-    arrive(stream.data, "shard-000001.tar", [sample(700)])
+    shutil.copy(stream.data / "shard-000009.tar", stream.data / "shard-z.tar")
+    complete(stream.data, "shard-z.tar")
     (stream.data / "END").touch()
     stream.look()
     whole = stream.following.index()
@@ -231,7 +234,7 @@ def test_killed_behind_any_line_of_the_journal_it_goes_on_to_the_same_stream(tmp
     assert read(again) == samples == read(whole)
     assert again.plan.counts.tolist() == whole.plan.counts.tolist() and again.identity == whole.identity
     assert again.eval_index().digest == whole.eval_index().digest and again.digest == whole.digest
-    assert stream.aside() == {"shard-000001.tar": "order"}
+    assert stream.aside() == {"shard-z.tar": "duplicate"}
 
 
 def test_a_journal_that_was_changed_is_refused_by_its_line(stream: Stream) -> None:
@@ -265,7 +268,7 @@ def test_settings_that_a_stream_that_goes_on_cannot_have_are_refused(
     tmp_path: Path, settings: list[str], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        following(tmp_path, tmp_path, "embedded", *settings)
+        following(tmp_path, tmp_path, *settings)
 
 
 def test_a_folder_that_is_not_there_and_a_stream_without_samples_are_said_in_a_line(stream: Stream) -> None:
