@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def read_arrivals(folder: Path) -> dict[str, Any]:
     return word if isinstance(word, dict) else {}
 
 
-def gauges(word: dict[str, Any]) -> list[tuple[str, float, tuple[str, ...]]]:
+def gauges(word: Mapping[str, Any]) -> list[tuple[str, float, tuple[str, ...]]]:
     """Metric, value and labels for what a word says."""
     if not word:
         return []

@@ -171,6 +171,11 @@ class MetricStore(Collector):
             elif name in summary.get("own_metrics", ()):
                 self._set("own_metric_points", run, value, name)
 
+    def arrivals(self, run: Source, word: Mapping[str, Any]) -> None:
+        """How the arrivals of a stream that goes on stand (`streamcvit.monitoring.arriving`); nothing for another."""
+        for name, value, labels in gauges(word):
+            self._set(name, run, value, *labels)
+
     def step_seconds(self, run: Source, buckets: BucketCounts) -> None:
         """Times of all learning steps so far."""
         self._set_histogram("learner_step_seconds", run, buckets)
@@ -288,8 +293,7 @@ class MetricStore(Collector):
             self._load_chunk(run, record, chunks)
         self.scores(run, sorted(record.scores, key=lambda row: row["version"]))
         self.probes(run, record.probes)
-        for name, value, labels in gauges(read_arrivals(record.folder)):
-            self._set(name, run, value, *labels)
+        self.arrivals(run, read_arrivals(record.folder))
         for task, seconds in record.evaluation_seconds.items():
             self.evaluation_seconds(run, task, _counted(EVALUATION_BOUNDS, seconds))
         self.summary(run, record.summary)

@@ -261,7 +261,7 @@ def test_a_shard_that_changed_after_it_was_taken_is_named(stream: Stream) -> Non
         (["stream.follow.source=kafka"], "unknown name 'kafka'; allowed: folder"),
         (["evaluation.unseen=every"], "does not say which tasks will come"),
         (["methods.lora.order=joint"], "joint reads the whole stream at once"),
-        (["stream.data="], "needs stream.data"),
+        (["stream.data=''"], "needs stream.data"),
     ],
 )
 def test_settings_that_a_stream_that_goes_on_cannot_have_are_refused(
