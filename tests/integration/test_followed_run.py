@@ -6,9 +6,11 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from arrivals import announce, arrive
 from models import save, tiny_llava
@@ -64,20 +66,29 @@ def followed(folder: Path, per_chunk: int = PER_CHUNK, *settings: str) -> list[s
     return ["stream.source=follow", f"stream.data={folder}", f"stream.follow.samples_per_chunk={per_chunk}", *settings]
 
 
-def feed(folder: Path, samples: Sequence[Sample], sizes: Sequence[int], pause: float) -> threading.Thread:
+def feed(
+    folder: Path,
+    samples: Sequence[Sample],
+    sizes: Sequence[int],
+    pause: float,
+    end: bool = True,
+    known: Collection[str] = (),
+    names: str = "shard",
+) -> threading.Thread:
     """Let samples arrive over time, in shards of changing sizes, a task's manifest just before its first sample."""
 
     def work() -> None:
-        first, number, known = 0, 0, set()
+        first, number, there = 0, 0, set(known)
         while first < len(samples):
             part = samples[first : first + sizes[number % len(sizes)]]
-            for task in sorted({one.task for one in part} - known):
+            for task in sorted({one.task for one in part} - there):
                 announce(folder, task, TESTS[task], max_new_tokens=2)
-                known.add(task)
-            arrive(folder, f"shard-{number}.tar", part)
+                there.add(task)
+            arrive(folder, f"{names}-{number}.tar", part)
             first, number = first + len(part), number + 1
             time.sleep(pause)
-        (folder / "END").touch()
+        if end:
+            (folder / "END").touch()
 
     folder.mkdir(exist_ok=True)
     thread = threading.Thread(target=work, daemon=True)
@@ -133,6 +144,12 @@ def test_metrics_tell_what_arrived_what_waits_and_what_was_set_aside(tmp_path: P
     assert value("stream_lag_samples") == 0 and value("run_finished") == 1
 
 
+def actors_of(process: subprocess.Popen, kind: str) -> list[psutil.Process]:
+    """The actors of a kind that a run has started."""
+    there = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in there if " ".join(child.cmdline()).startswith(f"ray::{kind}")]
+
+
 def learned_at_once(made: RunConfig, stream: Path, method: str) -> dict[int, str]:
     """The digests of a stream's boundaries, learned without any scoring."""
     worker = LearnerWorker(made, str(stream), local_feed(made, str(stream)))
@@ -182,3 +199,30 @@ def test_two_hundred_chunks_that_arrive_over_time_with_kills_are_the_same_to_the
     assert ledger["position"].to_pylist() == list(range(chunks * per_chunk))
     journal = (made.folder() / "stream" / "journal.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["what"] == "close" for line in journal) == chunks
+
+
+def test_with_ray_actors_and_a_killed_learner_it_is_the_same_too(tmp_path: Path, model: Path) -> None:
+    samples = samples_of(6)
+    quick = ["evaluation.audit=0", "cluster.ingest_actors=1"]
+    made = config(tmp_path, model, ("smolora",), *followed(tmp_path / "in"), *quick)
+    (tmp_path / "pipeline.yaml").write_text(made.dump())
+    first = feed(tmp_path / "in", samples[:12], (3, 7, 1), 0.1, end=False)
+    words = command("run", str(tmp_path / "pipeline.yaml"))
+    out: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment(), **out)
+    first.join()
+    while process.poll() is None and 1 not in boundaries(made.folder("smolora")):
+        time.sleep(0.1)
+    (learner,) = actors_of(process, "LearnerActor")
+    learner.kill()
+    feed(tmp_path / "in", samples[12:], (5,), 0.1, known={"colour"}, names="later").join()
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    other = config(tmp_path / "whole", model, ("smolora",), *at_once(tmp_path / "data", samples), *quick)
+    assert boundaries(made.folder("smolora")) == learned_at_once(other, tmp_path / "data", "smolora")
+    record = RunRecord.load(made.folder("smolora"))
+    assert record.finished and record.tasks == list(TASKS) and record.plan.shape == (6, 2)
+    assert {(row["chunk"], row["task"]) for row in record.scores} == {
+        *((chunk, "colour") for chunk in range(6)),
+        *((chunk, "shape") for chunk in range(3, 6)),
+    }
