@@ -191,7 +191,8 @@ def _joined(parts: Sequence[StreamIndex], test: bool = False) -> tuple[pa.Table,
         for task in part.meta["tasks"]:
             tasks.setdefault(task["name"], task)
     column = {task: place for place, task in enumerate(tasks)}
-    tables, shards, position = [], [], 0
+    tables, position = [], 0
+    shards: list[dict[str, Any]] = []
     chunks = np.zeros((0 if test else len(parts), len(tasks)), np.int64)
     for number, part in enumerate(parts):
         columns = {
