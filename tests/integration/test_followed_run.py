@@ -115,9 +115,8 @@ def test_what_is_learned_and_scored_while_it_arrives_is_what_is_learned_and_scor
         assert [{key: row[key] for key in told[0]} for row in other.scores] == told
         assert {**other.summary, "audit": None} == {**one.summary, "audit": None}
         assert other.summary["audit"]["asked"] == one.summary["audit"]["asked"] == 4
-        drift = [
-            (event.get("drift"), own.get("drift")) for event, own in zip(*map(RunRecord.chunk_events, (one, other)))
-        ]
+        ends = zip(one.chunk_events(), other.chunk_events(), strict=True)
+        drift = [(event.get("drift"), own.get("drift")) for event, own in ends]
         assert all(theirs == own for theirs, own in drift if theirs)
         assert name != "smolora" or drift[-1][0]
     ledger = read_ledger(grown.folder("smolora") / "ledger")
