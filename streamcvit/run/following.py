@@ -269,7 +269,7 @@ class Following:
         began, rows = self.open[0][1], self._cut(count)
         within = {task for table, _ in rows for task in table["task"].unique().to_pylist()}
         tasks = {name: spec for name, spec in self.tasks.items() if name in within or name in self.tests}
-        write_part(self.folder, self.chunks, rows, tasks, self.tests, self.config.seed)
+        write_part(self.folder, self.chunks, rows, tasks, self.tests)
         self.tests = {}
         self._chunk_noted(began)
 

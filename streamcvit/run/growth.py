@@ -103,7 +103,7 @@ class Growth:
             if folder.missing(None):
                 self.again[name, ZERO] = None
             last = self.newest.get(name)
-            if not index.follows and last is not None and last.chunk == folder.n_chunks - 1:
+            if last is not None and last.chunk == folder.n_chunks - 1 and not index.follows and folder.missing(last):
                 self.again[name, last.chunk] = last
             yield folder, list(range(before, folder.n_chunks))
 

@@ -104,8 +104,10 @@ class Parts:
         if not self.read or not identity:
             raise UserError("no chunk of this stream has arrived yet", where=self.folder, fix="Wait for its first one")
         table, meta = _joined([index for index, _ in self.read])
-        # Whether there are test sets is asked of `eval`; which ones, the parts' own digests vouch for.
-        return GrownIndex(self, table, {**meta, "eval": identity}, identity, self.ended)
+        tests = identity  # there are some; which ones, the parts' own digests vouch for
+        if self.ended:
+            tests = table_digest(*_joined([test for _, test in self.read if test is not None], test=True))
+        return GrownIndex(self, table, {**meta, "eval": tests}, identity, self.ended)
 
 
 def write_part(
@@ -114,7 +116,6 @@ def write_part(
     rows: Sequence[Rows],
     tasks: Mapping[str, TaskSpec],
     tests: Mapping[str, Rows],
-    seed: int,
 ) -> None:
     """Add a chunk to a stream that goes on, whole or not at all.
 
@@ -124,7 +125,6 @@ def write_part(
         rows: its samples in order, shard by shard.
         tasks: those of its samples, and those whose test sets come with it.
         tests: by task, the test sets that come with it.
-        seed: noted in the index.
     """
     place = _place(folder, chunk)
     draft = place.with_name(f".{place.name}")
@@ -134,12 +134,10 @@ def write_part(
     if tests:
         table, shards = _behind(list(tests.values()), -1)
         own = {task: tasks[task] for task in tests}
-        evaluation = index_of(draft / EVAL_FOLDER, table, shards, own, one_each=has_one_each(table), seed=seed)
+        evaluation = index_of(draft / EVAL_FOLDER, table, shards, own, one_each=has_one_each(table))
         evaluation.save()
     table, shards = _behind(rows, 0)
-    index = index_of(
-        draft, table, shards, tasks, one_each=has_one_each(table), seed=seed, n_chunks=1, evaluation=evaluation
-    )
+    index = index_of(draft, table, shards, tasks, one_each=has_one_each(table), n_chunks=1, evaluation=evaluation)
     index.save()
     for path in (draft / EVAL_FOLDER, draft):
         sync_folder(path)
