@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import __version__, clicompare, cliguard, cliimport, clirun, cliscore, clishards, cliuse, cliwatch
+from streamcvit import (
+    __version__,
+    clicompare,
+    cliguard,
+    cliimport,
+    clipush,
+    clirun,
+    cliscore,
+    clishards,
+    cliuse,
+    cliwatch,
+)
 from streamcvit.clilog import LogFormat, show_results
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, log_as_json, plain_streams
@@ -266,6 +277,7 @@ def shard(
 
 app.command()(clishards.index)
 app.command()(clishards.verify)
+app.command()(clipush.push)
 for _command in (
     *(clirun.status, clirun.ls, clirun.logs, clirun.stop),
     *(cliguard.resume, cliwatch.watch, clicompare.report),

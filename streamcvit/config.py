@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_serializer, model_validator
 
+from streamcvit.arriving import FollowConfig, check_follow
 from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 from streamcvit.guarding import GuardConfig, check_guard
@@ -77,20 +78,23 @@ class ScenarioConfig(Section):
 class StreamConfig(Section):
     """What arrives."""
 
-    source: Literal["embedded", "files", "benchmark", "shards"] = Field(
+    source: Literal["embedded", "files", "benchmark", "shards", "follow"] = Field(
         "embedded",
         description="the built-in benchmark, task files, a published benchmark in its own layout (docs/data.md), or a "
-        "stream folder, which may be a URL",
+        "stream folder, which may be a URL; `follow`: a stream that goes on (docs/streams.md)",
     )
     benchmark: str = Field("", description="of source `benchmark`: a name in streamcvit.data.layouts.LAYOUTS")
     data: str = Field(
-        "", description="root folder of the task files or the benchmark, or a stream folder made by `streamcvit shard`"
+        "",
+        description="root folder of the task files or the benchmark, a stream folder made by `streamcvit shard`, or "
+        "where shards arrive",
     )
     tasks: dict[str, TaskFiles] = Field(
         default_factory=dict,
         description="the tasks of source `files`, by name; of source `benchmark` those settings that shall be others",
     )
     scenario: ScenarioConfig = Field(ScenarioConfig(), description="which task comes when")
+    follow: FollowConfig = Field(FollowConfig(), description="how a stream that goes on is taken in")
     wordings: Literal["single", "five"] = Field("single", description="instruction wordings per task (embedded)")
     conventions: Literal["shared", "own"] = Field(
         "shared", description="whether tasks under one instruction share their answer format (embedded)"
@@ -380,6 +384,9 @@ class RunConfig(Section):
                 )
         check_guard(self.guard, self.methods, self.learner.batch_size)
         check_learners(self.cluster, self.learner, self.methods)
+        if self.stream.source == "follow":
+            orders = {name: method.order for name, method in self.methods.items()}
+            check_follow(self.stream.data, self.evaluation.unseen, orders)
         return self
 
     def folder(self, method: str | None = None) -> Path:

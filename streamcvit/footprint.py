@@ -124,6 +124,8 @@ def _sizes(config: RunConfig) -> tuple[int, list[Size]]:
     stream = config.stream
     if stream.source == "embedded":
         return 0, [(SIZE, SIZE)]
+    if stream.source == "follow":
+        return 0, []
     blind, found = 0, []
     for pictures in (_of_shards if stream.source == "shards" else _of_files)(config):
         blind += not pictures

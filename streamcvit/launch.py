@@ -29,7 +29,9 @@ from streamcvit.preflight import check_settings
 from streamcvit.run import own
 from streamcvit.run.drive import Driver, task_counts
 from streamcvit.run.folder import RunFolder, read_run
+from streamcvit.run.following import Following
 from streamcvit.run.guard import Stop, alone
+from streamcvit.run.journal import JOURNAL
 from streamcvit.run.loading import base_bytes
 from streamcvit.run.local import LocalPool, Pool, Watcher
 from streamcvit.run.losses import lost_list, stream_lines
@@ -107,22 +109,24 @@ def _execute(
     known = check_settings(config, local)
     console = Screen()
     changed: Changes = {}
-    index = None
+    index = following = None
     if resume:  # its stream is there, and what changed is said before anything starts
-        index = _stream(config, folder / "stream", resume, console)
-        changed = changes(config, model_digest(weights), index.digest)
+        index, following = _stream(config, folder / "stream", resume, console)
+        changed = changes(config, model_digest(weights), index.identity)
         refuse(changed, allow, folder)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
     with _unless_begun(folder), _own_code(config), _starting(config, weights, local, stop, console, watcher) as start:
         if index is None:
-            index = _stream(config, folder / "stream", resume, console)
+            index, following = _stream(config, folder / "stream", resume, console)
         counts = {name: task_counts(config, index, name) for name in config.methods}
         chunks = {name: max(1, len(rows)) for name, rows in counts.items()}
         view = LiveView(list(counts), len(index), chunks, console, RunLog(folder / LOG), Word(folder))
         view.message(
             f"stream: {len(index)} samples, {index.n_chunks} chunks, {len(index.tasks)} tasks in {folder / 'stream'}"
         )
+        if following is not None:
+            view.message(f"the stream goes on: {config.stream.data} is followed")
         found = stream_lines(folder / "stream", index)
         for line in (*found, *known):
             view.message(line)
@@ -147,7 +151,7 @@ def _execute(
         stop.tell = view.notice
         told = told_of_its_end(config.monitor.notify, config.name, folder)
         with view, stop.patience(True), noted(view.log), told:
-            driver = Driver(config, pool, folders, view, stop)
+            driver = Driver(config, pool, folders, view, stop, following)
             driver.run()
         pool.farewell()
         driver.note_faults()
@@ -163,13 +167,20 @@ def _report(config: RunConfig, show: Callable[[Sequence[RunRecord], Verdict], No
     return page if there else write_report(records, page, config.name, verdict)
 
 
-def _stream(config: RunConfig, folder: Path, resume: bool, console: Screen) -> StreamIndex:
+def _stream(config: RunConfig, folder: Path, resume: bool, console: Screen) -> tuple[StreamIndex, Following | None]:
     """The run's stream; a resumed run reads the one it began with, any other one that lies there was never learned."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
     if resume and not folder.is_symlink() and (folder / INDEX_NAME).exists():
-        return StreamIndex.open(folder)
+        return StreamIndex.open(folder), None
     if not resume:
         _remove_stream(folder)
-    return prepare_stream(config, folder, lambda line: console.print(line, markup=False, soft_wrap=True))
+    if config.stream.source == "follow":
+        following = Following(config, folder)
+        return following.first(say=say), following
+    return prepare_stream(config, folder, say), None
 
 
 @contextlib.contextmanager
@@ -197,7 +208,7 @@ def _own_code(config: RunConfig) -> Iterator[None]:
 def _remove_stream(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
-    elif (folder / INDEX_NAME).exists():  # nothing that is not ours
+    elif (folder / INDEX_NAME).exists() or (folder / JOURNAL).exists():  # nothing that is not ours
         shutil.rmtree(folder)
     lost_list(folder).unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from streamcvit import strictyaml
 from streamcvit.config import RunConfig
+from streamcvit.data.sources import SOURCES
 from streamcvit.errors import UserError
 from streamcvit.explain import allowed, explain
 from streamcvit.run.own import noted
@@ -66,8 +67,10 @@ def check_paths(config: RunConfig, pipeline: Path, *, model: bool = True) -> Non
         model: whether the base model is needed too.
 
     Raises:
-        UserError: one of them is not set.
+        UserError: one of them is not set, or there is nothing to follow.
     """
+    if config.stream.source == "follow":
+        SOURCES[config.stream.follow.source](config.stream.data)
     absent = {}
     if config.stream.source == "benchmark" and not config.stream.data:
         absent["stream.data"] = "--data FOLDER"

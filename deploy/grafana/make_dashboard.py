@@ -136,6 +136,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Steps skipped", "Loss or gradient was not finite.",
               (Query(metric("steps_skipped_total"), f"{{{{reason}}}} {ONE}"),)),
     ),
+    "Arriving": (
+        Panel("Arrivals", "Of a stream that goes on: shards taken, and what was set aside, by reason.",
+              (Query(metric("arrivals_taken_total"), f"taken {ONE}"),
+               Query(metric("arrivals_set_aside_total"), f"aside: {{{{reason}}}} {ONE}"))),
+        Panel("Waiting at the source", "Shards that are not taken; held back: the learner is behind.",
+              (Query(metric("arrivals_waiting"), f"shards {ONE}"),
+               Query(metric("arrivals_held_back"), f"held back {ONE}")), low=0),
+        Panel("Behind the arrivals", "Age of the oldest sample that is not learned.",
+              (Query(f"time() - ({metric('oldest_arrival_timestamp_seconds')} > 0)", ONE),), unit="s", low=0),
+    ),
     "Reading and scoring": (
         Panel("Batches ready", "0 for long: reading is what is slow.",
               (Query(metric("ingest_queue_batches"), ONE),), low=0),

@@ -144,6 +144,8 @@ class RemoteFeed:
         self.actors: dict[int, Any] = {}
 
     def __call__(self, order: str, cursor: int, stop: int) -> Iterator[Batch]:
+        if stop > len(self.index):
+            self.index, self.schedules = self.index.grown(), {}
         if order not in self.schedules:
             self.schedules[order] = schedule_of(self.config, self.index, order)
         schedule = self.schedules[order]

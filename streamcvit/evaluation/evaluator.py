@@ -87,15 +87,23 @@ class Evaluator:
     ) -> None:
         if unknown := sorted(set(eval_samples) - set(tasks)):
             raise UserError(f"an evaluation set belongs to no task: {unknown[0]}", fix="Name it as its task is named")
-        self.base, self.tasks = base, dict(tasks)
-        self._asked = {task: tuple(samples) for task, samples in eval_samples.items()}
-        scored = _without_thoughts if thoughts == "drop" else (lambda sample: sample)
-        self.samples = {task: tuple(map(scored, samples)) for task, samples in self._asked.items()}
+        self.base, self.tasks = base, dict[str, TaskSpec]()
+        self._asked: dict[str, tuple[Sample, ...]] = {}
+        self.samples: dict[str, tuple[Sample, ...]] = {}
         self._encoder, self._thoughts = instruction_encoder, thoughts
+        self.add(tasks, eval_samples)
         self.generator = Generator(base, instruction_encoder, batch_size, cache_bytes, thoughts, disk_bytes, scratch)
         self.left_out: dict[str, dict[str, str]] = {}
         self._requests: dict[str, list[Request]] = {}
         self._probes: dict[tuple[str, int, int], tuple[list[Request], tuple[Sample, ...]]] = {}
+
+    def add(self, tasks: Mapping[str, TaskSpec], eval_samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Take tasks and evaluation sets in beside those that are there."""
+        scored = _without_thoughts if self._thoughts == "drop" else (lambda sample: sample)
+        self.tasks |= tasks
+        for task, samples in eval_samples.items():
+            self._asked[task] = tuple(samples)
+            self.samples[task] = tuple(map(scored, samples))
 
     def requests(self, task: str) -> list[Request]:
         """The task's requests, prepared on first use and kept; a sample that cannot become one is left out.

@@ -100,6 +100,17 @@ METRICS: dict[str, MetricDefinition] = {
         MetricDefinition("chunks_scored", "gauge", "Chunks up to the newest that has a score of its end."),
         MetricDefinition("stream_position", "gauge", "Position of the next sample to learn."),
         MetricDefinition("stream_lag_samples", "gauge", "Samples that have arrived and are not learned yet."),
+        MetricDefinition("arrivals_taken_total", "counter", "Shards taken into a stream that goes on."),
+        MetricDefinition("arrivals_set_aside_total", "counter", "Arrivals that are not learned.", ("reason",)),
+        MetricDefinition("arrivals_waiting", "gauge", "Shards that lie at the source and are not taken yet."),
+        MetricDefinition(
+            "arrivals_held_back", "gauge", "Whether they are left there because the learner is behind: 1, else 0."
+        ),
+        MetricDefinition(
+            "oldest_arrival_timestamp_seconds",
+            "gauge",
+            "When the oldest sample that is not learned yet arrived (Unix time); 0: none.",
+        ),
         MetricDefinition("learner_step_seconds", "histogram", "Time of one learning step."),
         MetricDefinition("learner_wait_seconds_total", "counter", "Time the learner stood still.", ("reason",)),
         MetricDefinition("ingest_queue_batches", "gauge", "Batches ready for the learner."),

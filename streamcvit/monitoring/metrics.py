@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from streamcvit.monitoring.arriving import gauges, read_arrivals
 from streamcvit.monitoring.definitions import (
     BUILD_LABELS,
     COMMIT_BOUNDS,
@@ -69,6 +70,7 @@ class MetricStore(Collector):
         self._best: dict[tuple[Source, str], tuple[float, float]] = {}  # best score of a task, half its interval
         self._published: dict[Source, float] = {}
         self._step: dict[Source, int] = {}
+        self._available: dict[Source, int] = {}
         self._scored: dict[Source, int] = {}  # version of the newest score
         self._waits: dict[Source, dict[int, Mapping[str, float]]] = {}  # chunk -> reason -> seconds
         self._told: set[Source] = set()  # whose commits are told by who makes them
@@ -98,6 +100,8 @@ class MetricStore(Collector):
         """Position of the next sample to learn; `available` is how many samples have arrived in all."""
         self._set("stream_position", run, position)
         if available is not None:
+            # A learner that has not looked for a while knows of fewer than there are.
+            self._available[run] = available = max(available, self._available.get(run, 0))
             self._set("stream_lag_samples", run, max(0, available - position))
 
     def prequential(self, run: Source, loss: float, accuracy: Mapping[str, float] | None = None) -> None:
@@ -166,6 +170,11 @@ class MetricStore(Collector):
                 self._set("mean_average_forgetting_points", run, value, variant)
             elif name in summary.get("own_metrics", ()):
                 self._set("own_metric_points", run, value, name)
+
+    def arrivals(self, run: Source, word: Mapping[str, Any]) -> None:
+        """How the arrivals of a stream that goes on stand (`streamcvit.monitoring.arriving`); nothing for another."""
+        for name, value, labels in gauges(word):
+            self._set(name, run, value, *labels)
 
     def step_seconds(self, run: Source, buckets: BucketCounts) -> None:
         """Times of all learning steps so far."""
@@ -284,6 +293,7 @@ class MetricStore(Collector):
             self._load_chunk(run, record, chunks)
         self.scores(run, sorted(record.scores, key=lambda row: row["version"]))
         self.probes(run, record.probes)
+        self.arrivals(run, read_arrivals(record.folder))
         for task, seconds in record.evaluation_seconds.items():
             self.evaluation_seconds(run, task, _counted(EVALUATION_BOUNDS, seconds))
         self.summary(run, record.summary)

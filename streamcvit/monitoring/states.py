@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from streamcvit.errors import UserError
+from streamcvit.monitoring.arriving import read_arrivals
 from streamcvit.monitoring.guarded import GO_ON, pause_of
 from streamcvit.monitoring.record import RunRecord
 
@@ -32,7 +33,8 @@ class MethodState:
 
     Attributes:
         name: of the method.
-        state: `waiting`, `learning`, `paused` (by the guard), `scoring` (all is learned) or `finished`.
+        state: `waiting`, `learning`, `paused` (by the guard), `following` (all that has arrived is
+            learned, and more may come), `scoring` (all is learned) or `finished`.
         chunk, chunks: learned to their end, and in all.
         position, total: samples behind it, and in all; both 0 for one that learns nothing.
         samples_per_second: in the newest chunk, waiting included; None before its end.
@@ -245,6 +247,8 @@ def _method(record: RunRecord) -> MethodState:
         state = PAUSED
     elif total and record.position < total:
         state = "learning" if record.position else "waiting"
+    elif (word := read_arrivals(record.folder)) and not word.get("ended"):
+        state = "following"
     else:
         state = "scoring"
     ap = record.metric("ap")

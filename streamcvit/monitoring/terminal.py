@@ -77,6 +77,12 @@ class LiveView:
     def __exit__(self, *exc: object) -> None:
         self._held.close()
 
+    def grow(self, run: str, total_samples: int, chunks: int) -> None:
+        """The stream has come to be so long."""
+        with self._lock:
+            row, self.chunks[run] = self._rows[run], chunks
+            row.total, row.chunks, row.learned = total_samples, chunks, None
+
     def progress(
         self,
         run: str,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from streamcvit.config import RunConfig
@@ -13,7 +15,9 @@ from streamcvit.learning.drift import ProbeSet
 from streamcvit.models.collate import Collator, UnusableSamples
 
 
-def probe_sets(config: RunConfig, index: StreamIndex, collator: Collator) -> dict[str, ProbeSet]:
+def probe_sets(
+    config: RunConfig, index: StreamIndex, collator: Collator, known: Collection[str] = ()
+) -> dict[str, ProbeSet]:
     """`learner.drift_samples` test samples of each task, drawn by seed and task; nothing is learned from them.
 
     Those that cannot be read or used are left out; a task of which none is left has no entry.
@@ -22,6 +26,7 @@ def probe_sets(config: RunConfig, index: StreamIndex, collator: Collator) -> dic
         config: the run.
         index: the stream.
         collator: of the base that is learned.
+        known: tasks that are left out.
 
     Raises:
         UserError: the stream has no test sets, or other ones than it was written with.
@@ -31,7 +36,7 @@ def probe_sets(config: RunConfig, index: StreamIndex, collator: Collator) -> dic
         return {}
     tests = index.eval_index()
     with ShardReader(tests) as reader:
-        for task in tests.tasks:
+        for task in (task for task in tests.tasks if task not in known):
             rows = np.flatnonzero(tests.task_of == task)
             drawn = rows[some_of(len(rows), task, count, config.seed)]
             samples = [row for row in reader.read(drawn.tolist()) if isinstance(row, Sample)]

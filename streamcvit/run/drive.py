@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamcvit.config import RunConfig
-from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import Stopped, UserError
-from streamcvit.learning import Schedule
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import newest_epoch
 from streamcvit.monitoring.liverows import Change
@@ -21,7 +19,9 @@ from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run import audits
 from streamcvit.run.boundaries import boundary_reports
 from streamcvit.run.folder import RunFolder
+from streamcvit.run.following import Following
 from streamcvit.run.forgetting import Guard
+from streamcvit.run.growth import Growth, task_counts
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import Pool
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores
@@ -30,25 +30,7 @@ from streamcvit.run.scores import ZERO
 from streamcvit.screen import about
 
 POLL_SECONDS = 0.3
-
-
-def task_counts(config: RunConfig, index: StreamIndex, method: str) -> np.ndarray:
-    """[T, tasks] samples of each task in each chunk as a method reads the stream; T is 0 where it learns nothing."""
-    settings = config.methods[method]
-    tasks = list(index.tasks)
-    if settings.adapter == "none":
-        return np.zeros((0, len(tasks)), int)
-    if not len(index):
-        raise UserError(
-            "the stream has no samples to learn", where=f"methods.{method}", fix="Give it some, or run zero-shot alone"
-        )
-    schedule = Schedule.of(index, config.learner.batch_size, settings.order, config.seed)
-    counts = np.zeros((schedule.n_chunks, len(tasks)), int)
-    chunk_of = np.searchsorted(schedule.stops, np.arange(len(schedule)), side="right")
-    number = {task: i for i, task in enumerate(tasks)}
-    column = np.array([number[task] for task in index.task_of[schedule.order]], int)
-    np.add.at(counts, (chunk_of, column), 1)
-    return counts
+__all__ = ["Driver", "task_counts"]
 
 
 class Driver:
@@ -60,10 +42,17 @@ class Driver:
         folders: where results go, a folder a method.
         view: what a person sees meanwhile.
         stop: whether someone asked the run to stop.
+        following: what arrives, where the stream goes on.
     """
 
     def __init__(
-        self, config: RunConfig, pool: Pool, folders: dict[str, RunFolder], view: LiveView, stop: Stop
+        self,
+        config: RunConfig,
+        pool: Pool,
+        folders: dict[str, RunFolder],
+        view: LiveView,
+        stop: Stop,
+        following: Following | None = None,
     ) -> None:
         self.config, self.pool, self.folders, self.view, self.stop = config, pool, folders, view, stop
         self.left: dict[str, set[int]] = {}  # method -> boundaries that are not scored on every task yet
@@ -74,6 +63,7 @@ class Driver:
         self.told_left: set[str] = set()  # tasks with test samples that cannot be used
         self.told_notes: set[str] = set()
         self.pending: dict[Any, Job | None] = {}  # future -> its job (None: a chunk being learned)
+        self.growth = Growth(config, folders, view, following)
         self.prober = Prober(config, pool, folders, view.message)
         self.guard = Guard(config, folders, view, stop)
 
@@ -104,7 +94,8 @@ class Driver:
 
     def _loop(self, chunks: deque[tuple[str, int]]) -> None:
         learning = 0
-        while chunks or self.pending or self.jobs or self.boundaries:
+        while chunks or self.pending or self.jobs or self.boundaries or self.growth.open:
+            self._grow(chunks)
             if self.stop.requested:
                 self.pool.stop(list(self.pending))
                 raise Stopped
@@ -118,7 +109,7 @@ class Driver:
                 method, chunk = chunks.popleft()
                 self.pending[self.pool.learn(method, chunk, *self.guard.given(method))] = None
                 learning += 1
-            if self.guard.standing and not self.pending:
+            if (self.guard.standing or self.growth.open) and not self.pending:
                 time.sleep(POLL_SECONDS)
             for future, result in self.pool.wait(list(self.pending), POLL_SECONDS):
                 del self.pending[future]
@@ -168,8 +159,20 @@ class Driver:
             todo += [(name, chunk) for chunk in range(folder.n_chunks) if chunk not in done]
         return deque(todo)
 
+    def _grow(self, chunks: deque[tuple[str, int]]) -> None:
+        """Go on with what has arrived: chunks to learn, tasks to score before learning, answers to audit at the end."""
+        for folder, new in self.growth.look():
+            self.left.setdefault(folder.method, set()).update(new)
+            chunks.extend((folder.method, chunk) for chunk in new)
+            self._finish_if_done(folder)
+            self.pool.folder_changed(str(folder.path))
+        for folder, report in self.growth.to_score_again(self.open, self.boundaries):
+            self.left[folder.method].add(ZERO if report is None else report.chunk)
+            self.boundaries.append((folder, report))
+
     def _chunk_done(self, folder: RunFolder, report: ChunkReport) -> None:
         folder.chunk_done(report)
+        self.growth.learned(report)
         self.guard.learned(folder, report)
         # Many may wait, where learning is faster than scoring: only what scoring needs is kept.
         self.boundaries.append((folder, replace(report, info={}, quarantined=[], damaged=())))
@@ -250,7 +253,7 @@ class Driver:
 
     def _finish_if_done(self, folder: RunFolder) -> None:
         """Mark a run whose last boundary, and every one before it, is scored."""
-        if not self.left[folder.method] and not folder.finished():
+        if not self.left[folder.method] and not self.growth.awaits(folder) and not folder.finished():
             folder.write_scores()
             folder.check_ledger()
             folder.finish()

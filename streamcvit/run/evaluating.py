@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from streamcvit.config import RunConfig
-from streamcvit.data.sample import Quarantined, Sample
+from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import UserError
-from streamcvit.evaluation import FOLLOW_RULES, STRCVIT_SCORERS, Evaluator, check_test_set
+from streamcvit.evaluation import FOLLOW_RULES, STRCVIT_SCORERS, Evaluator, Scorer, check_test_set
 from streamcvit.evaluation.evaluator import Predictions
 from streamcvit.evaluation.follow import published_form
 from streamcvit.learning import commit as commits
@@ -49,12 +49,23 @@ class EvaluatorWorker:
     ) -> None:
         settle(config)
         self.config, self.loaded = config, loaded
-        index = StreamIndex.open(stream).eval_index()
-        self.scorers = {name: scorer_of(config, spec) for name, spec in index.tasks.items()}
-        samples: dict[str, list[Sample]] = {}
+        self.index = StreamIndex.open(stream)
+        self.tasks: dict[str, TaskSpec] = {}
+        self.scorers: dict[str, Scorer] = {}
+        self.samples: dict[str, list[Sample]] = {}
         self.unreadable: dict[str, dict[str, str]] = {}
+        self._take_tests()
+        self.model: PeftModel | None = None
+        self.held = ("", -1, "")
+        self._load()
+
+    def _take_tests(self) -> dict[str, list[Sample]]:
+        """Read the test sets that are there and not read yet."""
+        index = self.index.eval_index()
+        samples: dict[str, list[Sample]] = {}
         with ShardReader(index) as reader:
-            for task in index.tasks:
+            for task in [task for task in index.tasks if task not in self.tasks]:
+                self.scorers[task] = scorer_of(self.config, index.tasks[task])
                 rows = reader.read(np.flatnonzero(index.task_of == task).tolist())
                 good = (row for row in rows if isinstance(row, Sample))
                 samples[task] = list(check_test_set(index.tasks[task], good, self.scorers[task]))
@@ -66,10 +77,15 @@ class EvaluatorWorker:
                         fix="Restore the shards from a copy",
                     )
                 self.unreadable[task] = bad
-        self.tasks, self.samples = index.tasks, samples
-        self.model: PeftModel | None = None
-        self.held = ("", -1, "")
-        self._load()
+        self.tasks |= {task: index.tasks[task] for task in samples}
+        self.samples |= samples
+        return samples
+
+    def _know(self, task: str) -> None:
+        """Have a task's test set, also where it came after this evaluator began."""
+        if task not in self.tasks:
+            self.index = self.index.grown()
+            self.evaluator.add(self.tasks, self._take_tests())
 
     def _load(self) -> None:
         self.base = load_model(self.config)
@@ -104,6 +120,7 @@ class EvaluatorWorker:
 
     def _evaluate(self, job: Job, snapshot: Snapshot | None) -> TaskScores:
         began = time.perf_counter()
+        self._know(job.task)
         digest = self._hold(job, snapshot)
         model = self.model if self.model is not None else self.base.model
         found = self.evaluator.evaluate(model, job.task)
@@ -121,6 +138,7 @@ class EvaluatorWorker:
         """
         began = time.perf_counter()
         try:
+            self._know(job.task)
             digest = self._hold(job, snapshot)
             found, samples = self.evaluator.probe(self.model, job.task, job.probe, self.config.seed)
             return Probed(job, self._judged(job, digest, found, samples, began) if samples else None)

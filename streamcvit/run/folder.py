@@ -41,7 +41,7 @@ from streamcvit.run.unseen import scored_at
 MISSING = "not installed"
 INTERIM_DRAWS = 200
 """Draws of the intervals between a run's beginning and its end, where they come anew after every chunk."""
-ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream", "audit", "note", "guard")
+ONCE = ("chunk", "quarantine", "skipped", "damaged", "test_unreadable", "stream", "audit", "note", "guard", "set_aside")
 """Events that a replayed step, or every boundary, repeats."""
 
 
@@ -158,13 +158,15 @@ class RunFolder:
                     "name": config.model.instruction_encoder,
                     "identity": encoder_identity(config.model.instruction_encoder),
                 },
-                "index_digest": index.digest,
+                "index_digest": index.identity,
                 "started": now(),
                 "finished": None,
             }
             if start := keep(config, method):
                 record["start"] = start
             write_json(self.path / "run.json", record)
+        elif index.identity != index.digest or index.follows:  # it may have grown since
+            self._write_plan()
         self.start: dict[str, str] = read_run(self.path).get("start", {})
         events = self._read_events()
         self.noted = {self._key(event) for event in events if event.get("event") in ONCE}
@@ -175,6 +177,18 @@ class RunFolder:
     @property
     def n_chunks(self) -> int:
         return len(self.counts)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more chunks may come."""
+        return self.index.follows
+
+    def grow(self, index: StreamIndex, counts: np.ndarray) -> None:
+        """Go on with an index that has grown, and the counts of its chunks as this method reads them."""
+        self.index, self.tasks, self.counts = index, list(index.tasks), counts
+        self.scored_at = scored_at(self.config, counts)
+        self.scores.grow(index, counts)
+        self._write_plan()
 
     def to_score(self, chunk: int) -> list[str]:
         """Tasks to score after a chunk, or before any learning (`ZERO`)."""
@@ -201,7 +215,7 @@ class RunFolder:
     def finish(self) -> None:
         """Note that everything is learned and scored."""
         record = read_run(self.path)
-        write_json(self.path / "run.json", {**record, "finished": now()})
+        write_json(self.path / "run.json", {**record, "index_digest": self.index.digest, "finished": now()})
         self.event("finished")
 
     def adopt(self, changes: Mapping[str, tuple[str, str]], base_digest: str) -> None:
@@ -216,7 +230,7 @@ class RunFolder:
             "code": code_version(),
             "git_commit": _git_commit(),
             "base_digest": base_digest,
-            "index_digest": self.index.digest,
+            "index_digest": self.index.identity,
         }
         write_text(self.path / "config.yaml", self.config.dump())
         self._write_plan()
@@ -237,27 +251,24 @@ class RunFolder:
             if self.start:  # a method that goes on from an adapter is scored with it before it learns
                 digest, start = self.start["digest"], str(self.path / START)
             audit = self._audit(ZERO)
-            open_ = [task for task in self.to_score(ZERO) if self.scores.digest(ZERO, task) != digest]
+            open_ = self._open(ZERO, digest, audit)
             return [Job(self.method, ZERO, task, 0, digest, start, audit.get(task, 0)) for task in open_]
         audit = self._audit(report.chunk)
+        told = {"version": report.version, "digest": report.digest, "commit": report.commit, "trace": report.trace}
         return [
-            Job(
-                self.method,
-                report.chunk,
-                task,
-                report.version,
-                report.digest,
-                report.commit,
-                audit.get(task, 0),
-                trace=report.trace,
-            )
-            for task in self.to_score(report.chunk)
-            if self.scores.digest(report.chunk, task) != report.digest
+            Job(self.method, report.chunk, task, audit=audit.get(task, 0), **told)
+            for task in self._open(report.chunk, report.digest, audit)
         ]
+
+    def _open(self, chunk: int, digest: str, audit: Mapping[str, int]) -> list[str]:
+        """Tasks that these weights are not scored on yet; and those to audit that were scored before it was known that
+        no chunk follows."""
+        late = {t for t in audit if audit[t] and t not in self.audits and self.config.stream.source == "follow"}
+        return [task for task in self.to_score(chunk) if self.scores.digest(chunk, task) != digest or task in late]
 
     def _audit(self, chunk: int) -> dict[str, int]:
         """How many answers of each task are given again one by one at a boundary: at the last one some."""
-        if chunk != self.n_chunks - 1:  # `ZERO` where nothing is learned
+        if chunk != self.n_chunks - 1 or self.goes_on:  # `ZERO` where nothing is learned
             return {}
         return audits.shares(self.to_score(chunk), self.config.evaluation.audit, self.config.seed)
 
@@ -327,12 +338,12 @@ class RunFolder:
             "instruction": found.instructions or nothing,
         }
         folder = self.path / "predictions" / (f"{job.version:08d}" if job.chunk != ZERO else "zero")
-        if self.scores.digest(job.chunk, job.task) == job.digest:
-            return  # asked twice, answered twice: the first answer stands
         if found.audited is not None:
             at = {"chunk": job.chunk, "task": job.task, "digest": job.digest}
             self.audits[job.task] = {**at, "asked": found.audited, "differ": audits.told(found.differ)}
             self.event("audit", **self.audits[job.task])
+        if self.scores.digest(job.chunk, job.task) == job.digest:
+            return  # asked twice, answered twice: the first answer stands
         for what in found.notes:
             self.event("note", what=what)
         self.scores.take(write_predictions(folder / f"{job.task}.parquet", columns, meta))

@@ -169,7 +169,7 @@ class Guard:
         self.judged.add((method, chunk))
         if chunk + 1 in ends:
             return
-        before, last = self.orders[method].get(chunk, Order()), chunk == folder.n_chunks - 1
+        before, last = self.orders[method].get(chunk, Order()), chunk == folder.n_chunks - 1 and not folder.goes_on
         found = losses(folder, chunk, line_of(chunk, self.orders[method]), before.held)
         order, told = decide(self.config.guard, found, before, ends, last)
         self._note(method, chunk + 1, order)

@@ -139,6 +139,10 @@ def local_feed(config: RunConfig, stream: str) -> Feed:
     schedules = cache(partial(schedule_of, config, index))  # one batch may be asked for at a time
 
     def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
+        nonlocal index, reader, schedules
+        if stop > len(index):
+            index = index.grown()
+            reader, schedules = ShardReader(index), cache(partial(schedule_of, config, index))
         source = BatchSource(reader, collator, schedules(order), micro)
         while cursor < stop:
             with traces.span("ingest", order=order, cursor=cursor):

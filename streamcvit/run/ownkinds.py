@@ -101,8 +101,11 @@ def check_portable(config: RunConfig) -> None:
     """Whether a stream folder can be made of it that others may run.
 
     Raises:
-        UserError: a task is scored by a file of one's own, which a stream folder does not bring.
+        UserError: a task is scored by a file of one's own, which a stream folder does not bring; or the stream goes on.
     """
+    if config.stream.source == "follow":
+        fix = "Run it; when it has ended, its shards can be indexed (streamcvit index)"
+        raise UserError("a stream that goes on cannot be written as a whole", where="stream.source: follow", fix=fix)
     for key, name in own.references(config).items():
         if key.endswith(".scorer"):
             fix = "Name a scorer of the package, or run this pipeline itself"

@@ -61,7 +61,7 @@ class Prober:
         self.lanes = [-math.inf] * math.ceil(evaluators)  # when each may begin its next
         self.share = evaluators / len(self.lanes) if self.lanes else 0.0
         self.flying: dict[Job, tuple[int, int, float]] = {}  # lane, cursor, when it began
-        self.first: dict[str, dict[str, int]] = {}  # method -> task -> cursor of its first sample
+        self.first: dict[str, tuple[StreamIndex, dict[str, int]]] = {}  # method -> task -> cursor of its first sample
         self.turns: dict[tuple[str, str], int] = {}  # (method, task) -> number of its last probe
         self.versions: dict[tuple[str, str], int] = {}
 
@@ -101,12 +101,14 @@ class Prober:
     def _seen(self, weights: Weights) -> Collection[str]:
         """Tasks of which the stream has brought a sample by then."""
         method = weights.method
-        if method not in self.first:
-            folder, order = self.folders[method], self.config.methods[method].order
+        folder = self.folders[method]
+        if method not in self.first or self.first[method][0] is not folder.index:
+            order = self.config.methods[method].order
             task_of = folder.index.task_of[schedule_of(self.config, folder.index, order).order]
             here = {task: task_of == task for task in folder.tasks}
-            self.first[method] = {task: int(np.argmax(places)) for task, places in here.items() if places.any()}
-        return [task for task, first in self.first[method].items() if first < weights.cursor]
+            firsts = {task: int(np.argmax(places)) for task, places in here.items() if places.any()}
+            self.first[method] = folder.index, firsts
+        return [task for task, first in self.first[method][1].items() if first < weights.cursor]
 
 
 def rows_of(found: TaskScores, cursor: int, index: StreamIndex) -> list[dict[str, Any]]:

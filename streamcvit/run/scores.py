@@ -84,18 +84,13 @@ class Scores:
     """
 
     def __init__(self, index: StreamIndex, counts: np.ndarray, mif_tasks: Collection[str] = ()) -> None:
-        if unknown := [task for task in mif_tasks if task not in index.tasks]:
+        self._named = tuple(mif_tasks)
+        if not index.follows and (unknown := [task for task in mif_tasks if task not in index.tasks]):
             fix = f"Name tasks of the stream: {', '.join(index.tasks)}"
             raise UserError(f"there is no task {unknown[0]!r:.80}", where="evaluation.mif_tasks", fix=fix)
-        self.mif_tasks = list(mif_tasks) or list(index.tasks)
-        self.form = {task: spec.follow for task, spec in index.tasks.items()}
-        self.tasks, self.counts, self.n_chunks = list(index.tasks), counts, (n_chunks := len(counts))
-        self._seen = np.cumsum(counts, axis=0) > 0
-        self.in_average = [task for task, spec in index.tasks.items() if spec.in_average]
         self.columns: dict[str, dict[str, int]] = defaultdict(dict)  # task -> sample id -> its place
-        test = index.eval_index()
-        for task, name in zip(test.task_of, test.sample_id_of, strict=True):
-            self.columns[task].setdefault(name, len(self.columns[task]))
+        self._describe(index, counts)
+        self._room = n_chunks = self.n_chunks
         # Row 0 of all is `ZERO`. Points are [1 + T, n], nan what was not scored.
         self._points: dict[str, np.ndarray] = {}
         self._published: dict[str, np.ndarray] = {}
@@ -106,6 +101,32 @@ class Scores:
         self._rows = np.zeros((1 + n_chunks, len(self.tasks), len(FAMILIES)), _ROW)
         self._digests = np.zeros((1 + n_chunks, len(self.tasks)), f"S{DIGEST}")
         self._metrics: list[str] = []
+
+    def _describe(self, index: StreamIndex, counts: np.ndarray) -> None:
+        self.mif_tasks = [task for task in self._named if task in index.tasks] or list(index.tasks)
+        self.form = {task: spec.follow for task, spec in index.tasks.items()}
+        self.tasks, self.counts, self.n_chunks = list(index.tasks), counts, len(counts)
+        self._seen = np.cumsum(counts, axis=0) > 0
+        self.in_average = [task for task, spec in index.tasks.items() if spec.in_average]
+        test, known = index.eval_index(), set(self.columns)
+        for task, name in zip(test.task_of, test.sample_id_of, strict=True):
+            if task not in known:
+                self.columns[task].setdefault(name, len(self.columns[task]))
+
+    def grow(self, index: StreamIndex, counts: np.ndarray) -> None:
+        """Go on with an index that has grown by chunks and tasks; room for chunks is doubled where there is none."""
+        self._describe(index, counts)
+        tasks = len(self.tasks) - self._rows.shape[1]
+        chunks = max(self.n_chunks, 2 * self._room) - self._room if self.n_chunks > self._room else 0
+        self._room += chunks
+        for name, more in (("_rows", (chunks, tasks, 0)), ("_digests", (chunks, tasks))):
+            old = getattr(self, name)
+            larger = np.zeros([size + grown for size, grown in zip(old.shape, more, strict=True)], old.dtype)
+            larger[tuple(map(slice, old.shape))] = old
+            setattr(self, name, larger)
+        for held in (self._points, self._published, self._follows, self._follows_published) if chunks else ():
+            for task, values in held.items():
+                held[task] = np.pad(values, [(0, chunks), (0, 0)], constant_values=np.nan)
 
     def digest(self, chunk: int, task: str) -> str | None:
         """Of the weights that gave a task's predictions at a boundary; None where it is not scored."""
@@ -138,7 +159,7 @@ class Scores:
                 kept.append((self._follows_published, np.float16, form))
         for held, dtype, values in kept:
             if task not in held:
-                held[task] = np.full((1 + self.n_chunks, len(self.columns[task])), np.nan, dtype)
+                held[task] = np.full((1 + self._room, len(self.columns[task])), np.nan, dtype)
             held[task][1 + chunk] = np.nan
             held[task][1 + chunk, places] = values
         if "instruction" in table.column_names and not table["instruction"].null_count:

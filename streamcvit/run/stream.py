@@ -26,6 +26,7 @@ from streamcvit.data.shards.write import Writable, write_stream
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
+from streamcvit.run.following import Following
 from streamcvit.run.losses import check_losses, list_lost, save_report
 from streamcvit.run.ownkinds import formats_of, scorer_of
 from streamcvit.run.plans import benchmark_plan, embedded_plan, files_plan
@@ -45,6 +46,9 @@ def plan_of(config: RunConfig) -> Plan:
     stream = config.stream
     if stream.source == "shards":
         return StreamIndex.open(stream.data).plan
+    if stream.source == "follow":
+        fix = "Follow it: streamcvit run; the run's report shows what came"
+        raise UserError("a stream that goes on has no plan", where="stream.source: follow", fix=fix)
     if stream.source == "embedded":
         return embedded_plan(stream.scenario, config.seed)
     return _load(config, Nothing()).plan
@@ -79,6 +83,8 @@ def _prepare(config: RunConfig, folder: Path, say: Say, watch: Watch, resume: bo
     stream = config.stream
     if stream.source == "shards":
         return _adopt(config, folder)
+    if stream.source == "follow":
+        return Following(config, folder).first(wait=False)
     bad: list[Quarantined] = []
     report = None
     if stream.source == "embedded":

@@ -27,7 +27,7 @@ def scored_at(config: RunConfig, counts: np.ndarray) -> np.ndarray:
         scored[0] = True
         # Row t + 1 is after chunk t: the one before chunk first(i) is row first(i).
         scored[np.where(untrained, len(counts), seen.argmax(axis=0)), np.arange(len(untrained))] = True
-    elif wanted is None and config.stream.source != "embedded":
+    elif wanted is None and config.stream.source not in ("embedded", "follow"):
         scored[np.ix_([0, -1], untrained)] = True
     if config.evaluation.zero_shot:
         scored[0] = True

@@ -103,6 +103,8 @@ class LearnerWorker:
         idle = 0.0 if self._last_end is None or method != self.method else time.perf_counter() - self._last_end
         if self.stop():
             raise Stopped
+        if chunk >= self.index.n_chunks:
+            self._look_again()
         if self.fenced is not None:  # calls that still wait for a replaced learner must not make it the newest again
             raise self.fenced
         report = None
@@ -149,6 +151,14 @@ class LearnerWorker:
         self.encoder = load_encoder(self.config, self.base)
         self.loaded(self.base.model)
         self.probes = probe_sets(self.config, self.index, self.base.collator)
+
+    def _look_again(self) -> None:
+        """Take over the chunks that have arrived since the index was read, and the tasks that came with them."""
+        self.index = self.index.grown()
+        self.known_bad = {bad.position for bad in unusable(self.index)}
+        self.probes |= probe_sets(self.config, self.index, self.base.collator, self.probes)
+        if self.method:
+            self.schedule = schedule_of(self.config, self.index, self.config.methods[self.method].order)
 
     def _build(self, method: str) -> None:
         """Make a method's learner, at its start.
@@ -344,6 +354,11 @@ class LearnerWorker:
         if not self.config.learner.drift_samples:
             return {}
         began, (first, stop) = time.perf_counter(), self.schedule.bounds(chunk)
+        if self.config.stream.source == "follow":  # whether a task is in the next chunk is not known, or by chance
+            learned = set(self.index.task_of[self.schedule.order[first:stop]])
+            seen = set(self.index.task_of[self.schedule.order[:stop]])
+            found = self.drift.measure(learned, learned)
+            return {**found, "drift_without": sorted(seen - self.probes.keys()), "drift_s": time.perf_counter() - began}
         more = chunk + 1 < self.schedule.n_chunks
         tasks = self.index.task_of[self.schedule.order[: self.schedule.bounds(chunk + 1)[1] if more else stop]]
         learned, then = set(tasks[first:stop]), set(tasks[stop:])

@@ -61,6 +61,7 @@ def filled_store() -> MetricStore:
     store.expert_share(LORA, "visual", [0.5, 0.5, 0.0])
     store.drift(LORA, "visual", 0.25, 1.5)
     store.restarts(LORA, "learner", 1)
+    store.arrivals(LORA, {"taken": 3, "waiting": 1, "full": True, "oldest": 1.7e9, "aside": {"late": 2}})
     store.commit(LORA, BucketCounts(COMMIT_BOUNDS), 1024, 1.7e9)
     store.build_info(version="0.1.0", torch="2.13.0")
     return store

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from streamcvit.data import locations, strictjson
 from streamcvit.data.plan import Plan
 from streamcvit.data.sample import MAX_PICTURES, TaskSpec
 from streamcvit.data.shards.check import DAMAGE, MAX_INDEX, check_meta, check_tasks, read_parquet
+from streamcvit.data.shards.digest import canonical, table_digest
 from streamcvit.data.shards.groups import MAX_SAMPLE
 from streamcvit.data.shards.records import Reading, Records
 from streamcvit.data.shards.scan import OURS, PICTURE_COLUMNS, SCHEMA, ShardScan
@@ -29,6 +28,8 @@ from streamcvit.errors import UserError
 
 INDEX_NAME = "index.parquet"
 EVAL_FOLDER = "eval"
+PARTS = "parts"
+"""In the folder of a stream that goes on: a folder a chunk, each with an index of its own (`grow`)."""
 VERSIONS = (1, 2)
 """1: every sample has exactly one picture. 2: any number. The lowest that holds a stream is written, so that one of
 one-picture samples has the digest that it always had."""
@@ -37,7 +38,6 @@ FAULTS_KEPT = 100
 LOSSES = ("incomplete", "json", "label", "member", "order", "task")
 """Reasons of faults each of which cost a sample, or a member that may have been one."""
 
-_PART = 1 << 16  # rows whose texts are digested together
 _META_KEY = b"streamcvit"
 _DIGEST_KEY = b"streamcvit_digest"
 _REBUILD = "Write the stream again with `streamcvit shard`, or give its folder (a run's is stream/ below it)"
@@ -62,7 +62,7 @@ class StreamIndex:
         self.folder = os.fspath(folder)
         self.table = table
         self.meta = dict(meta)
-        self.digest = _digest(table, self.meta)
+        self.digest = self._told_apart()
         self.tasks: dict[str, TaskSpec] = {task["name"]: TaskSpec(**task) for task in self.meta["tasks"]}
         position = table["position"].to_numpy()
         self.first_row = np.flatnonzero(np.diff(position, prepend=-1)) if len(position) else position
@@ -85,8 +85,17 @@ class StreamIndex:
         """
         folder = locations.check_location(os.fspath(folder))
         where = locations.join(folder, INDEX_NAME)
+        if os.path.isdir(os.path.join(folder, PARTS)):
+            from streamcvit.data.shards.grow import Parts
+
+            return Parts(folder).index()
         if not locations.is_url(where) and not os.path.isfile(where):
             raise UserError("there is no stream here: index.parquet is missing", where=folder, fix=_REBUILD)
+        return cls.read(where, folder)
+
+    @classmethod
+    def read(cls, where: str, folder: str) -> StreamIndex:
+        """Read an index file of shards that lie beneath `folder`; errors as `open`."""
         with locations.open_binary(where) as stream:
             raw = stream.read(MAX_INDEX + 1)
         if len(raw) > MAX_INDEX:
@@ -132,11 +141,11 @@ class StreamIndex:
         copy.save()
         return copy
 
-    def save(self) -> None:
-        """Write `index.parquet` into the folder: complete or not at all."""
-        notes = {_META_KEY: _canonical(self.meta), _DIGEST_KEY: self.digest.encode()}
-        path = Path(self.folder, INDEX_NAME)
-        part = path.with_name(f".{INDEX_NAME}.{os.getpid()}")
+    def save(self, path: Path | None = None) -> None:
+        """Write `index.parquet` into the folder, or to a path: complete or not at all."""
+        notes = {_META_KEY: canonical(self.meta), _DIGEST_KEY: self.digest.encode()}
+        path = path or Path(self.folder, INDEX_NAME)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
         with part.open("wb") as stream:
             table = self.table.replace_schema_metadata(notes)
             pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
@@ -146,6 +155,21 @@ class StreamIndex:
 
     def __len__(self) -> int:
         return len(self.first_row)
+
+    def _told_apart(self) -> str:
+        return table_digest(self.table, self.meta)
+
+    follows = False
+    """Whether more may come (`streamcvit.data.shards.grow`)."""
+
+    @property
+    def identity(self) -> str:
+        """What stays the same of the stream, whatever comes: the digest of one that is all there."""
+        return self.digest
+
+    def grown(self) -> StreamIndex:
+        """The index with what came since it was read: this one, where nothing did."""
+        return self
 
     def __reduce__(self) -> tuple:
         # Actors reopen the folder: megabytes of columns need not travel.
@@ -282,28 +306,6 @@ class StreamIndex:
         ends = np.append(0, np.cumsum(self.column("image_size")))[np.append(self.first_row, len(position))]
         if self.pictures_of.max() > MAX_PICTURES or np.diff(ends).max() > MAX_SAMPLE:
             raise ValueError("a sample has more pictures than are allowed")
-
-
-def _canonical(meta: Mapping[str, Any]) -> bytes:
-    return json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
-
-
-def _digest(table: pa.Table, meta: Mapping[str, Any]) -> str:
-    shards = [{"bytes": shard["bytes"], "sha256": shard["sha256"]} for shard in meta["shards"]]
-    digest = hashlib.sha256(_canonical({**meta, "shards": shards, "faults": []}))
-    for name in SCHEMA.names:
-        column = table[name]
-        if pa.types.is_string(column.type):
-            size = (pc.sum(pc.binary_length(column)).as_py() or 0) + max(0, len(column) - 1)
-            digest.update(f"\n{name} {size}\n".encode())
-            for start in range(0, len(column), _PART):  # a part at a time: texts are large as Python's
-                part = "\0".join(column.slice(start, _PART).to_pylist())
-                digest.update((b"\0" if start else b"") + part.encode())
-        else:
-            raw = column.to_numpy()
-            digest.update(f"\n{name} {raw.nbytes}\n".encode())
-            digest.update(raw.tobytes())
-    return digest.hexdigest()
 
 
 def build_index(

@@ -80,10 +80,10 @@ def write_stream(
             raise UserError(f"task {task!r} has no test set", fix="Give test samples for every task of the stream")
     check_tasks(specs)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    with _part_folder(folder, resume) as part:
+    sweep(folder)
+    with part_folder(folder, resume) as part:
         evaluation = _write_eval(part, test, specs, seed, samples_per_shard)
-        written = _write_shards(part, part, samples_by_chunk, samples_per_shard)
+        written = write_shards(part, part, samples_by_chunk, samples_per_shard)
         n_chunks = len(plan) if plan else None
         index = index_of(
             part, written.table(), written.notes, specs, one_each=written.one_each, seed=seed, n_chunks=n_chunks,
@@ -99,7 +99,7 @@ def write_stream(
 
 
 @contextlib.contextmanager
-def _part_folder(folder: Path, resume: bool) -> Iterator[Path]:
+def part_folder(folder: Path, resume: bool) -> Iterator[Path]:
     """The hidden folder that a stream is written into: removed at the end, but for one that can be gone on with."""
     if not resume:
         part = Path(tempfile.mkdtemp(prefix=f"{_part_prefix(folder)}{os.getpid()}.", dir=folder.parent))
@@ -136,7 +136,7 @@ def _part_prefix(folder: Path) -> str:
     return f".{folder.name}.{platform.node()}."
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what writers of this folder left that were killed on this machine."""
     prefix = _part_prefix(folder)
     for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
@@ -164,7 +164,7 @@ def _write_eval(
                     f"the test set of {task!r} is empty", fix="Give test samples for every task of the stream"
                 )
 
-    written = _write_shards(part, folder, rows(), per_shard)
+    written = write_shards(part, folder, rows(), per_shard)
     index = index_of(folder, written.table(), written.notes, specs, one_each=written.one_each, seed=seed)
     index.save()
     return index
@@ -199,7 +199,7 @@ class _Written:
         return pa.table(whole, schema=SCHEMA)
 
 
-def _write_shards(part: Path, folder: Path, rows: Iterable[tuple[int, Writable]], per_shard: int) -> _Written:
+def write_shards(part: Path, folder: Path, rows: Iterable[tuple[int, Writable]], per_shard: int) -> _Written:
     """Write the tars and scan them again; the one way an index comes about is from the bytes on disk.
 
     Shards that an earlier attempt left whole are kept as long as the samples are those they hold.
@@ -364,12 +364,12 @@ def _put_in_place(part: Path, folder: Path, digest: str) -> StreamIndex:
     shutil.rmtree(part / _NOTES, ignore_errors=True)
     (part / _LOCK).unlink(missing_ok=True)
     for path in (part / EVAL_FOLDER, part):
-        _sync_folder(path)
+        sync_folder(path)
     part.chmod(0o755)
     try:
         if not (folder / INDEX_NAME).exists():
             part.rename(folder)  # fails on a folder that is not empty
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             return StreamIndex.open(folder)
     except OSError:
         if not (folder / INDEX_NAME).exists():
@@ -382,7 +382,8 @@ def _put_in_place(part: Path, folder: Path, digest: str) -> StreamIndex:
     return index
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

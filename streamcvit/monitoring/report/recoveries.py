@@ -135,6 +135,10 @@ SENTENCES: dict[str, Callable[[Sequence[dict[str, Any]]], tuple[str, str]]] = {
     "changed": _changed,
     "stopped": lambda events: (PLAIN, "It was stopped in good order; what was learned is committed."),
     "failed": lambda events: (BAD, f"It ended before its end: {events[0].get('what', 'no reason is noted')}"),
+    "set_aside": lambda events: (
+        PLAIN,
+        f"Set aside ({events[0].get('reason', '?')}): {events[0].get('what', '?')}: {events[0].get('why', '?')}.",
+    ),
     "damaged": lambda events: (BAD, f"Damaged: {events[0].get('what', '?')}. It is made again from what is whole."),
 }
 """A sentence of each kind of event."""

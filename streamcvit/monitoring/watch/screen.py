@@ -79,7 +79,7 @@ def screen(parts: Parts, width: int, height: int, chosen: str = "") -> Renderabl
 
 def under_way(run: dict[str, Any]) -> str:
     """The method that is paused, else the one that learns, else one that is scored, else the last that learned."""
-    going = ("paused", "learning", "scoring")
+    going = ("paused", "learning", "following", "scoring")
     under = [m["name"] for state in going for m in run["methods"] if m["state"] == state]
     done = [m["name"] for m in run["methods"] if m["state"] == "finished" and not m["kind"]]
     found = under or done[-1:] or [m["name"] for m in run["methods"]]

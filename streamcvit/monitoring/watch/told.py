@@ -18,7 +18,7 @@ LONGEST = 300  # characters of one
 
 QUIET = ("audit", "stream", "note")
 BAD = ("failed", "damaged")
-WARN = ("restart", "stopped", "quarantine", "skipped", "guard", "fenced", "test_unreadable")
+WARN = ("restart", "stopped", "quarantine", "skipped", "guard", "fenced", "test_unreadable", "set_aside")
 
 
 def happenings(record: RunRecord) -> list[dict[str, Any]]:
@@ -78,6 +78,8 @@ def _said(kind: str, event: dict[str, Any]) -> str:
     if kind == "guard":
         with contextlib.suppress(KeyError, TypeError, ValueError):  # of another release: told as it is
             return f"guard: {told_of(event)}"
+    if kind == "set_aside":
+        return f"set aside ({event.get('reason')}): {event.get('what')}: {event.get('why')}"
     if kind in ("failed", "damaged", "test_unreadable"):
         return f"{kind.replace('_', ' ')}: {event.get('what') or event.get('task')}"
     rest = (f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))

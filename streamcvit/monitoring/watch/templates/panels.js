@@ -6,7 +6,7 @@ const look = () => {
   let name = names.includes(ui.method) ? ui.method : names.includes(root.dataset.chosen) ? root.dataset.chosen : "";
   if (!name) {
     const under = state.run ? state.run.methods : [];
-    name = ((["paused", "learning", "scoring"].map((state) => under.find((m) => m.state === state)).find(Boolean) || [...under].reverse().find((m) => m.kind === "" && m.state === "finished") || under[0] || {}).name) || "";
+    name = ((["paused", "learning", "following", "scoring"].map((state) => under.find((m) => m.state === state)).find(Boolean) || [...under].reverse().find((m) => m.kind === "" && m.state === "finished") || under[0] || {}).name) || "";
   }
   const row = state.run && state.run.methods.find((m) => m.name === name);
   return { name, row, m: state.methods[name], now: (state.now && state.now.methods[name]) || {} };
@@ -60,7 +60,7 @@ const where = (row, m, now) => {
   } else facts.push(["Learns nothing", "scored once"]);
   if (known(now.rate) && alive()) facts.push([count(now.rate), "samples/s"]);
   if (alive() && state.now.left) facts.push([`≈ ${span(state.now.left)}`, "of learning left"]);
-  if (!alive() || row.state !== "learning") facts.push([{ scoring: "Scoring", waiting: "Waiting", paused: "Paused", finished: "Done", learning: "" }[row.state], ""]);
+  if (!alive() || row.state !== "learning") facts.push([{ scoring: "Scoring", following: "Following", waiting: "Waiting", paused: "Paused", finished: "Done", learning: "" }[row.state], ""]);
   if (row.skipped) facts.push([String(row.skipped), row.skipped === 1 ? "step skipped" : "steps skipped"]);
   const ends = m && m.ends.length ? m.ends : row.total ? [row.total] : [];
   const bar = h("div", { class: "stream", role: "progressbar", "aria-label": "Stream", "aria-valuemin": 0, "aria-valuemax": row.total || 1, "aria-valuenow": row.total ? position : 1 },
