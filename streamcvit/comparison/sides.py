@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.record import TOLD, RunRecord
 from streamcvit.monitoring.runs import Records, compared
 
 _WHERE = ("seed", "name", "out", "cluster", "monitor", "methods", "published", "seeds", "sweep")
@@ -38,6 +38,8 @@ class Side:
             said.append("upper bound")
         elif self.record.untrained:
             said.append("learns nothing")
+        if self.record.told_task:
+            said.append(TOLD)
         if not self.record.finished:
             said.append(f"not finished: chunk {self.record.chunks_done} of {self.record.n_chunks}")
         if len(self.runs) > 1:

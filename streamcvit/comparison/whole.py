@@ -63,6 +63,7 @@ class Whole:
                 {
                     "name": side.label,
                     "note": side.note,
+                    "told_task": side.record.told_task,
                     "runs": [str(found.runs[run][1].folder) for run in side.runs],
                     "seeds": [found.runs[run][1].run.get("seed") for run in side.runs],
                     "index_digest": [found.runs[run][1].run.get("index_digest") for run in side.runs],

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamcvit.monitoring.liverows import UNSURE, Change, Row, average, draw, fitted, marked, minutes, worst
-from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.record import TOLD, RunRecord
 from streamcvit.monitoring.runlog import RunLog
 from streamcvit.monitoring.runs import Records, compared, heading, shown_metrics
 from streamcvit.monitoring.steady import SteadyLive, undisturbed
@@ -315,6 +315,8 @@ def _results(
         table.add_column(title, justify="right", no_wrap=True)
     for i, (label, record) in enumerate(runs):
         name_cell = Text(fitted(label, cut))
+        if record.told_task:
+            name_cell.append(f"\n{TOLD}", "dim")
         if record.upper_bound:
             name_cell.append("\nupper bound", "dim")
         elif not record.finished:

@@ -23,7 +23,7 @@ from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.putback import put_back
 from streamcvit.learning.soundness import Diverged
-from streamcvit.learning.strategies import Replay
+from streamcvit.learning.strategies import Replay, rehearses
 from streamcvit.learning.strategies.rehearsing import Rehearsing
 from streamcvit.models.batch import Batch
 from streamcvit.monitoring import traces
@@ -161,13 +161,13 @@ class LearnerWorker:
         config, settings = self.config, self.config.methods[method]
         self.folder = config.folder(method)
         self.schedule = schedule_of(config, self.index, settings.order)
-        self.model = wrap(self.base, self.encoder, config, method)
+        self.model = wrap(self.base, self.encoder, config, method, self.index.tasks)
         try:
             strategy = strategy_of(config, method)(config.seed, **settings.strategy_options)
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
-        if config.guard.rehearses(settings) and type(strategy) is not Replay:
+        if config.guard.rehearses(settings) and not rehearses(settings.strategy):
             strategy = Rehearsing(strategy, config.seed, config.guard.memory)
         self.learner = OnlineLearner(
             self.base,
@@ -215,7 +215,7 @@ class LearnerWorker:
         elif order.version is not None:
             put_back(self.learner, self.folder / "commits", order.version, order.digest)
         if isinstance(self.learner.strategy, Rehearsing | Replay):
-            self.learner.strategy.share = order.share
+            self.learner.strategy.raised = order.share
         self.order = order
 
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from streamcvit.monitoring.latex import escaped, points, tabular
-from streamcvit.monitoring.record import Interval, RunRecord
+from streamcvit.monitoring.record import TOLD, Interval, RunRecord
 from streamcvit.monitoring.report.charts import number
 from streamcvit.monitoring.report.figures import stream_of
 from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records, shown_metrics
@@ -80,6 +80,7 @@ def headline(runs: Records, verdict: Verdict = UNDECIDED, family: str = "strict"
             note = "learns nothing"
         elif not record.finished:
             note = f"in progress: chunk {record.chunks_done} of {record.n_chunks}"
+        note = ", ".join(filter(None, [TOLD if record.told_task else "", note]))
         rows.append({"run": i, "label": label, "note": note, "cells": cells, "bound": record.upper_bound})
     return rows
 
@@ -292,7 +293,8 @@ def latex_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     for i, (label, record) in enumerate(runs):
         entries = [known(verdict, name, i, record) for name in names]
         ranks = [(verdict.is_best(name, i), verdict.is_second(name, i)) for name in names]
-        rows.append([escaped(label), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))])
+        name = f"{label} ({TOLD})" if record.told_task else label
+        rows.append([escaped(name), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))])
     return tabular(["Method", *titles], [rows])
 
 
