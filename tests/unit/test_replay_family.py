@@ -190,6 +190,8 @@ def test_a_resumed_memory_goes_on_to_the_bit(name: str, adapter: str, micro_batc
     assert isinstance(whole.strategy, Replay) and isinstance(again.strategy, Replay)
     assert again.strategy.kept == whole.strategy.kept and again.strategy.notes == whole.strategy.notes
     assert whole.strategy.kept and len(whole.strategy.kept) <= 10
+    said = (commit / "resume" / "state.json").stat().st_size
+    assert said < 4 / 3 * OPTIONS["memory_bytes"] + 30_000  # base64, and random states
 
 
 @pytest.mark.parametrize("micro_batch", [0, 3])
