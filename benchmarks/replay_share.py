@@ -3,9 +3,9 @@
     python benchmarks/replay_share.py [--seeds 0-2] [--shares 0.1 0.25 0.5 0.75] [--only replay ...] [--full-size]
     python benchmarks/replay_share.py --table    # print it again, and draw it, from the committed results
 
-Every seed is one run by the way that `streamcvit run --seeds` goes: all methods learn the same stream, LoRA without
-replay, with each memory at each share, and joint training. Every method of a seed is one line of
-results/replay_share.jsonl; one that is there is not run again. Draws docs/images/replay_share.png.
+LoRA without replay, with each kind of memory at each share, and joint training learn a seed's stream, each in a run of
+its own, which is one line of results/replay_share.jsonl; one that is there is not run again. Draws
+docs/images/replay_share.png.
 """
 
 from __future__ import annotations
@@ -39,31 +39,26 @@ DEMO = ("stream.scenario.samples_per_chunk=180", "stream.test_samples=40")
 MEMORY = 64
 
 
-def methods_of(kinds: Sequence[str], shares: Sequence[float]) -> dict[str, tuple[str, float, dict[str, Any]]]:
-    """Name of a method -> its kind, its share of replay and its settings."""
-    found = {"lora": ("lora", 0.0, LORA), "joint": ("joint", 0.0, LORA | {"order": "joint", "lr": 3e-3})}
-    for kind in kinds:
-        for share in shares:
-            more = {"strategy": kind, "strategy_options": {"memory": MEMORY, "share": share}}
-            found[f"{kind}-{round(100 * share):02d}"] = (kind, share, LORA | more)
-    return found
+def methods_of(kinds: Sequence[str], shares: Sequence[float]) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Kind, share of replay and settings of each method."""
+    yield "lora", 0.0, LORA
+    for share in shares:
+        for kind in kinds:
+            yield kind, share, LORA | {"strategy": kind, "strategy_options": {"memory": MEMORY, "share": share}}
+    yield "joint", 0.0, LORA | {"order": "joint", "lr": 3e-3}
 
 
-def learn(seed: int, methods: dict[str, tuple[str, float, dict[str, Any]]], size: str) -> Iterator[dict[str, Any]]:
-    """A row for each method, of one run of them all."""
+def learn(seed: int, kind: str, share: float, settings: dict[str, Any], size: str) -> dict[str, Any]:
+    """The row of one method, of a run in this process; a seed's stream is the same in all of them."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = {name: settings for name, (_, _, settings) in methods.items()}
-        settings = [f"methods={json.dumps(tree)}", f"seed={seed}", f"out={folder}", "name=run", "evaluation.draws=100"]
-        config = load_config(builtin("embedded"), [*settings, *(DEMO if size == "demo" else ())])
+        given = [f"methods={json.dumps({'mine': settings})}", f"seed={seed}", f"out={folder}", "evaluation.draws=100"]
+        config = load_config(builtin("embedded"), [*given, "name=run", *(DEMO if size == "demo" else ())])
         execute(config, local=True)
-        for name, (kind, share, _) in methods.items():
-            record = RunRecord.load(config.folder(name))
-            metrics = {key: entry[0] for key in SHOWN if (entry := record.metric(key))}
-            busy = sum(event["busy_s"] for event in record.chunk_events())
-            yield {
-                "kind": kind, "share": share, "seed": seed, "size": size, "memory": MEMORY, "busy_s": round(busy, 2),
-                "machine": machine(), "date": datetime.date.today().isoformat(), **metrics,
-            }  # fmt: skip
+        record = RunRecord.load(config.folder("mine"))
+    metrics = {key: round(entry[0], 3) for key in SHOWN if (entry := record.metric(key))}
+    busy = round(sum(event["busy_s"] for event in record.chunk_events()), 2)
+    when = {"machine": machine(), "date": datetime.date.today().isoformat()}
+    return {"kind": kind, "share": share, "seed": seed, "size": size, "busy_s": busy, **metrics, **when}
 
 
 def load() -> list[dict[str, Any]]:
@@ -137,12 +132,11 @@ def main() -> None:
     size = "full" if given.full_size else "demo"
     for seed in () if given.table else parse_seeds(given.seeds):
         there = {(row["kind"], row["share"]) for row in load() if (row["seed"], row["size"]) == (seed, size)}
-        wanted = methods_of(given.only, given.shares)
-        methods = {name: found for name, found in wanted.items() if found[:2] not in there}
-        if methods:
-            lines = [json.dumps(row) + "\n" for row in learn(seed, methods, size)]
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+        for kind, share, settings in methods_of(given.only, given.shares):
+            if (kind, share) not in there:
+                row = learn(seed, kind, share, settings, size)
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
     print("\n".join(table(load())))
     draw([row for row in load() if row["size"] == size])
 

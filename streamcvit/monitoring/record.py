@@ -149,6 +149,10 @@ class RunRecord:
         """Whether it was told the task of samples, to train or to answer, which others had to do without."""
         return self.run.get("told_task") is True
 
+    def marked(self, label: str) -> str:
+        """Its name in a table that has no place for a note beside it."""
+        return f"{label} ({TOLD})" if self.told_task else label
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""

@@ -168,7 +168,7 @@ def test_a_run_says_which_method_was_told_the_task_wherever_it_is_shown(run: Pat
     (place,) = (number for number, line in enumerate(lines) if "told the task" in line)
     assert any("oracle" in line for line in lines[place - 1 : place + 1])
     page = render_report(records)
-    assert page.count("told the task") >= 2  # the table of the head, and the one for a paper
+    assert page.count("told the task") >= 3  # the table of the head, and those for a paper and a spreadsheet
     assert "oracle (told the task)" in latex_table(compared(records)) and "lora (told" not in latex_table(
         compared(records)
     )

@@ -293,8 +293,9 @@ def latex_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     for i, (label, record) in enumerate(runs):
         entries = [known(verdict, name, i, record) for name in names]
         ranks = [(verdict.is_best(name, i), verdict.is_second(name, i)) for name in names]
-        name = f"{label} ({TOLD})" if record.told_task else label
-        rows.append([escaped(name), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))])
+        rows.append(
+            [escaped(record.marked(label)), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))]
+        )
     return tabular(["Method", *titles], [rows])
 
 
@@ -311,7 +312,7 @@ def csv_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
             for name in dict.fromkeys([*more, *whole.get("metrics", {})]):
                 if entry := known(verdict, name, place, record, family):
                     ends = ("" if end is None else f"{end:.4f}" for end in entry)
-                    writer.writerow([unformula(label), start + name, *ends])
+                    writer.writerow([unformula(record.marked(label)), start + name, *ends])
     return out.getvalue()
 
 
