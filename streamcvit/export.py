@@ -23,6 +23,7 @@ from streamcvit.models.base import FILES, fetch
 from streamcvit.models.processor import EMBEDDED
 from streamcvit.models.quantize import NONE
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.runs import told_task
 from streamcvit.run.folder import read_run
 from streamcvit.run.origin import LINEAGE
 from streamcvit.trained import Bench, Trained, find, learners
@@ -293,7 +294,7 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
         facts["pictures"] = ", ".join(f"`{key}={value}`" for key, value in given.items())
     if start := _started_from(one):
         facts["started from"] = f"`{start['name']}`, digest `{start['digest']}`"
-    if record.told_task:
+    if told_task(record):
         facts["told"] = "the task of each sample" + (", to train and to answer" if ADAPTERS[kind].needs_task else "")
     if routed and not ADAPTERS[kind].needs_task:
         facts["instruction encoder"] = f"`{config.model.instruction_encoder}` (`{one.note.get('encoder')}`)"

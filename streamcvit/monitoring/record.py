@@ -28,8 +28,6 @@ Interval = tuple[float, float | None, float | None]
 """Value with the two ends of its 95 % interval, in points; the ends are None where no interval is known."""
 
 UPPER_BOUNDS = ("joint", "multitask")
-TOLD = "told the task"
-"""What stands beside the name of a method that was."""
 UNTRAINED = ("zero-shot", "zero_shot", "zeroshot")
 """Names that say what a method is, where its configuration does not."""
 
@@ -143,15 +141,6 @@ class RunRecord:
     def untrained(self) -> bool:
         """Whether it learns nothing, and so forgets nothing: left out where forgetting is compared."""
         return self.method in UNTRAINED or self.settings.get("adapter") == "none"
-
-    @property
-    def told_task(self) -> bool:
-        """Whether it was told the task of samples, to train or to answer, which others had to do without."""
-        return self.run.get("told_task") is True
-
-    def marked(self, label: str) -> str:
-        """Its name in a table that has no place for a note beside it."""
-        return f"{label} ({TOLD})" if self.told_task else label
 
     @property
     def finished(self) -> bool:

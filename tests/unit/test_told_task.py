@@ -27,7 +27,7 @@ from streamcvit.models.batch import Batch
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report.page import render_report
 from streamcvit.monitoring.report.tables import latex_table
-from streamcvit.monitoring.runs import compared
+from streamcvit.monitoring.runs import compared, told_task
 from streamcvit.monitoring.terminal import results_table
 from streamcvit.pipeline import load_config
 from streamcvit.predict import predictor_of
@@ -161,7 +161,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_says_which_method_was_told_the_task_wherever_it_is_shown(run: Path) -> None:
     records = [RunRecord.load(run / name) for name in ("lora", "oracle")]
-    assert [record.told_task for record in records] == [False, True]
+    assert [told_task(record) for record in records] == [False, True]
     screen = Console(file=io.StringIO(), width=140)
     screen.print(results_table(records))
     lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
