@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from streamcvit import __version__
+from streamcvit.adapters import ADAPTERS
 from streamcvit.config import ModelConfig
 from streamcvit.errors import UserError
 from streamcvit.learning.durable import fsync_folder
@@ -22,6 +23,7 @@ from streamcvit.models.base import FILES, fetch
 from streamcvit.models.processor import EMBEDDED
 from streamcvit.models.quantize import NONE
 from streamcvit.monitoring.record import RunRecord
+from streamcvit.monitoring.runs import told_task
 from streamcvit.run.folder import read_run
 from streamcvit.run.origin import LINEAGE
 from streamcvit.trained import Bench, Trained, find, learners
@@ -138,7 +140,7 @@ def _check_mergeable(one: Trained, settings: dict[str, Any], model: str | None) 
     kind = str(settings.get("peft_type"))
     if kind != "LORA":
         raise UserError(
-            f"{kind} cannot be merged: which expert acts depends on the input",
+            f"{kind} cannot be merged: which expert acts depends on the input, or on what is told of it",
             where=f"method {one.method}",
             fix="Leave --merged out: the PEFT folder holds all of it",
         )
@@ -292,7 +294,9 @@ def _card(one: Trained, settings: dict[str, Any], merged: bool) -> str:
         facts["pictures"] = ", ".join(f"`{key}={value}`" for key, value in given.items())
     if start := _started_from(one):
         facts["started from"] = f"`{start['name']}`, digest `{start['digest']}`"
-    if routed:
+    if told_task(record):
+        facts["told"] = "the task of each sample" + (", to train and to answer" if ADAPTERS[kind].needs_task else "")
+    if routed and not ADAPTERS[kind].needs_task:
         facts["instruction encoder"] = f"`{config.model.instruction_encoder}` (`{one.note.get('encoder')}`)"
     return "\n".join(
         [
@@ -377,9 +381,12 @@ def _loading(base: str, model: ModelConfig, kind: str, routed: bool, merged: boo
     told = []
     if routed:
         lines[0] += f"; import streamcvit.adapters  # makes {kind} known to PEFT"
+        by = "It routes by picture and instruction"
+        if ADAPTERS[kind].needs_task:
+            by = "It must be told the task of each sample (`tasks` in its configuration)"
         told = [
             "",
-            "It routes by picture and instruction, so its forward and `generate` take `routing=`; "
+            f"{by}, so its forward and `generate` take `routing=`; "
             "`streamcvit.evaluation.Generator(base).answer` does that.",
         ]
     return ["```python", *lines, "```", *told]

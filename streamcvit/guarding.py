@@ -39,7 +39,7 @@ class GuardConfig(Section):
     memory: int = Field(
         64,
         ge=0,
-        description="replay: training samples kept for it (a reservoir) by methods whose own strategy is not `replay`; "
+        description="replay: training samples kept for it (a reservoir) by methods whose own strategy keeps none; "
         "0: none are kept, and such methods are refused",
     )
 
@@ -70,22 +70,29 @@ def check_guard(guard: GuardConfig, methods: Mapping[str, MethodConfig], batch_s
         methods: the config's, by name.
         batch_size: of the learner.
     """
+    from streamcvit.learning.strategies import STRATEGIES, Replay, rehearses
+
     learning = {name: method for name, method in methods.items() if by_chunks(method)}
     if guard.on and not learning:
         raise ValueError(
             f"guard.action: {guard.action!r} guards methods that learn the stream chunk by chunk; none does"
         )
     for name, method in learning.items() if guard.action == "replay" else ():
-        if method.strategy != "replay":
+        if not rehearses(method.strategy):
             if not guard.memory:
                 raise ValueError(
                     f"guard.action: 'replay' has nothing to rehearse for methods.{name} (strategy "
                     f"{method.strategy!r}) while guard.memory is 0"
                 )
             continue
-        asked, own = guard.beside(batch_size), method.strategy_options.get("per_step") or max(1, batch_size // 2)
-        memory = method.strategy_options.get("memory", asked)
-        if isinstance(own, int) and isinstance(memory, int) and min(asked, memory) <= own:
+        try:
+            replay = STRATEGIES[method.strategy](**method.strategy_options)
+        except (TypeError, ValueError):
+            continue  # the check of all options says what is wrong
+        assert isinstance(replay, Replay)
+        asked, own = guard.beside(batch_size), replay.wanted(batch_size)
+        memory = replay.memory if "memory" in method.strategy_options else asked
+        if min(asked, memory) <= own:
             raise ValueError(
                 f"guard.share: methods.{name} rehearses {own} samples beside a batch of {batch_size} of its own; "
                 f"{guard.share:g} of it, from a memory of {memory}, is no more"

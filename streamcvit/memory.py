@@ -18,7 +18,7 @@ from streamcvit.adapters.targets import linear_layers, touched_before_language
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Picture, Sample
 from streamcvit.footprint import USUAL, typical_size
-from streamcvit.learning.strategies import Replay
+from streamcvit.learning.strategies import Replay, rehearses
 from streamcvit.models.base import device_of, dtype_of, fetch, skeleton, weight_files
 from streamcvit.models.batch import ModelInputs
 from streamcvit.models.collate import Collator, UnusableSamples
@@ -27,6 +27,7 @@ from streamcvit.models.quantize import NONE, held_bytes
 from streamcvit.models.vision import unwrap, vision_dim
 from streamcvit.run.loading import adapter_options, collation
 from streamcvit.run.ownkinds import strategy_of
+from streamcvit.run.told import task_sizes
 
 CONTEXT = {"cuda": 600 << 20, "cpu": 450 << 20}
 """Bytes of a process before its model: CUDA's context and libraries on a GPU, Python's packages on a CPU."""
@@ -228,7 +229,7 @@ def _adapted(config: RunConfig, method: str, model: nn.Module) -> Any:
             model,
             settings.adapter,
             options=options,
-            sizes={"instruction_dim": dim, "visual_dim": vision_dim(model)},
+            sizes={"instruction_dim": dim, "visual_dim": vision_dim(model), **task_sizes(config, method)},
         )
 
 
@@ -342,7 +343,7 @@ def _unpacked(config: RunConfig, model: Any, dtype: torch.dtype) -> int:
 def _encoding(config: RunConfig, adapted: Any, dtype: torch.dtype) -> int:
     """Bytes that routing by token embeddings takes once, at its first batch: blocks of the table in float32."""
     tuner = tuner_of(adapted)
-    if tuner is None or not tuner.needs_routing or config.model.instruction_encoder != "tokens":
+    if tuner is None or not tuner.needs_routing or tuner.needs_task or config.model.instruction_encoder != "tokens":
         return 0
     rows, width = unwrap(adapted).get_input_embeddings().weight.shape
     return (2 if dtype.itemsize > 2 else 3) * 4 * min(rows, BLOCK) * width
@@ -364,10 +365,11 @@ def _replayed(config: RunConfig, method: str) -> tuple[int, int]:
     """Samples learned beside a batch at most, and samples kept."""
     settings, guard = config.methods[method], config.guard
     raised = guard.beside(config.learner.batch_size) if guard.rehearses(settings) else 0
-    if settings.strategy != "replay":
+    if not rehearses(settings.strategy):
         return (min(raised, guard.memory), guard.memory) if raised else (0, 0)
-    replay = Replay(config.seed, **settings.strategy_options)
-    own = replay.per_step or max(1, config.learner.batch_size // 2)
+    replay = strategy_of(config, method)(config.seed, **settings.strategy_options)
+    assert isinstance(replay, Replay)
+    own = replay.wanted(config.learner.batch_size)
     return min(max(own, raised), replay.memory), replay.memory
 
 

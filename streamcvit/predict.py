@@ -58,6 +58,9 @@ class Answer:
 class Predictor:
     """Answers from commits of one run, prepared, decoded and freed of thoughts as the run's evaluation does.
 
+    Attributes:
+        told: of methods that must be told the task of a question, the tasks that they know.
+
     Args:
         trained: the commits (`streamcvit.trained.find`).
         max_new_tokens: where an answer ends at the latest; None: as the run's task of that name says, `MAX_NEW_TOKENS`
@@ -73,6 +76,7 @@ class Predictor:
             raise UserError(f"max_new_tokens is {max_new_tokens}", fix="Give 1 or more")
         self.trained, self.max_new_tokens = list(trained), max_new_tokens
         self.tasks = tasks_of(trained[0])
+        self.told = {one.method: tasks for one in trained if (tasks := one.told) is not None}
         self.bench = Bench(trained, **place)
         self._made: Generator | None = None
 
@@ -107,12 +111,23 @@ class Predictor:
             return []
         return [one.method for one in self.trained if one.commit and methods[one.method].adapter in banks]
 
+    def untold(self, task: str) -> str:
+        """What is wrong with the task of a question, where a method must be told it; empty where nothing is."""
+        for method, tasks in self.told.items():
+            if task not in tasks:
+                given = f"{task!r} is none that it knows" if task else "none is given"
+                return f"{method} must be told the task, and {given}: {', '.join(tasks)}"
+        return ""
+
     def ask(self, sample: Sample, show_routes: bool = False) -> list[Answer]:
         """Every commit's answer to one sample, in the commits' order.
 
         Raises:
-            UserError: the sample cannot be asked: a picture that cannot be decoded, a prompt that is too long ...
+            UserError: the sample cannot be asked: a picture that cannot be decoded, a prompt that is too long, a method
+                that must be told its task and is not ...
         """
+        if untold := self.untold(sample.task):
+            raise UserError(untold, fix="Name it with --task, or choose other methods with --method")
         found = []
         for one in self.trained:
             model = self.bench.hold(one)
@@ -317,6 +332,8 @@ class _Asking:
                 if isinstance(one, BadRow):
                     raise one
             task = record.task or (row["task"] if isinstance(row.get("task"), str) else self.task)
+            if untold := self.predictor.untold(task):
+                raise BadRow("task", untold)
             loaded = [one for one in pictures if isinstance(one, Picture)]
             return name, sample_of(record, str(number), task, loaded, self._naming(task))
         except BadRow as fault:

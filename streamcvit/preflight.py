@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from streamcvit.errors import UserError
 from streamcvit.fitting import memory_lines
 from streamcvit.footprint import picture_lines
 from streamcvit.learning.rates import grouped
+from streamcvit.learning.strategies import Replay
 from streamcvit.models.attention import check_attention
 from streamcvit.models.base import device_of, dtype_of, skeleton
 from streamcvit.models.collate import Collator
@@ -26,9 +28,15 @@ from streamcvit.run import own, ownkinds
 from streamcvit.run.loading import adapter_options, collation, selection_of
 from streamcvit.run.origin import lines as origin_lines
 from streamcvit.run.origincheck import check as check_origin
+from streamcvit.run.told import check as check_told
+from streamcvit.run.told import task_sizes
 from streamcvit.sharing import check_local
 
-ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
+ANY_SIZES: dict[str, Any] = {
+    "instruction_dim": 1,
+    "visual_dim": 1,
+    "tasks": ["any"],
+}  # of a model that is not loaded yet
 
 
 def check_settings(config: RunConfig, local: bool) -> list[str]:
@@ -51,6 +59,7 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
     """
     written = ownkinds.check(config)
     check_options(config)
+    check_told(config)
     collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
     pictures = picture_lines(config, collator)
     check_ready(config.monitor.sinks, config.monitor.sink_options)
@@ -133,7 +142,8 @@ def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
     """What a method's adapter reaches, and whether the number of its weights is exact."""
     method, model = config.methods[name], skeleton(config.model.name_or_path, config.model.revision)
     dim = encoder_dim(config.model.instruction_encoder, model)
-    sizes = {"instruction_dim": dim or 384, "visual_dim": vision_dim(model)}
+    sizes: dict[str, Any] = {"instruction_dim": dim or 384, "visual_dim": vision_dim(model)}
+    sizes |= task_sizes(config, name)
     try:
         options = adapter_options(config, name, model)
         if isinstance(options.get("init_lora_weights"), str):  # it is computed from weights, which are not there
@@ -172,8 +182,13 @@ def _check_strategy(config: RunConfig, method: str) -> None:
         has = f"It has {', '.join(known)}" if known else "It has none"
         raise UserError(f"{strategy} has no option {unknown[0]!r}", where=where, fix=has)
     try:
-        cls(config.seed, **options)
+        made = cls(config.seed, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"{strategy}: {error}", where=where, fix="See docs/settings.md for its options") from None
     except Exception as error:
         raise own.blamed(error, config) or error from None
+    if isinstance(made, Replay) and (want := made.wanted(config.learner.batch_size)) > made.memory and made.share:
+        told = (
+            f"{strategy}: share {made.share:g} of a step of {config.learner.batch_size} samples of the stream is {want}"
+        )
+        raise UserError(f"{told} of the memory, which holds {made.memory}", where=where, fix="Raise memory")

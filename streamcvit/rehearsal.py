@@ -90,7 +90,9 @@ def shrunk(config: RunConfig, layout: Layout, data: Path, base: Path) -> RunConf
     tree["guard"]["action"] = "none"  # so few questions confirm nothing
     for method in tree["methods"].values():
         method["options"] = _fewer(method["options"])
-        _lower(method["strategy_options"], memory=_MEMORY, per_step=1)
+        if method["strategy_options"].pop("share", 0):
+            method["strategy_options"]["per_step"] = 1  # so few samples are kept
+        _lower(method["strategy_options"], memory=_MEMORY, per_step=1, memory_bytes=0)
     return RunConfig.model_validate(tree)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from streamcvit.comparison.sheets import Cell, Sheet
 from streamcvit.evaluation.paired import over_seeds
 from streamcvit.monitoring.record import Interval, RunRecord
-from streamcvit.monitoring.runs import heading
+from streamcvit.monitoring.runs import TOLD, heading, told_task
 from streamcvit.variants import Variant
 
 SHOWN = ("ap", "map", "maf_cross", "bwt_last", "mif")
@@ -28,7 +28,8 @@ def sweep_sheet(found: Sequence[Variant]) -> Sheet:
             records = [record for record in records if record.finished]
             if records:
                 said = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in seeds[0].values.items())
-                note = f"{len(records)} seeds" if len(records) > 1 else ""
+                seeded = f"{len(records)} seeds" if len(records) > 1 else ""
+                note = ", ".join(filter(None, [TOLD if told_task(records[0]) else "", seeded]))
                 rows.append((f"{method}, {said}", note, [_over(records, name) for name in SHOWN]))
         top = max((entries[0][0] for _, _, entries in rows if entries[0] is not None), default=math.nan)
         best = [len(rows) > 1 and entries[0] is not None and entries[0][0] == top for _, _, entries in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from streamcvit.adapters import ADAPTERS
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import TaskSpec
 from streamcvit.data.shards.index import StreamIndex
@@ -70,6 +72,21 @@ class Trained:
         """Folder that `PeftModel.from_pretrained` loads."""
         assert self.commit is not None
         return self.commit / "adapter"
+
+    @property
+    def told(self) -> list[str] | None:
+        """The tasks that the adapter knows, where it must be told which a sample is of; None for any other.
+
+        Raises:
+            UserError: its configuration is damaged.
+        """
+        if self.commit is None or not ADAPTERS[self.config.methods[self.method].adapter].needs_task:
+            return None
+        path = self.adapter / "adapter_config.json"
+        try:
+            return [str(task) for task in json.loads(path.read_text(encoding="utf-8"))["tasks"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"cannot be read ({error})", where=str(path), fix=_RESTORE) from None
 
     def tensors(self) -> dict[str, Any]:
         """The adapter's weights; every file of the adapter has the checksum that the commit was sealed with.
@@ -267,7 +284,7 @@ class Bench:
             return self.base.model
         tensors = trained.tensors()
         config = trained.config.model_copy(update={"model": self.config.model})
-        model = wrap(self.base, self.encoder, config, trained.method)
+        model = wrap(self.base, self.encoder, config, trained.method, trained.told or ())
         self._held = model
         fix = "Name the base that the run learned on with --model"
         try:

@@ -6,7 +6,7 @@ Importing this package makes them known to PEFT: `get_peft_model` takes their co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
@@ -24,6 +24,7 @@ from streamcvit.adapters.calls import (
     learning_mode,
     routing_kwargs,
     shares_routes,
+    told_tasks,
     tuner_of,
     uncompiled,
     undo_step,
@@ -39,6 +40,7 @@ from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
 from streamcvit.adapters.strlora import StrLoraConfig
 from streamcvit.adapters.targets import target_modules, touched_before_language
+from streamcvit.adapters.tasklora import TaskLoraConfig
 from streamcvit.adapters.usage import ExpertUsage
 from streamcvit.errors import UserError
 
@@ -51,6 +53,7 @@ __all__ = [
     "RoutingInputs",
     "SMoLoraConfig",
     "StrLoraConfig",
+    "TaskLoraConfig",
     "adapter_config",
     "after_step",
     "attach",
@@ -71,6 +74,7 @@ __all__ = [
     "routing_kwargs",
     "shares_routes",
     "target_modules",
+    "told_tasks",
     "touched_before_language",
     "tuner_of",
     "uncompiled",
@@ -80,24 +84,39 @@ __all__ = [
 TargetModules = list[str] | str | None
 
 
-def _builder(config_cls: type[PeftConfig], name: str) -> Callable[[dict[str, Any], TargetModules], PeftConfig]:
-    def build(options: dict[str, Any], target_modules: TargetModules = None) -> PeftConfig:
-        """The PEFT configuration with these options, for these modules."""
-        check_options(config_cls, name, options)
+@dataclass(frozen=True)
+class Adapter:
+    """A kind of adapter: gives the PEFT configuration with some options, for some modules.
+
+    Attributes:
+        config: class of its PEFT configurations.
+        name: its own.
+        needs_task: it is told the task of samples, to train and to answer, which reports say of what it learned.
+    """
+
+    config: type[PeftConfig]
+    name: str
+    needs_task: bool = False
+
+    def __call__(self, options: dict[str, Any], target_modules: TargetModules = None) -> PeftConfig:
+        """The configuration; UserError where an option is unknown or cannot have its value."""
+        check_options(self.config, self.name, options)
         try:
-            return config_cls(**{"target_modules": target_modules, **options})  # type: ignore[arg-type]
+            return self.config(**{"target_modules": target_modules, **options})  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             said = f"a value of the wrong type ({error})" if isinstance(error, TypeError) else str(error)
             fix = "See docs/settings.md for its options"
-            raise UserError(f"{name}: {said}", where="adapter options", fix=fix) from error
-
-    return build
+            raise UserError(f"{self.name}: {said}", where="adapter options", fix=fix) from error
 
 
 ADAPTERS = {
-    "lora": _builder(LoraConfig, "lora"),
-    "moelora": _builder(MoELoraConfig, "moelora"),
-    "smolora": _builder(SMoLoraConfig, "smolora"),
-    "strlora": _builder(StrLoraConfig, "strlora"),
+    adapter.name: adapter
+    for adapter in (
+        Adapter(LoraConfig, "lora"),
+        Adapter(MoELoraConfig, "moelora"),
+        Adapter(SMoLoraConfig, "smolora"),
+        Adapter(StrLoraConfig, "strlora"),
+        Adapter(TaskLoraConfig, "tasklora", needs_task=True),
+    )
 }
 """Adapter name -> builder(options, target_modules) of its PEFT configuration."""

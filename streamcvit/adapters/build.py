@@ -25,7 +25,7 @@ def adapter_config(
     *,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int] | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> PeftConfig:
     """The PEFT configuration of an adapter; arguments and errors as those of `attach`."""
     from streamcvit.adapters import ADAPTERS
@@ -51,7 +51,7 @@ def attach(
     *,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int] | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> PeftModel:
     """Wrap `model` with a fresh adapter whose start depends on `seed` alone.
 
@@ -65,8 +65,8 @@ def attach(
         modules: which linear layers, as PEFT takes `target_modules`; None: all of the language model.
         seed: of the adapter's initial weights, routers included; the global random state is left as it was.
         options: the adapter's own settings.
-        sizes: settings that follow from the model (`instruction_dim`, `visual_dim`); taken where the adapter has them
-            and `options` does not say otherwise.
+        sizes: settings that follow from the model (`instruction_dim`, `visual_dim`) and the stream (`tasks`); those
+            that the adapter has are taken where `options` does not say otherwise.
 
     Raises:
         UserError: unknown adapter or option; modules that the model does not have, or that the adapter cannot go to.

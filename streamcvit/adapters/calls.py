@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +59,16 @@ def routing_kwargs(peft_model: Any, routing: RoutingInputs | None) -> dict[str, 
     """Keywords that hand `routing` to a model that routes, none to one that does not."""
     tuner = tuner_of(peft_model)
     return {} if tuner is None or not tuner.needs_routing or routing is None else {"routing": routing}
+
+
+def told_tasks(peft_model: Any, tasks: Sequence[str]) -> torch.Tensor | None:
+    """Numbers [B] int64, on the host, of samples' tasks for an adapter that is told them; None for any other.
+
+    Raises:
+        UserError: the adapter knows no task of such a name.
+    """
+    tuner = tuner_of(peft_model)
+    return tuner.numbers(tasks) if tuner is not None and tuner.needs_task else None
 
 
 def begin_chunk(peft_model: Any, chunk: int) -> None:

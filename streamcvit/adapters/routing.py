@@ -33,6 +33,7 @@ class RoutingInputs:
         prompt_mask: [B, S] bool, true at text tokens of the prompt, so neither padding nor answer.
         token_mask: [B, S] bool, true at every token that is not padding, for losses averaged over tokens; None: all.
         routes: [B, banks] int64, routes decided before (see `decide_routes`); None to let the router decide.
+        task: [B] int64, the tasks of the samples, for adapters that are told them (`told_tasks`); None for all others.
     """
 
     instruction: torch.Tensor | None = None
@@ -41,6 +42,7 @@ class RoutingInputs:
     prompt_mask: torch.Tensor | None = None
     token_mask: torch.Tensor | None = None
     routes: torch.Tensor | None = None
+    task: torch.Tensor | None = None
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> RoutingInputs:
         given = {f.name: getattr(self, f.name) for f in fields(self)}

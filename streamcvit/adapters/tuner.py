@@ -173,10 +173,15 @@ class ExpertTuner(BaseTuner):
 
     Attributes:
         routing: the context all layers share.
+        routed: routes [B, columns] of the last training forward, the first layer's where layers decide for themselves;
+            None where nothing is routed by sample.
+        needs_task: it is told the task of each sample (`RoutingInputs.task`), to train and to answer, and reads nothing
+            else of it.
     """
 
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     needs_routing: ClassVar[bool] = True
+    needs_task: ClassVar[bool] = False
     uses_shared_state: bool = True  # so that PEFT refuses to inject layers into a model that could not route them
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -185,6 +190,7 @@ class ExpertTuner(BaseTuner):
             self._usage = UsageCounter()
             self._enabled = True
             self._losses = PendingLosses()
+            self.routed: torch.Tensor | None = None
 
     def _create_and_replace(
         self,
@@ -282,6 +288,7 @@ class ExpertTuner(BaseTuner):
             config: Any = self.peft_config[name]
             decided = {layer: route for (adapter, layer), route in call.routes.items() if adapter == name}
             routes = {"": call.shared[name]} if name in call.shared else decided
+            self.routed = next(iter(routes.values()), None)
             if routes:
                 self._usage.add_routes(routes, self.banks(config))
             weights = {layer: weight for (adapter, layer), weight in call.weights.items() if adapter == name}

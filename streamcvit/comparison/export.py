@@ -14,7 +14,7 @@ from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.report import figures, heldout
 from streamcvit.monitoring.report.charts import Chart, Heat
 from streamcvit.monitoring.report.tables import unformula
-from streamcvit.monitoring.runs import Records, compared
+from streamcvit.monitoring.runs import Records, compared, marked
 
 COLUMNS = ("chunk", "version", "task", "kind", "family", "metric", "score", "low", "high", "following", "n", "seconds")
 MATRIX = ("score", "low", "high", "following", "n")
@@ -99,7 +99,7 @@ def _matrix(runs: Records, path: Path) -> None:
                 for chunk, place in zip(*np.nonzero(~np.isnan(tables[0])), strict=True):
                     cells = [table[chunk, place] for table in tables]
                     trained = 0 if record.single else int(record.plan[chunk, place])
-                    row = [unformula(label), family, chunk + 1, unformula(record.tasks[place]), trained]
+                    row = [unformula(marked(label, record)), family, chunk + 1, unformula(record.tasks[place]), trained]
                     writer.writerow([*row, *("" if np.isnan(cell) else f"{cell:.6g}" for cell in cells)])
 
 
@@ -115,4 +115,4 @@ def _scores(runs: Records, path: Path) -> None:
                 told = [
                     "" if value is None else unformula(value) if isinstance(value, str) else value for value in values
                 ]
-                writer.writerow([unformula(label), *told])
+                writer.writerow([unformula(marked(label, record)), *told])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamcvit.monitoring.record import RunRecord
-from streamcvit.monitoring.runs import Records, compared
+from streamcvit.monitoring.runs import TOLD, Records, compared, told_task
 
 _WHERE = ("seed", "name", "out", "cluster", "monitor", "methods", "published", "seeds", "sweep")
 """Settings that do not make another method of a run."""
@@ -38,6 +38,8 @@ class Side:
             said.append("upper bound")
         elif self.record.untrained:
             said.append("learns nothing")
+        if told_task(self.record):
+            said.append(TOLD)
         if not self.record.finished:
             said.append(f"not finished: chunk {self.record.chunks_done} of {self.record.n_chunks}")
         if len(self.runs) > 1:

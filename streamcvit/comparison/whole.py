@@ -16,7 +16,7 @@ from streamcvit.comparison.sheets import Sheet, sheets_of
 from streamcvit.errors import UserError
 from streamcvit.monitoring.record import Interval, RunRecord
 from streamcvit.monitoring.report.tables import said_gap
-from streamcvit.monitoring.runs import METRICS
+from streamcvit.monitoring.runs import METRICS, told_task
 from streamcvit.monitoring.verdict import Gap, task_key
 from streamcvit.published import PublishedTable
 
@@ -63,6 +63,7 @@ class Whole:
                 {
                     "name": side.label,
                     "note": side.note,
+                    "told_task": told_task(side.record),
                     "runs": [str(found.runs[run][1].folder) for run in side.runs],
                     "seeds": [found.runs[run][1].run.get("seed") for run in side.runs],
                     "index_digest": [found.runs[run][1].run.get("index_digest") for run in side.runs],

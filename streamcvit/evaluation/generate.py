@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from streamcvit.adapters import InstructionEncoder, touched_before_language, tuner_of
+from streamcvit.adapters import InstructionEncoder, told_tasks, touched_before_language, tuner_of
 from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.data.sample import Sample
 from streamcvit.evaluation.decode import greedy
@@ -160,7 +160,11 @@ class Generator:
         routing = None
         tuner = tuner_of(model)
         if tuner is not None and tuner.needs_routing:
-            routing = routing_inputs(self.encoder, inputs, vision)
+            task = told_tasks(model, inputs.tasks)
+            if task is None:
+                routing = routing_inputs(self.encoder, inputs, vision)
+            else:  # such an adapter reads nothing else
+                routing = RoutingInputs(task=task.to(device))
         stops = set(collator.stop_ids) | _eos(self.base.model)
         tokens = greedy(
             model, text_tensors(inputs), vision.given, max_new_tokens, stops, collator.pad_token_id, routing=routing
@@ -301,4 +305,5 @@ def _join(requests: list[Request], pad_id: int) -> ModelInputs:
         image_mask,
         tuple(r.sample.routing_text for r in requests),
         tuple(r.counts for r in requests),
+        tuple(r.sample.task for r in requests),
     )

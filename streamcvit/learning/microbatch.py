@@ -52,6 +52,7 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
     learner.optimizer.zero_grad(set_to_none=True)
     losses: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
+    again: list[torch.Tensor] = []
     terms: list[torch.Tensor] = []
     for group, own in ((parts, True), (collate(extra, size) if extra else (), False)):
         tokens = [int(part.tensors["attention_mask"].sum()) for part in group]  # on the host still
@@ -68,6 +69,8 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
                 correct.append(correct_b)
                 if auxiliary is not None:  # a mean over the tokens of the micro-batch
                     loss = loss + auxiliary * (share / sum(tokens))
+            else:
+                again.append(losses_b.detach())
             loss.backward()
             terms.append(loss.detach())
     penalty = learner.strategy.penalty(learner.model)
@@ -75,7 +78,9 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
         if penalty.requires_grad:
             penalty.backward()
         terms.append(penalty.detach())
-    return torch.cat(losses), torch.cat(correct), torch.stack([term.float() for term in terms]).sum()
+    losses_B = torch.cat(losses)
+    learner.strategy.scored(losses_B, torch.cat(again) if again else losses_B[:0])
+    return losses_B, torch.cat(correct), torch.stack([term.float() for term in terms]).sum()
 
 
 def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -85,7 +90,7 @@ def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Te
     beside = learner.strategy.beside(batch.parts[0], out)
     extra = learner.strategy.extend_batch(batch)
     total = losses_B.sum() if beside is None else losses_B.sum() + beside.sum()
-    count = len(batch.samples)
+    count, replayed = len(batch.samples), losses_B[:0]
     if extra:
         # A forward of its own: a sample's loss does not depend on its batch, so the sum is the same.
         replayed, _ = learner.losses(learner.base.collator.train(tuple(extra)))
@@ -96,6 +101,7 @@ def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Te
             loss = loss + term
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    learner.strategy.scored(losses_B.detach(), replayed.detach())
     return losses_B.detach(), correct_B, loss.detach()
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from streamcvit.adapters import (
     InstructionEncoder,
+    RoutingInputs,
     after_step,
     begin_chunk,
     checkpoint_layers,
@@ -23,6 +24,7 @@ from streamcvit.adapters import (
     expert_parameters,
     learning_mode,
     routing_kwargs,
+    told_tasks,
     touched_before_language,
     tuner_of,
     uncompiled,
@@ -77,6 +79,7 @@ class OnlineLearner:
         group: with whom it shares each batch; None: with nobody.
         idle: trained parameters, by name, that got no gradient yet: after some batches, those of modules that the model
             never calls.
+        pooled: mean picture features [B, D] of the samples whose `outputs` were asked for last.
 
     Args:
         base: the frozen model with its processor.
@@ -123,7 +126,9 @@ class OnlineLearner:
             raise UserError("the adapter has no trainable parameters", fix="Check target_modules of the adapter")
         experts = expert_parameters(model)
         groups = grouped(model, trained, lr, lrs or {})
-        self.optimizer = ExpertAdamW(groups, experts, lr=lr, betas=betas, weight_decay=weight_decay)
+        tuner = tuner_of(model)
+        how: dict[str, Any] = {"weight_decay": weight_decay, "together": tuner is not None and tuner.needs_task}
+        self.optimizer = ExpertAdamW(groups, experts, lr=lr, betas=betas, **how)
         self.rates = [float(group["lr"]) for group in groups]
         # Commits number parameters as the model does, whatever group they are in.
         places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
@@ -132,7 +137,7 @@ class OnlineLearner:
         self.strategy.bind(self)
         # What a step leaves behind for the next one must know the verdict; where nothing does, a GPU need not wait.
         remembers = type(self.strategy).after_step is not Sequential.after_step
-        self.reads = base.device.type == "cpu" or remembers or tuner_of(model) is not None
+        self.reads = base.device.type == "cpu" or remembers or tuner is not None
         self.sees = bool(touched_before_language(base.model))  # else image features need no gradient
         self.step, self.cursor, self.chunk = 0, 0, -1
         self._snapshot: Snapshot | None = None
@@ -202,10 +207,12 @@ class OnlineLearner:
     def look(self, inputs: ModelInputs) -> Seen:
         """Image features of inputs on the model's device, and what routers read of them."""
         vision = encode_images(self.base.model, inputs, learns=self.sees)
-        if self.encoder is None:
+        task = told_tasks(self.model, inputs.tasks)
+        if self.encoder is None and task is None:
             return Seen(vision, None)
-        facts = routing_inputs(self.encoder, inputs, vision)
-        return Seen(vision, replace(facts, token_mask=inputs.tensors["attention_mask"].bool()))
+        facts = RoutingInputs() if self.encoder is None else routing_inputs(self.encoder, inputs, vision)
+        task = None if task is None else task.to(self.base.device)
+        return Seen(vision, replace(facts, token_mask=inputs.tensors["attention_mask"].bool(), task=task))
 
     def losses(
         self, inputs: ModelInputs, routes: torch.Tensor | None = None, seen: Seen | None = None
@@ -233,6 +240,7 @@ class OnlineLearner:
             inputs = replace(inputs, tensors=text_tensors(inputs))
         inputs = inputs.to(self.base.device)
         vision, facts = self.look(inputs) if seen is None else seen
+        self.pooled = vision.pooled
         routing = routing_kwargs(
             self.model, facts if routes is None or facts is None else replace(facts, routes=routes)
         )

@@ -28,6 +28,8 @@ class ExpertAdamW(torch.optim.Optimizer):
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled; not applied to an expert that is left out.
+        together: an expert's parameters are left out together or not at all, as those of a model of its own would be:
+            A of a fresh LoRA, whose first gradient is zero, then counts a step with its B.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class ExpertAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        together: bool = False,
     ) -> None:
+        self._together = together
         # `fused`: torch then loads counts of steps onto their parameter's device, where the fused kernel wants them.
         given = list(params)
         groups: list[dict[str, Any]] = [g if isinstance(g, dict) else {"params": [g]} for g in given]
@@ -137,4 +141,7 @@ class ExpertAdamW(torch.optim.Optimizer):
             stop = start + len(parameter)
             found[id(parameter)] = [expert for expert, flag in enumerate(flags[start:stop]) if flag]
             start = stop
+        if self._together:
+            used = sorted(set().union(*found.values()))
+            found = dict.fromkeys(found, used)
         return found, said

@@ -30,6 +30,7 @@ class ModelInputs:
         instructions: the B texts that route by instruction; empty where a sample has none.
         pictures: image tokens of each picture of each sample; one number for all of a sample where the processor does
             not tell them apart.
+        tasks: the samples' tasks, by name, for adapters and strategies that are told them and for nothing else.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -38,6 +39,7 @@ class ModelInputs:
     image_mask: torch.Tensor
     instructions: tuple[str, ...]
     pictures: tuple[tuple[int, ...], ...]
+    tasks: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> ModelInputs:
         """The same inputs with every tensor on `device` (pixel dtype is left to the model)."""
@@ -48,6 +50,7 @@ class ModelInputs:
             self.image_mask.to(device, non_blocking=True),
             self.instructions,
             self.pictures,
+            self.tasks,
         )
 
     def text(self) -> ModelInputs:
@@ -70,7 +73,7 @@ class ModelInputs:
         answer, prompt, image = (
             F.pad(mask, (0, more)) for mask in (self.answer_mask, self.prompt_mask, self.image_mask)
         )
-        return ModelInputs(tensors, answer, prompt, image, self.instructions, self.pictures)
+        return ModelInputs(tensors, answer, prompt, image, self.instructions, self.pictures, self.tasks)
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ class Collator:
             torch.from_numpy(image_mask),
             tuple(row.sample.routing_text for row in asked),
             tuple(rows.pictures),
+            tuple(row.sample.task for row in asked),
         )
 
     def _read(self, asked: Sequence[_Asked]) -> Rows:

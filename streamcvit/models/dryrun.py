@@ -167,6 +167,8 @@ def _routed(adapted: nn.Module, shape: Shape, learning: bool) -> Any:
         facts |= {"image_mask": mask, "prompt_mask": mask}
         facts["instruction"] = torch.empty(rows, getattr(config, "instruction_dim", 1), device="meta")
         facts["visual"] = torch.empty(rows, vision_dim(unwrap(adapted)), device="meta")
+    if tuner.needs_task:
+        facts["task"] = torch.zeros(rows, dtype=torch.long, device="meta")
     if shares_routes(adapted):
         facts["routes"] = torch.zeros(rows, len(tuner.banks(config)), dtype=torch.long, device="meta")
     return tuner.routing.using(RoutingInputs(**facts), learning)

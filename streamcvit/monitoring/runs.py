@@ -19,6 +19,9 @@ METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_cross", "mif")
 LOWER_IS_BETTER = "maf_"
 """What begins so is better the lower it is."""
 
+TOLD = "told the task"
+"""What stands beside the name of a method that was."""
+
 
 def heading(name: str) -> str:
     """What a metric is called in a table, with the way in which it is better."""
@@ -110,6 +113,16 @@ def _on_stream(record: RunRecord, stream: RunRecord) -> RunRecord:
         summary=summary,
         single=True,
     )
+
+
+def told_task(record: RunRecord) -> bool:
+    """Whether a method was told the task of samples, to train or to answer, which others had to do without."""
+    return record.run.get("told_task") is True
+
+
+def marked(label: str, record: RunRecord) -> str:
+    """A record's label in a table that has no place for a note beside it."""
+    return f"{label} ({TOLD})" if told_task(record) else label
 
 
 def labels_of(records: Sequence[RunRecord]) -> list[str]:

@@ -19,7 +19,7 @@ from rich.text import Text
 from streamcvit.monitoring.liverows import UNSURE, Change, Row, average, draw, fitted, marked, minutes, worst
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.monitoring.runlog import RunLog
-from streamcvit.monitoring.runs import Records, compared, heading, shown_metrics
+from streamcvit.monitoring.runs import TOLD, Records, compared, heading, shown_metrics, told_task
 from streamcvit.monitoring.steady import SteadyLive, undisturbed
 from streamcvit.monitoring.verdict import UNDECIDED, Verdict
 from streamcvit.monitoring.watch.word import Word
@@ -321,6 +321,8 @@ def _results(
         table.add_column(title, justify="right", no_wrap=True)
     for i, (label, record) in enumerate(runs):
         name_cell = Text(fitted(label, cut))
+        if told_task(record):
+            name_cell.append(f"\n{TOLD}", "dim")
         if record.upper_bound:
             name_cell.append("\nupper bound", "dim")
         elif not record.finished:

@@ -178,7 +178,7 @@ class EvaluatorWorker:
             return self.base.digest
         if method != job.method:
             self._unload()
-            self.model = wrap(self.base, self.encoder, self.config, job.method)
+            self.model = wrap(self.base, self.encoder, self.config, job.method, self.tasks)
             self.model.eval()
         if job.chunk == ZERO and self.model is not None:
             self.held = (job.method, 0, put_on(self.model, Path(job.commit)))

@@ -36,6 +36,7 @@ from streamcvit.run.origin import START, keep
 from streamcvit.run.ownkinds import metrics_of
 from streamcvit.run.predictions import read_predictions, write_predictions, write_table
 from streamcvit.run.scores import ZERO, Scores
+from streamcvit.run.told import told
 from streamcvit.run.unseen import scored_at
 
 MISSING = "not installed"
@@ -149,6 +150,7 @@ class RunFolder:
                 "name": f"{config.name}/{method}",
                 "method": method,
                 "seed": config.seed,
+                "told_task": told(config, method),
                 "versions": versions(),
                 "code": code_version(),
                 "git_commit": _git_commit(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
@@ -94,22 +94,32 @@ def adapter_options(config: RunConfig, method: str, model: torch.nn.Module) -> d
     return selection_of(config, method)[1].options(model, settings.options, routed=settings.adapter != "lora")
 
 
-def wrap(base: Base, encoder: InstructionEncoder, config: RunConfig, method: str) -> PeftModel:
-    """The base with a method's fresh adapter on it; the same weights in every process."""
+def wrap(
+    base: Base, encoder: InstructionEncoder, config: RunConfig, method: str, tasks: Iterable[str] = ()
+) -> PeftModel:
+    """The base with a method's fresh adapter on it, the same weights in every process.
+
+    Args:
+        base: the base model.
+        encoder: of the run.
+        config: the run.
+        method: of it.
+        tasks: of the run's stream, for adapters that are told them.
+    """
     settings = config.methods[method]
     return attach(
         base.model,
         settings.adapter,
         seed=config.seed,
         options=adapter_options(config, method, base.model),
-        sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model)},
+        sizes={"instruction_dim": encoder.dim, "visual_dim": vision_dim(base.model), "tasks": list(tasks)},
     )
 
 
 def routes(model: PeftModel) -> bool:
-    """Whether the adapter on a model reads routing inputs."""
+    """Whether the adapter on a model routes by what it reads of samples; one that is told their task does not."""
     tuner = tuner_of(model)
-    return tuner is not None and tuner.needs_routing
+    return tuner is not None and tuner.needs_routing and not tuner.needs_task
 
 
 def schedule_of(config: RunConfig, index: StreamIndex, order: str) -> Schedule:

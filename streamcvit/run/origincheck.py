@@ -23,7 +23,7 @@ _PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_p
 _PASSING = ("seed", "init_weights", "init_lora_weights", "lora_dropout", "dropout", "inference_mode", "runtime_config",
             "eva_config", "corda_config", "lora_ga_config", "megatron_core")  # fmt: skip
 """Options that say how an adapter begins or is learned, not what its weights mean."""
-_SIZES = {"instruction_dim": "model.instruction_encoder", "visual_dim": "model.name_or_path"}
+_SIZES = {"instruction_dim": "model.instruction_encoder", "visual_dim": "model.name_or_path", "tasks": "the stream"}
 _HARMLESS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of LoRA's `init_lora_weights` that leave the base's own weights as they are."""
 

@@ -24,7 +24,7 @@ from streamcvit.learning.epochs import Fenced, Turn
 from streamcvit.learning.online import StepReport
 from streamcvit.learning.putback import put_back
 from streamcvit.learning.soundness import Diverged
-from streamcvit.learning.strategies import Replay
+from streamcvit.learning.strategies import Replay, rehearses
 from streamcvit.learning.strategies.rehearsing import Rehearsing
 from streamcvit.models.batch import Batch
 from streamcvit.monitoring import traces
@@ -175,13 +175,13 @@ class LearnerWorker:
         config, settings = self.config, self.config.methods[method]
         self.folder = config.folder(method)
         self.schedule = schedule_of(config, self.index, settings.order)
-        self.model = wrap(self.base, self.encoder, config, method)
+        self.model = wrap(self.base, self.encoder, config, method, self.index.tasks)
         try:
             strategy = strategy_of(config, method)(config.seed, **settings.strategy_options)
         except (TypeError, ValueError) as error:
             where = f"methods.{method}.strategy_options"
             raise UserError(f"{error}", where=where, fix="See docs/settings.md for them") from None
-        if config.guard.rehearses(settings) and type(strategy) is not Replay:
+        if config.guard.rehearses(settings) and not rehearses(settings.strategy):
             strategy = Rehearsing(strategy, config.seed, config.guard.memory)
         self.learner = OnlineLearner(
             self.base,
@@ -249,7 +249,7 @@ class LearnerWorker:
 
     def _rehearse(self, share: float) -> None:
         if isinstance(self.learner.strategy, Rehearsing | Replay):
-            self.learner.strategy.share = share
+            self.learner.strategy.raised = share
 
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""

@@ -18,7 +18,7 @@ from streamcvit.launch import execute
 from streamcvit.pipeline import load_config
 from streamcvit.preflight import reach_of
 
-SIZES = {"instruction_dim": 32, "visual_dim": 32}
+SIZES = {"instruction_dim": 32, "visual_dim": 32, "tasks": ["colour", "shape"]}
 LAYERS = "model.language_model.layers"
 TOWER = "model.vision_tower.encoder.layers"
 

@@ -193,7 +193,7 @@ def test_a_strategy_with_a_memory_beside_it_learns_as_alone_until_it_is_asked_to
     assert again[1] == values and all(torch.equal(again[0][name], tensor) for name, tensor in tensors.items())
     for strategy in (beside.strategy, other):
         assert isinstance(strategy, Rehearsing) and len(strategy.own.kept) == 6
-        strategy.share = 1.25
+        strategy.raised = 1.25
         batch = Batch(0, 4, 0, (0, 1, 2, 3), tuple(samples[:4]), None)
         rehearsed.append([sample.sample_id for sample in strategy.extend_batch(batch)])
     assert rehearsed[0] == rehearsed[1] and len(rehearsed[0]) == 5
@@ -207,7 +207,7 @@ def test_replay_rehearses_its_own_number_or_the_share_where_that_is_more(samples
         replay.after_step(batch, torch.nn.Identity())
     counts = []
     for share in (0.0, 0.25, 1.5, 8.0):
-        replay.share = share
+        replay.raised = share
         counts.append(len(replay.extend_batch(batch)))
     assert counts == [4, 4, 12, 16]
 

@@ -92,9 +92,11 @@ class Sequential:
 
     Attributes:
         held: numbers that it holds on the device for each trained weight, each as large as float32.
+        needs_task: it is told the task of samples, which reports say of what it learned.
     """
 
     held: ClassVar[int] = 0
+    needs_task: bool = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -116,6 +118,9 @@ class Sequential:
     def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
         """A scalar added to the loss, with a graph to the parameters it acts on."""
         return None
+
+    def scored(self, own: torch.Tensor, extra: torch.Tensor) -> None:
+        """Called with the losses before the update, of the batch's own samples [B] and of `extend_batch`'s [R]."""
 
     def after_step(self, batch: Batch, model: torch.nn.Module) -> None:
         """Called after the optimizer step."""

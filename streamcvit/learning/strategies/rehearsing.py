@@ -21,7 +21,7 @@ _OWN = "rehearsed"
 
 
 class Rehearsing(Sequential):
-    """A strategy as it is, and a reservoir of `Replay` beside it; while `share` is 0 it learns as it would alone.
+    """A strategy as it is, and a reservoir of `Replay` beside it; while `raised` is 0 it learns as it would alone.
 
     Args:
         inner: the strategy.
@@ -29,12 +29,13 @@ class Rehearsing(Sequential):
         memory: samples kept.
 
     Attributes:
-        share: samples rehearsed beside a batch, as a share of its own.
+        raised: samples rehearsed beside a batch, as a share of its own.
     """
 
     def __init__(self, inner: Sequential, seed: int = 0, memory: int = 64) -> None:
         super().__init__(seed)
-        self.inner, self.own, self.share = inner, Replay(seed, memory), 0.0
+        self.inner, self.own, self.raised = inner, Replay(seed, memory), 0.0
+        self.needs_task, self.given = inner.needs_task, 0
 
     def bind(self, learner: OnlineLearner) -> None:
         """As the strategy does."""
@@ -47,7 +48,8 @@ class Rehearsing(Sequential):
     def extend_batch(self, batch: Batch) -> Sequence[Sample]:
         """The strategy's samples, and those rehearsed."""
         samples = self.inner.extend_batch(batch)
-        return [*samples, *self.own.draw(math.ceil(self.share * len(batch.samples)))] if self.share else samples
+        self.given = len(samples)
+        return [*samples, *self.own.draw(math.ceil(self.raised * len(batch.samples)))] if self.raised else samples
 
     def beside(self, inputs: ModelInputs, outputs: Outputs) -> torch.Tensor | None:
         """As the strategy does."""
@@ -56,6 +58,10 @@ class Rehearsing(Sequential):
     def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
         """As the strategy does."""
         return self.inner.penalty(model)
+
+    def scored(self, own: torch.Tensor, extra: torch.Tensor) -> None:
+        """The strategy hears of its own samples alone."""
+        self.inner.scored(own, extra[: self.given])
 
     def after_step(self, batch: Batch, model: torch.nn.Module) -> None:
         """As the strategy does; then the batch's own samples are offered to the reservoir."""

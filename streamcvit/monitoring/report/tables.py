@@ -16,7 +16,7 @@ from streamcvit.monitoring.latex import escaped, points, tabular
 from streamcvit.monitoring.record import Interval, RunRecord
 from streamcvit.monitoring.report.charts import number
 from streamcvit.monitoring.report.figures import stream_of
-from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, Records, shown_metrics
+from streamcvit.monitoring.runs import LOWER_IS_BETTER, METRICS, TOLD, Records, marked, shown_metrics, told_task
 from streamcvit.monitoring.verdict import UNDECIDED, Gap, Verdict, task_key
 
 HEADINGS = {
@@ -80,6 +80,7 @@ def headline(runs: Records, verdict: Verdict = UNDECIDED, family: str = "strict"
             note = "learns nothing"
         elif not record.finished:
             note = f"in progress: chunk {record.chunks_done} of {record.n_chunks}"
+        note = ", ".join(filter(None, [TOLD if told_task(record) else "", note]))
         rows.append({"run": i, "label": label, "note": note, "cells": cells, "bound": record.upper_bound})
     return rows
 
@@ -292,7 +293,12 @@ def latex_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
     for i, (label, record) in enumerate(runs):
         entries = [known(verdict, name, i, record) for name in names]
         ranks = [(verdict.is_best(name, i), verdict.is_second(name, i)) for name in names]
-        rows.append([escaped(label), *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True))])
+        rows.append(
+            [
+                escaped(marked(label, record)),
+                *(points(entry, *rank) for entry, rank in zip(entries, ranks, strict=True)),
+            ]
+        )
     return tabular(["Method", *titles], [rows])
 
 
@@ -309,7 +315,7 @@ def csv_table(runs: Records, verdict: Verdict = UNDECIDED) -> str:
             for name in dict.fromkeys([*more, *whole.get("metrics", {})]):
                 if entry := known(verdict, name, place, record, family):
                     ends = ("" if end is None else f"{end:.4f}" for end in entry)
-                    writer.writerow([unformula(label), start + name, *ends])
+                    writer.writerow([unformula(marked(label, record)), start + name, *ends])
     return out.getvalue()
 
 
