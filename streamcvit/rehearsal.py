@@ -90,7 +90,7 @@ def shrunk(config: RunConfig, layout: Layout, data: Path, base: Path) -> RunConf
     tree["guard"]["action"] = "none"  # so few questions confirm nothing
     for method in tree["methods"].values():
         method["options"] = _fewer(method["options"])
-        _lower(method["strategy_options"], memory=_MEMORY, per_step=1)
+        _lower(method["strategy_options"], memory=_MEMORY, per_step=1, subspaces=2)
     return RunConfig.model_validate(tree)
 
 

@@ -16,6 +16,7 @@ from streamcvit.adapters.calls import (
     after_step,
     auxiliary_loss,
     begin_chunk,
+    by_samples,
     checkpointing_kwargs,
     cluster_assignments,
     decide_routes,
@@ -30,6 +31,7 @@ from streamcvit.adapters.calls import (
 )
 from streamcvit.adapters.checkpointing import checkpoint_layers, keep_activations
 from streamcvit.adapters.compiling import check_compiler, compile_layers, plain_layers
+from streamcvit.adapters.eproj import EProjConfig, choosing_projectors
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
 from streamcvit.adapters.options import check_options
@@ -44,6 +46,7 @@ from streamcvit.errors import UserError
 
 __all__ = [
     "ADAPTERS",
+    "EProjConfig",
     "ExpertUsage",
     "InstructionEncoder",
     "MoELoraConfig",
@@ -56,9 +59,11 @@ __all__ = [
     "attach",
     "auxiliary_loss",
     "begin_chunk",
+    "by_samples",
     "check_compiler",
     "checkpoint_layers",
     "checkpointing_kwargs",
+    "choosing_projectors",
     "cluster_assignments",
     "compile_layers",
     "decide_routes",
@@ -99,5 +104,6 @@ ADAPTERS = {
     "moelora": _builder(MoELoraConfig, "moelora"),
     "smolora": _builder(SMoLoraConfig, "smolora"),
     "strlora": _builder(StrLoraConfig, "strlora"),
+    "eproj": _builder(EProjConfig, "eproj"),
 }
 """Adapter name -> builder(options, target_modules) of its PEFT configuration."""

@@ -197,7 +197,7 @@ class OnlineLearner:
 
     def look(self, inputs: ModelInputs) -> Seen:
         """Image features of inputs on the model's device, and what routers read of them."""
-        vision = encode_images(self.base.model, inputs, learns=self.sees)
+        vision = encode_images(self.base.model, inputs, self.sees, self.encoder if self.sees else None)
         if self.encoder is None:
             return Seen(vision, None)
         facts = routing_inputs(self.encoder, inputs, vision)

@@ -25,6 +25,7 @@ from streamcvit.run.forgetting import Guard
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import Pool
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores
+from streamcvit.run.ownkinds import strategy_of
 from streamcvit.run.probes import Prober, keep_until
 from streamcvit.run.scores import ZERO
 from streamcvit.screen import about
@@ -41,6 +42,12 @@ def task_counts(config: RunConfig, index: StreamIndex, method: str) -> np.ndarra
     if not len(index):
         raise UserError(
             "the stream has no samples to learn", where=f"methods.{method}", fix="Give it some, or run zero-shot alone"
+        )
+    if len(named := set(index.task_of)) < 2 and (strategy := strategy_of(config, method)).needs_task:
+        raise UserError(
+            f"{strategy.__name__} must be told tasks, and all samples of the stream are of one ({min(named)})",
+            where=f"methods.{method}.strategy",
+            fix="Give the stream's samples their own tasks, or take a strategy that asks for none, such as ewc",
         )
     schedule = Schedule.of(index, config.learner.batch_size, settings.order, config.seed)
     counts = np.zeros((schedule.n_chunks, len(tasks)), int)

@@ -191,7 +191,7 @@ class LearnerWorker:
         self.damaged = tuple(found[2]) if found else ()
         self.part: dict[str, Any] = {}  # what a former life noted of the chunk it stopped in
         if found is not None:
-            state = self.learner.resume(found[0])
+            state = self._resume(method, found[0])
             self.drift.load(found[0] / commits.RESUME)
             self.part = {} if state.get("boundary") else state
         elif settings.start:
@@ -201,6 +201,14 @@ class LearnerWorker:
         self.ledger.rewind(self.learner.step)
         self.method, self.step_seconds = method, BucketCounts()
         self.commits: Commits | None = None
+
+    def _resume(self, method: str, commit: Path) -> dict[str, Any]:
+        try:
+            return self.learner.resume(commit)
+        except UserError as error:
+            if error.where.startswith("strategy "):
+                raise UserError(error.what, where=f"methods.{method}.strategy", fix=error.fix) from None
+            raise
 
     def _next_chunk(self) -> int:
         """The first chunk whose end is not committed: the one that the learner is in, or the one after it."""

@@ -136,8 +136,9 @@ def test_stock_lora_takes_no_routing_and_no_step():
 
 def test_named_adapters_build_their_configurations():
     for name in ADAPTERS:
-        options = {"visual_dim": 4} if name == "smolora" else {}
-        config: Any = ADAPTERS[name]({"r": 2, **options}, ["q_proj"])
+        options = {"visual_dim": 4} if name in ("smolora", "eproj") else {}
+        rank = {} if name == "eproj" else {"r": 2}
+        config: Any = ADAPTERS[name]({**rank, **options}, ["q_proj"])
         assert config.peft_type == name.upper()
         assert set(config.target_modules) == {"q_proj"}
     with pytest.raises(UserError, match="colour"):

@@ -4,7 +4,9 @@ from streamcvit.learning.strategies.base import Sequential
 from streamcvit.learning.strategies.ewc import EWC
 from streamcvit.learning.strategies.lwf import LwF
 from streamcvit.learning.strategies.mas import MAS
+from streamcvit.learning.strategies.olora import OLoRA
 from streamcvit.learning.strategies.replay import Replay
+from streamcvit.learning.strategies.tir import TIR
 
 STRATEGIES: dict[str, type[Sequential]] = {
     "sequential": Sequential,
@@ -12,6 +14,8 @@ STRATEGIES: dict[str, type[Sequential]] = {
     "ewc": EWC,
     "mas": MAS,
     "lwf": LwF,
+    "tir": TIR,
+    "olora": OLoRA,
 }
 
-__all__ = ["EWC", "MAS", "STRATEGIES", "LwF", "Replay", "Sequential"]
+__all__ = ["EWC", "MAS", "STRATEGIES", "TIR", "LwF", "OLoRA", "Replay", "Sequential"]

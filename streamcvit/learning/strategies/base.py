@@ -92,12 +92,25 @@ class Sequential:
 
     Attributes:
         held: numbers that it holds on the device for each trained weight, each as large as float32.
+        needs_task: it is told the task of each training sample; everything else is label-free.
     """
 
     held: ClassVar[int] = 0
+    needs_task: bool = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
+
+    def check(self, model: torch.nn.Module, weight_decay: float = 0.0) -> None:
+        """Whether it can work on an adapted model; asked before anything is written.
+
+        Args:
+            model: the adapted model, perhaps without weights.
+            weight_decay: of the optimizer.
+
+        Raises:
+            UserError: it cannot; `where` is the strategy's option, or the setting.
+        """
 
     def bind(self, learner: OnlineLearner) -> None:
         """Called once, by the learner that learns with it, when all but its random numbers and modes is set up."""

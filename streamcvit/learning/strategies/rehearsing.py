@@ -35,6 +35,7 @@ class Rehearsing(Sequential):
     def __init__(self, inner: Sequential, seed: int = 0, memory: int = 64) -> None:
         super().__init__(seed)
         self.inner, self.own, self.share = inner, Replay(seed, memory), 0.0
+        self.needs_task = inner.needs_task
 
     def bind(self, learner: OnlineLearner) -> None:
         """As the strategy does."""
