@@ -9,6 +9,8 @@ from peft import PeftConfig
 from streamcvit.adapters.config import peft_type
 from streamcvit.errors import UserError
 
+_FIX = "See docs/settings.md for its options"
+
 
 @dataclass
 class EProjConfig(PeftConfig):
@@ -40,11 +42,13 @@ class EProjConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = peft_type("EPROJ")
         if self.num_projectors < 1:
-            raise UserError(f"num_projectors is at least 1 (got {self.num_projectors})", where="EProjConfig")
+            raise UserError(f"num_projectors is at least 1 (got {self.num_projectors})", where="EProjConfig", fix=_FIX)
         if not -2 < self.spawn_below <= 2:
             told = f"spawn_below is a sum of two cosines, above -2 and 2 at most (got {self.spawn_below:g})"
-            raise UserError(told, where="EProjConfig")
+            raise UserError(told, where="EProjConfig", fix=_FIX)
         if not 0 <= self.key_loss < float("inf"):
-            raise UserError(f"key_loss is a number of at least 0 (got {self.key_loss:g})", where="EProjConfig")
+            raise UserError(
+                f"key_loss is a number of at least 0 (got {self.key_loss:g})", where="EProjConfig", fix=_FIX
+            )
         if self.visual_dim is None:
             raise UserError("visual_dim is needed", where="EProjConfig", fix="Give the language model's hidden size")
