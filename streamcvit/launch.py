@@ -38,7 +38,7 @@ from streamcvit.run.losses import lost_list, stream_lines
 from streamcvit.run.messages import Progress
 from streamcvit.run.origin import other_bases
 from streamcvit.run.origincheck import settled
-from streamcvit.run.resume import Changes, changes, check_folder, check_names, refuse, setting_changes
+from streamcvit.run.resume import Changes, changes, check_folder, check_names, check_strategies, refuse, setting_changes
 from streamcvit.run.stream import prepare_stream
 from streamcvit.screen import Screen
 
@@ -114,6 +114,7 @@ def _execute(
         index, following = _stream(config, folder / "stream", resume, console)
         changed = changes(config, model_digest(weights), index.identity)
         refuse(changed, allow, folder)
+        check_strategies(config, changed)
     # Every process of the run sees the same folder, whatever its working directory.
     config = config.model_copy(update={"out": str(Path(config.out).absolute())})
     with _unless_begun(folder), _own_code(config), _starting(config, weights, local, stop, console, watcher) as start:

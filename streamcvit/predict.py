@@ -105,7 +105,7 @@ class Predictor:
 
     def unrouted(self, sample: Sample) -> list[str]:
         """Methods that route by instruction, where a sample has none."""
-        banks = ("smolora", "strlora")
+        banks = ("smolora", "strlora", "eproj")
         methods = self.bench.config.methods
         if sample.routing_text:
             return []

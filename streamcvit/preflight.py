@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from streamcvit.adapters import ADAPTERS, Reach, adapter_config, attach, check_compiler, checkpoint_layers
 from streamcvit.adapters.instruction import encoder_dim, encoder_identity
@@ -14,6 +15,7 @@ from streamcvit.config import ModelConfig, RunConfig
 from streamcvit.errors import UserError
 from streamcvit.fitting import memory_lines
 from streamcvit.footprint import picture_lines
+from streamcvit.learning import Sequential
 from streamcvit.learning.rates import grouped
 from streamcvit.learning.strategies import Replay
 from streamcvit.models.attention import check_attention
@@ -130,7 +132,7 @@ def reach_of(config: RunConfig) -> dict[str, str]:
     for name, method in config.methods.items():
         if method.adapter not in ADAPTERS:
             continue
-        key = repr((method.adapter, method.options, method.start, method.train, method.lrs))
+        key = repr((method.adapter, method.options, method.start, method.train, method.lrs, *_asking(config, name)))
         if key not in known:
             known[key] = _reach(config, name)
         reach, exact = known[key]
@@ -154,9 +156,29 @@ def _reach(config: RunConfig, name: str) -> tuple[Reach, bool]:
         if config.learner.gradient_checkpointing:
             checkpoint_layers(adapted)
         check_origin(config, name, adapted)
+        _check_fit(config, name, adapted)
         return Reach.of(adapted), dim is not None
     except UserError as error:
         raise UserError(error.what, where=_key(config, name, error.where), fix=error.fix) from error
+
+
+def _asking(config: RunConfig, name: str) -> tuple[Any, ...]:
+    """What tells a method's strategy from others, where it asks something of the adapter."""
+    method = config.methods[name]
+    asks = ownkinds.strategy_of(config, name).check is not Sequential.check
+    return (method.strategy, method.strategy_options) if asks else ()
+
+
+def _check_fit(config: RunConfig, name: str, adapted: PeftModel) -> None:
+    """Whether a method's strategy can work on its adapter; `where` of the error is the setting."""
+    options = config.methods[name].strategy_options
+    strategy = ownkinds.strategy_of(config, name)(config.seed, **options)
+    try:
+        strategy.check(adapted, config.learner.weight_decay)
+    except UserError as error:
+        setting = f"methods.{name}.strategy" + (f"_options.{error.where}" if error.where in options else "")
+        where = error.where if error.where.startswith("learner.") else setting
+        raise UserError(error.what, where=where, fix=error.fix) from error
 
 
 def _key(config: RunConfig, name: str, where: str) -> str:

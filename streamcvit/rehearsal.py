@@ -92,7 +92,7 @@ def shrunk(config: RunConfig, layout: Layout, data: Path, base: Path) -> RunConf
         method["options"] = _fewer(method["options"])
         if method["strategy_options"].pop("share", 0):
             method["strategy_options"]["per_step"] = 1  # so few samples are kept
-        _lower(method["strategy_options"], memory=_MEMORY, per_step=1, memory_bytes=0)
+        _lower(method["strategy_options"], memory=_MEMORY, per_step=1, memory_bytes=0, subspaces=2)
     return RunConfig.model_validate(tree)
 
 

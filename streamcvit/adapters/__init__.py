@@ -16,6 +16,7 @@ from streamcvit.adapters.calls import (
     after_step,
     auxiliary_loss,
     begin_chunk,
+    by_samples,
     checkpointing_kwargs,
     cluster_assignments,
     decide_routes,
@@ -31,6 +32,7 @@ from streamcvit.adapters.calls import (
 )
 from streamcvit.adapters.checkpointing import checkpoint_layers, keep_activations
 from streamcvit.adapters.compiling import check_compiler, compile_layers, plain_layers
+from streamcvit.adapters.eproj import EProjConfig, choosing_projectors
 from streamcvit.adapters.instruction import InstructionEncoder
 from streamcvit.adapters.moelora import MoELoraConfig
 from streamcvit.adapters.options import check_options
@@ -46,6 +48,7 @@ from streamcvit.errors import UserError
 
 __all__ = [
     "ADAPTERS",
+    "EProjConfig",
     "ExpertUsage",
     "InstructionEncoder",
     "MoELoraConfig",
@@ -59,9 +62,11 @@ __all__ = [
     "attach",
     "auxiliary_loss",
     "begin_chunk",
+    "by_samples",
     "check_compiler",
     "checkpoint_layers",
     "checkpointing_kwargs",
+    "choosing_projectors",
     "cluster_assignments",
     "compile_layers",
     "decide_routes",
@@ -116,6 +121,7 @@ ADAPTERS = {
         Adapter(MoELoraConfig, "moelora"),
         Adapter(SMoLoraConfig, "smolora"),
         Adapter(StrLoraConfig, "strlora"),
+        Adapter(EProjConfig, "eproj"),
         Adapter(TaskLoraConfig, "tasklora", needs_task=True),
     )
 }

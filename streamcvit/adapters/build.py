@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from streamcvit.adapters.eproj import settle_projector
 from streamcvit.adapters.flattened import routed, without_flattened
 from streamcvit.adapters.options import check_matches, check_parameters
 from streamcvit.adapters.targets import inside, matching, outside, settle_targets, target_modules, touched
@@ -72,7 +73,10 @@ def attach(
         UserError: unknown adapter or option; modules that the model does not have, or that the adapter cannot go to.
     """
     default = target_modules(model) if modules is None else modules
-    settled = settle_targets(model, default, options or {}, beyond=name == "lora")
+    if name == "eproj":
+        settled = settle_projector(model, options or {})
+    else:
+        settled = settle_targets(model, default, options or {}, beyond=name == "lora")
     config: Any = adapter_config(name, None, seed=seed, options=settled, sizes=sizes)
     if routed(config):
         config.target_modules = without_flattened(model, config.target_modules)

@@ -110,6 +110,12 @@ def auxiliary_loss(peft_model: Any) -> torch.Tensor | None:
     return None if tuner is None else tuner.auxiliary_loss()
 
 
+def by_samples(peft_model: Any) -> bool:
+    """Whether `auxiliary_loss` is a mean over a batch's samples; else it is one over its tokens."""
+    tuner = tuner_of(peft_model)
+    return tuner is not None and tuner.loss_of == "samples"
+
+
 def expert_usage(peft_model: Any, reset: bool = True) -> dict[str, ExpertUsage]:
     """Use of the experts in training since the last reset, per bank, overall and by layer.
 

@@ -56,7 +56,7 @@ class Reach:
         named = [str(name) for name in getattr(config, "target_parameters", None) or ()]
         unreached, share = _fused(model, named)
         flat: list[str] = []
-        if routed(config) and set(linear) - set(adapted):
+        if inner and routed(config) and set(linear) - set(adapted):
             with peft_model.disable_adapter():
                 flat = [name for name in flattened(model) if name not in on]
         return cls(

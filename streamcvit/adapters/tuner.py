@@ -182,6 +182,7 @@ class ExpertTuner(BaseTuner):
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     needs_routing: ClassVar[bool] = True
     needs_task: ClassVar[bool] = False
+    loss_of: ClassVar[str] = "tokens"  # what `auxiliary_loss` is a mean over
     uses_shared_state: bool = True  # so that PEFT refuses to inject layers into a model that could not route them
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:

@@ -191,7 +191,7 @@ class Generator:
     def _vision(self, requests: list[Request]) -> Vision:
         """Features of the requests' pictures."""
         if not any(request.keys for request in requests) or not self.keeps:
-            return encode_images(self.base.model, self._inputs(requests))
+            return encode_images(self.base.model, self._inputs(requests), encoder=self.encoder)
         device = self.base.device
         held = dict.fromkeys(key for r in requests for key in r.keys if key in self.store)
         missing = [request for request in requests if any(key not in held for key in request.keys)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamcvit.adapters import RoutingInputs, auxiliary_loss, decide_routes, shares_routes
+from streamcvit.adapters import RoutingInputs, auxiliary_loss, by_samples, decide_routes, shares_routes
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.vision import Vision
 
@@ -48,15 +48,15 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
     if len(parts) == 1 and size < len(batch.samples):
         parts = collate(batch.samples, size)
     extra = tuple(learner.strategy.extend_batch(batch))
-    count = len(batch.samples) + len(extra)
+    count, per_sample = len(batch.samples) + len(extra), by_samples(learner.model)
     learner.optimizer.zero_grad(set_to_none=True)
     losses: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
     again: list[torch.Tensor] = []
     terms: list[torch.Tensor] = []
     for group, own in ((parts, True), (collate(extra, size) if extra else (), False)):
-        tokens = [int(part.tensors["attention_mask"].sum()) for part in group]  # on the host still
-        for part, share, (routes, seen) in zip(group, tokens, _looks(learner, group), strict=True):
+        weighs = [_weight(part, per_sample) for part in group]
+        for part, share, (routes, seen) in zip(group, weighs, _looks(learner, group), strict=True):
             out = learner.outputs(part, routes, seen)
             losses_b, correct_b = out.losses()
             loss = losses_b.sum() / count
@@ -67,8 +67,8 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
                     loss = loss + beside.sum() / count
                 losses.append(losses_b.detach())
                 correct.append(correct_b)
-                if auxiliary is not None:  # a mean over the tokens of the micro-batch
-                    loss = loss + auxiliary * (share / sum(tokens))
+                if auxiliary is not None:  # a mean over the tokens or samples of the micro-batch
+                    loss = loss + auxiliary * (share / sum(weighs))
             else:
                 again.append(losses_b.detach())
             loss.backward()
@@ -81,6 +81,11 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
     losses_B = torch.cat(losses)
     learner.strategy.scored(losses_B, torch.cat(again) if again else losses_B[:0])
     return losses_B, torch.cat(correct), torch.stack([term.float() for term in terms]).sum()
+
+
+def _weight(part: ModelInputs, per_sample: bool) -> int:
+    """Samples of a micro-batch, or its tokens, on the host still."""
+    return len(part.answer_mask) if per_sample else int(part.tensors["attention_mask"].sum())
 
 
 def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -206,7 +206,7 @@ class OnlineLearner:
 
     def look(self, inputs: ModelInputs) -> Seen:
         """Image features of inputs on the model's device, and what routers read of them."""
-        vision = encode_images(self.base.model, inputs, learns=self.sees)
+        vision = encode_images(self.base.model, inputs, self.sees, self.encoder if self.sees else None)
         task = told_tasks(self.model, inputs.tasks)
         if self.encoder is None and task is None:
             return Seen(vision, None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from streamcvit.adapters import InstructionEncoder, RoutingInputs
+from streamcvit.adapters import InstructionEncoder, RoutingInputs, choosing_projectors
 from streamcvit.errors import UserError
 from streamcvit.models.batch import TOWER_TEXT, ModelInputs
 
@@ -39,13 +40,16 @@ class Vision:
         return {} if self.outputs is None else {"mm_encoder_outputs": {"image": self.outputs}}
 
 
-def encode_images(model: Any, inputs: ModelInputs, learns: bool = False) -> Vision:
+def encode_images(
+    model: Any, inputs: ModelInputs, learns: bool = False, encoder: InstructionEncoder | None = None
+) -> Vision:
     """Runs the vision tower and the projector; neither where no sample has a picture.
 
     Args:
         model: a Hugging Face image-text-to-text model, or a PEFT model around one.
         inputs: with `pixel_values` and whatever else the tower reads; on the model's device.
         learns: whether something in tower or projector is trained: then with a graph, where gradients are wanted.
+        encoder: of instructions, where what is put on the projector may be chosen by them.
 
     Raises:
         UserError: the tower wants something that the processor does not give, or gives another number of features
@@ -63,7 +67,7 @@ def encode_images(model: Any, inputs: ModelInputs, learns: bool = False) -> Visi
         )
     given = {name: tensor for name, tensor in inputs.tensors.items() if name in names}
     given["pixel_values"] = given["pixel_values"].to(base.dtype)  # not every tower does that by itself (ARIA's)
-    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()), _choosing(base, inputs, encoder):
         outputs = encode(**given, return_dict=True)
     # Only the projected features are read from here on; the tower's hidden states would be kept alive for nothing.
     for name in ("last_hidden_state", "hidden_states", "attentions"):
@@ -71,6 +75,12 @@ def encode_images(model: Any, inputs: ModelInputs, learns: bool = False) -> Visi
             setattr(outputs, name, None)
     features = _split(outputs.pooler_output, inputs.pictures)
     return Vision(outputs, features, pool(features))
+
+
+def _choosing(base: Any, inputs: ModelInputs, encoder: InstructionEncoder | None) -> AbstractContextManager:
+    if encoder is None:
+        return nullcontext()
+    return choosing_projectors(base, lambda: encoder.encode(inputs.instructions), inputs.image_mask)
 
 
 def pool(features: Sequence[torch.Tensor]) -> torch.Tensor:

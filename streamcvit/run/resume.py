@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from streamcvit.config import RunConfig
 from streamcvit.errors import UserError
+from streamcvit.learning.commit import list_commits
 from streamcvit.run.folder import MISSING, code_version, read_run, versions
 from streamcvit.run.origin import changed as changed_start
 
@@ -136,6 +137,23 @@ def refuse(found: Changes, allowed: Iterable[str], where: Path) -> None:
             where=str(where),
             fix=f"{own}, or allow it: " + " ".join(f"--allow-change {key}" for key in left),
         )
+
+
+def check_strategies(config: RunConfig, found: Changes) -> None:
+    """A method that has committed goes on with its own strategy, allowed or not: another finds no state of its own.
+
+    Raises:
+        UserError: it has another one.
+    """
+    for name, method in config.methods.items():
+        key = f"methods.{name}.strategy"
+        if key in found and method.strategy != "sequential" and list_commits(config.folder(name) / "commits"):
+            before, after = found[key]
+            raise UserError(
+                f"the commits of this run hold the state of {before}, and none of {after}",
+                where=key,
+                fix=f"Resume with {before}, or start another run",
+            )
 
 
 def _beside(key: str) -> str:

@@ -213,7 +213,7 @@ class LearnerWorker:
             self.lead.resume(self.learner, found[0] if found else None)
         self.part: dict[str, Any] = {}  # what a former life noted of the chunk it stopped in
         if found is not None:
-            state = self.learner.resume(found[0])
+            state = self._resume(method, found[0])
             self.drift.load(found[0] / commits.RESUME)
             self.part = {} if state.get("boundary") else state
         else:
@@ -229,6 +229,14 @@ class LearnerWorker:
             assert self.model is not None
             put_on(self.model, self.folder / START)
             self.learner.optimizer.load_copies({})  # of halves, as they are now
+
+    def _resume(self, method: str, commit: Path) -> dict[str, Any]:
+        try:
+            return self.learner.resume(commit)
+        except UserError as error:
+            if error.where.startswith("strategy "):
+                raise UserError(error.what, where=f"methods.{method}.strategy", fix=error.fix) from None
+            raise
 
     def _next_chunk(self) -> int:
         """The first chunk whose end is not committed: the one that the learner is in, or the one after it."""

@@ -135,9 +135,14 @@ def test_stock_lora_takes_no_routing_and_no_step():
 
 
 def test_named_adapters_build_their_configurations():
-    needed: dict[str, Any] = {"smolora": {"visual_dim": 4}, "tasklora": {"tasks": ["colour"]}}
+    needed: dict[str, Any] = {
+        "smolora": {"visual_dim": 4},
+        "eproj": {"visual_dim": 4},
+        "tasklora": {"tasks": ["colour"]},
+    }
     for name in ADAPTERS:
-        config: Any = ADAPTERS[name]({"r": 2, **needed.get(name, {})}, ["q_proj"])
+        rank = {} if name == "eproj" else {"r": 2}
+        config: Any = ADAPTERS[name]({**rank, **needed.get(name, {})}, ["q_proj"])
         assert config.peft_type == name.upper()
         assert set(config.target_modules) == {"q_proj"}
     with pytest.raises(UserError, match="colour"):

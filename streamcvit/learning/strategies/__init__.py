@@ -4,9 +4,11 @@ from streamcvit.learning.strategies.base import Sequential
 from streamcvit.learning.strategies.ewc import EWC
 from streamcvit.learning.strategies.lwf import LwF
 from streamcvit.learning.strategies.mas import MAS
+from streamcvit.learning.strategies.olora import OLoRA
 from streamcvit.learning.strategies.replay import Replay
 from streamcvit.learning.strategies.replay_balanced import BalancedReplay
 from streamcvit.learning.strategies.replay_loss import LossReplay
+from streamcvit.learning.strategies.tir import TIR
 
 STRATEGIES: dict[str, type[Sequential]] = {
     "sequential": Sequential,
@@ -16,6 +18,8 @@ STRATEGIES: dict[str, type[Sequential]] = {
     "ewc": EWC,
     "mas": MAS,
     "lwf": LwF,
+    "tir": TIR,
+    "olora": OLoRA,
 }
 
 
@@ -24,4 +28,16 @@ def rehearses(name: str) -> bool:
     return name in STRATEGIES and issubclass(STRATEGIES[name], Replay)
 
 
-__all__ = ["EWC", "MAS", "STRATEGIES", "BalancedReplay", "LossReplay", "LwF", "Replay", "Sequential", "rehearses"]
+__all__ = [
+    "EWC",
+    "MAS",
+    "STRATEGIES",
+    "TIR",
+    "BalancedReplay",
+    "LossReplay",
+    "LwF",
+    "OLoRA",
+    "Replay",
+    "Sequential",
+    "rehearses",
+]

@@ -101,6 +101,17 @@ class Sequential:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
+    def check(self, model: torch.nn.Module, weight_decay: float = 0.0) -> None:
+        """Whether it can work on an adapted model; asked before anything is written.
+
+        Args:
+            model: the adapted model, perhaps without weights.
+            weight_decay: of the optimizer.
+
+        Raises:
+            UserError: it cannot; `where` is the strategy's option, or the setting.
+        """
+
     def bind(self, learner: OnlineLearner) -> None:
         """Called once, by the learner that learns with it, when all but its random numbers and modes is set up."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.learning.outputs import Outputs, judging
 from streamcvit.learning.strategies.base import Sequential, number, whole_number
@@ -16,6 +17,11 @@ from streamcvit.models.batch import Batch
 
 if TYPE_CHECKING:
     from streamcvit.learning.online import OnlineLearner
+
+
+def scaled(said: torch.Tensor) -> torch.Tensor:
+    """What samples say of each weight, [N], over its mean over the weights."""
+    return said / said.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 class Importance(Sequential, ABC):
@@ -73,9 +79,15 @@ class Importance(Sequential, ABC):
             some = sorted(self.rng.choice(len(samples), self.per_step, replace=False).tolist())
         with judging(model), torch.enable_grad():
             for place in some:
-                self._take(self.measure(self.learner.outputs(self.learner.base.collator.train([samples[place]]))))
+                self._note(samples[place])
 
-    def _take(self, value: torch.Tensor) -> None:
+    def _note(self, sample: Sample) -> None:
+        """Take one sample's gradient."""
+        said = self._said(self.measure(self.learner.outputs(self.learner.base.collator.train([sample]))))
+        self.sum = said if self.sum is None else self.sum.add_(said)
+
+    def _said(self, value: torch.Tensor) -> torch.Tensor:
+        """What the gradient of one sample's scalar says of each weight, [N]."""
         asked = {name: p for name, p in self.weights.items() if p.requires_grad}
         found = torch.autograd.grad(value, list(asked.values()), allow_unused=True)
         given = {name: g for name, g in zip(asked, found, strict=True) if g is not None}
@@ -86,14 +98,13 @@ class Importance(Sequential, ABC):
         ])  # fmt: skip
         said = self.matter(flat)
         # One gradient that is not finite would spoil all that is held; it counts as nothing.
-        said = torch.where(said.sum().isfinite(), said, torch.zeros_like(said))
-        self.sum = said if self.sum is None else self.sum.add_(said)
+        return torch.where(said.sum().isfinite(), said, torch.zeros_like(said))
 
     def after_chunk(self, chunk: int, model: torch.nn.Module) -> None:
         """Merge the chunk's importance, and hold the weights as they are; a chunk without samples changes nothing."""
         if self.sum is None:
             return
-        own = self.sum / self.sum.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        own = scaled(self.sum)
         self.importance = own if self.importance is None else self.importance * self.decay + own
         self.anchor = self._now().clone()
         self.sum = None
@@ -102,18 +113,27 @@ class Importance(Sequential, ABC):
     def _now(self) -> torch.Tensor:
         return torch.cat([p.float().flatten() for p in self.weights.values()])
 
+    def hold(self) -> torch.Tensor | None:
+        """How hard each weight is held, [N]; None before the first boundary."""
+        return self.importance
+
     def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
         """Its gradient is strength * I * (theta - theta0); weights that no sample ever reached get none."""
-        if self.importance is None or self.anchor is None or not self.strength:
+        hold = self.hold() if self.strength else None
+        if hold is None or self.anchor is None:
             return None
         # Weights without a gradient of their own stay so: the learner tells them by it.
         now = [(p if name in self.met else p.detach()).float().flatten() for name, p in self.weights.items()]
-        return (self.importance * (torch.cat(now) - self.anchor).square()).sum() * (self.strength / 2)
+        return (hold * (torch.cat(now) - self.anchor).square()).sum() * (self.strength / 2)
+
+    def _held(self) -> dict[str, torch.Tensor]:
+        """What has a number for each trained weight, by name."""
+        held = {"sum": self.sum, "importance": self.importance, "anchor": self.anchor}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What was measured and held, one number a trained weight each, and the state of the draw."""
-        held = {"sum": self.sum, "importance": self.importance, "anchor": self.anchor}
-        tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
+        tensors = self._held()
         return tensors, {
             "kind": type(self).__name__,
             "rng": self.rng.bit_generator.state,
@@ -129,11 +149,11 @@ class Importance(Sequential, ABC):
             UserError: there is no state of this strategy, or it is of other weights.
         """
         where, fix = f"strategy {type(self).__name__}", "Resume with the run's own config, or start another run"
-        if values.get("kind") != type(self).__name__ or sorted(tensors) != values["held"]:
+        if values.get("kind") != type(self).__name__ or not tensors.keys() >= set(values["held"]):
             raise UserError("the commit has no importances of this strategy", where=where, fix=fix)
         size = sum(p.numel() for p in self.weights.values())
         mine = [[name, p.numel()] for name, p in self.weights.items()]
-        if values["weights"] != mine or any(tensor.shape != (size,) for tensor in tensors.values()):
+        if values["weights"] != mine or any(tensors[name].shape != (size,) for name in values["held"]):
             raise UserError("the commit's importances are of other weights", where=where, fix=fix)
         self.met = set(values["met"])
         self.rng.bit_generator.state = values["rng"]
