@@ -27,7 +27,7 @@ ENDING = "-2"
 """What the name of a variant that came back ends in."""
 CHUNKS = 20
 """Of the stream; a shorter one is its beginning."""
-PER_CHUNK = 450
+PER_CHUNK = 600
 """Samples of a chunk, where nobody names a number."""
 
 
