@@ -46,7 +46,12 @@ PIPELINE, RESULTS = HERE / "pretrained.yaml", HERE / "results" / "pretrained.jso
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GRID = ("3e-4", "1e-3", "3e-3")
 METRICS = ("ap", "map", "bwt_first", "bwt_last", "maf_cross", "mif")
-QUICK = ["stream.scenario.chunks=3", "stream.scenario.samples_per_chunk=16", "stream.test_samples=4"]
+QUICK = [
+    "stream.scenario.chunks=2",
+    "stream.scenario.samples_per_chunk=8",
+    "stream.test_samples=2",
+    "evaluation.draws=50",
+]
 FIRST = ["stream.scenario.chunks=5"]
 """Of the grid."""
 TEXT = """The harbour town woke slowly. Fishermen mended their nets on the quay while the baker carried warm loaves to
