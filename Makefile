@@ -35,8 +35,14 @@ lint: setup      ## Format, lint and types
 test-unit: setup ## The unit tests alone
 	$(BIN)/python -m pytest tests/unit -n 2
 
-test: lint       ## Lint, types and all tests
+# PEFT imports bitsandbytes wherever it finds it, which takes two seconds of every process: it stands apart.
+$(VENV)/quantize: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ bitsandbytes
+	@touch $@
+
+test: lint $(VENV)/quantize ## Lint, types and all tests
 	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	PYTHONPATH=$(VENV)/quantize $(BIN)/python -m pytest tests/unit/test_quantize.py
 
 docs: setup      ## Make docs/settings.md again from the settings themselves
 	$(BIN)/python -W ignore -m streamcvit.settings > docs/settings.md

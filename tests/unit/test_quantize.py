@@ -29,7 +29,8 @@ from streamcvit.preflight import check_settings
 from streamcvit.questions import question
 
 needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (streamcvit[quantize])"
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed (streamcvit[quantize]); `make test` runs these tests by themselves with it",
 )
 HELD = {"8bit": torch.float32, "4bit": torch.bfloat16}
 
