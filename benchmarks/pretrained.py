@@ -258,7 +258,7 @@ def measured(work: Path, name: str) -> dict[str, Any]:
     first = records[0]
     return {
         "built": json.loads((work / "built.json").read_text()),
-        "chunks": first.n_chunks,
+        "chunks": max(record.n_chunks for record in records),
         "samples": max(record.total_samples for record in records),
         "test_samples": first.config["stream"]["test_samples"],
         "seed": first.run["seed"],
