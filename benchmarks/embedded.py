@@ -1,404 +1,275 @@
-"""Methods on the embedded stream: choose every learning rate by one grid, then confirm on other seeds.
+"""Methods on the embedded streams: every rate chosen from one grid on tuning seeds, then fresh seeds once.
 
-    python benchmarks/embedded.py tune [--only NAME ...] [--rates R ...]   # seeds 0-2, final AP only
-    python benchmarks/embedded.py confirm [--only NAME ...]   # seeds 101-103 at the chosen rates, every boundary scored
-    python benchmarks/embedded.py table     # print the tables again from the committed results
+    python benchmarks/embedded.py tune                  # 5 rates x seeds 0-2 of every method of both pipelines
+    python benchmarks/embedded.py confirm               # seeds 101-110 at the chosen rates
+    python benchmarks/embedded.py time                  # trained parameters, step times side by side
+    python benchmarks/embedded.py table                 # print the tables from the committed results
 
-Every run is one line of benchmarks/results/embedded.jsonl; a run that is there is not run again. A seed draws its own
-stream (plan, pictures, order) and the start of the adapter. The learning rate of every method, baselines included, is
-the one with the best mean final AP on the tuning seeds; the ablations of SMoLoRA run at its rate. Adapters are compared
-at one active rank: LoRA 16, MoELoRA 4 x 4, SMoLoRA 8 + 8. Variants whose name ends in "/own" run on the stream in which
-the four tasks under one instruction each have an answer style of their own (`stream.conventions: own`).
+Runs are those of `streamcvit run PIPELINE --seeds ... --sweep learner.lr=...`, a method at a time. Each becomes one
+line of benchmarks/results/embedded-streams.jsonl, and its folder is removed; what has a line is not run again, so a
+command that was ended goes on when it is given again. A seed draws its own stream and the start of the adapter.
+`--stream` takes other pipelines too (`my.yaml`); results of other `--set` settings have tables of their own.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import itertools
 import json
-import multiprocessing
+import shutil
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3)
-TUNING, CONFIRMING = (0, 1, 2), (101, 102, 103)
-RESULTS = Path(__file__).parent / "results" / "embedded.jsonl"
-LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32}
-SMOLORA: dict[str, Any] = {"router": "prototype", "r": 8, "num_experts_visual": 24, "num_experts_instruction": 16}
-PUBLISHED = {"router": "frozen", "fusion": "learned"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "lora": {"adapter": "lora", "options": LORA},
-    "moelora": {"adapter": "moelora", "options": {"r": 4, "num_experts": 4}},
-    "replay": {"adapter": "lora", "options": LORA, "strategy": "replay", "strategy_options": {"memory": 64}},
-    "joint": {"adapter": "lora", "options": LORA, "order": "joint"},
-    "smolora": {"adapter": "smolora", "options": SMOLORA},
-    "smolora-instruction-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "instruction"}},
-    "smolora-visual-only": {"adapter": "smolora", "options": SMOLORA | {"banks": "visual"}},
-    "smolora-learned-fusion": {"adapter": "smolora", "options": SMOLORA | {"fusion": "learned"}},
-    "smolora-stream-scope": {"adapter": "smolora", "options": SMOLORA | {"visual_scope": "stream"}},
-    "smolora-stock-adamw": {"adapter": "smolora", "options": SMOLORA, "optimizer": "stock"},
-    "smolora-straight-through": {"adapter": "smolora", "options": SMOLORA | {"router": "straight_through"}},
-    "smolora-published": {"adapter": "smolora", "options": SMOLORA | PUBLISHED},
-}
-VARIANTS |= {
-    f"{name}/own": VARIANTS[name] | {"conventions": "own"}
-    for name in ("lora", "joint", "smolora", "smolora-instruction-only", "smolora-visual-only")
-}
-TUNED = ("smolora-instruction-only", "smolora-instruction-only/own", "smolora-stock-adamw")
-ABLATIONS = tuple(name for name in VARIANTS if name.startswith("smolora-") and name not in TUNED)
-"""Variants of `smolora` that are compared at its own chosen rate; those in `TUNED` are tuned like methods."""
+from streamcvit.config import RunConfig
+from streamcvit.evaluation.paired import over_seeds
+from streamcvit.learning.durable import write_text
+from streamcvit.many import execute_many
+from streamcvit.monitoring import RunRecord
+from streamcvit.pipeline import load_config
+from streamcvit.variants import Variant, variants
+
+GRID = ("1e-4", "3e-4", "1e-3", "3e-3", "5e-3")
+TUNING, CONFIRMING = "0-2", "101-110"
+STREAMS = ("embedded", "embedded-hard")
+RESULTS = Path(__file__).parent / "results" / "embedded-streams.jsonl"
+METRICS = ("ap", "map", "bwt_first", "bwt_last", "bwt_max", "maf_best", "maf_cross", "mif")
+
+Row = dict[str, Any]
 
 
-class Bench:
-    """The base, the test sets and one seed's batches, kept between runs of one process."""
+class Book:
+    """The lines of the results; a line that is there is never written again."""
 
-    def __init__(self) -> None:
-        import torch
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-        from streamcvit.adapters import InstructionEncoder
-        from streamcvit.embedded import tasks as embedded
-        from streamcvit.evaluation import Evaluator
-        from streamcvit.models.base import load_base
+    def has(self, **facts: Any) -> bool:
+        return any(all(row.get(key) == value for key, value in facts.items()) for row in self.rows)
 
-        torch.set_num_threads(1)
-        self.base = load_base("embedded", device="cpu")
-        self.encoder = InstructionEncoder.load("tokens", self.base.model, self.base.tokenizer)
-        self.tests = {
-            conventions: {task: embedded.test_samples(task, 100, conventions=conventions) for task in embedded.TASKS}
-            for conventions in ("shared", "own")
-        }
-        # The conventions change what an answer must look like, not what is asked.
-        self.evaluator = Evaluator(
-            self.base, embedded.TASKS, self.tests["shared"], batch_size=100, instruction_encoder=self.encoder
-        )
-        self.held: tuple[int, str] | None = None
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def batches(self, seed: int, order: str, conventions: Any) -> list[Any]:
-        """All batches of a seed's stream; prepared once a seed."""
-        from streamcvit.embedded import tasks as embedded
-        from streamcvit.models.batch import Batch
-
-        if self.held != (seed, conventions):
-            self.held = (seed, conventions)
-            self.plan = embedded.chunk_plan(seed=seed)
-            self.stream = list(embedded.stream(self.plan, seed, conventions=conventions))
-        rows = self.stream
-        if order == "joint":
-            shuffled = np.random.default_rng([seed, 1]).permutation(len(rows))
-            rows = [(0, rows[i][1]) for i in shuffled]
-        made = []
-        start = 0
-        while start < len(rows):
-            stop = start + 1
-            while stop < min(start + 8, len(rows)) and rows[stop][0] == rows[start][0]:
-                stop += 1
-            samples = tuple(sample for _, sample in rows[start:stop])
-            inputs = self.base.collator.train(samples)
-            made.append(Batch(start, stop, rows[start][0], tuple(range(start, stop)), samples, inputs))
-            start = stop
-        return made
-
-    def score(self, model: Any, tasks: list[str], conventions: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Per task: points [n] and following [n]."""
-        from streamcvit.embedded import tasks as embedded
-        from streamcvit.evaluation import FOLLOW_RULES, SCORERS
-
-        found = {}
-        for task in tasks:
-            texts, spec = self.evaluator.evaluate(model, task).texts, embedded.TASKS[task]
-            samples = self.tests[conventions][task]
-            found[task] = (
-                SCORERS[spec.scorer](texts, samples),
-                FOLLOW_RULES[spec.follow](texts, samples).astype(float),
-            )
-        return found
-
-    def run(self, name: str, lr: float, seed: int, boundaries: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """One method on one stream."""
-        import torch
-
-        from streamcvit.adapters.build import attach
-        from streamcvit.adapters.targets import target_modules
-        from streamcvit.embedded import tasks as embedded
-        from streamcvit.learning import STRATEGIES, OnlineLearner
-        from streamcvit.models.vision import vision_dim
-        from streamcvit.run.folder import machine
-        from streamcvit.run.loading import routes
-
-        variant = VARIANTS[name]
-        began = time.perf_counter()
-        conventions = variant.get("conventions", "shared")
-        batches = self.batches(seed, variant.get("order", "stream"), conventions)
-        model = attach(
-            self.base.model,
-            variant["adapter"],
-            target_modules(self.base.model),
-            seed=seed,
-            options=variant["options"] | options,
-            sizes={"instruction_dim": self.encoder.dim, "visual_dim": vision_dim(self.base.model)},
-        )
-        strategy = STRATEGIES[variant.get("strategy", "sequential")](seed, **variant.get("strategy_options", {}))
-        learner = OnlineLearner(
-            self.base, model, strategy, encoder=self.encoder if routes(model) else None, lr=lr, seed=seed
-        )
-        if variant.get("optimizer") == "stock":
-            learner.optimizer = torch.optim.AdamW(learner.parameters, lr=lr, weight_decay=0.0, fused=True)
-        joint = variant.get("order") == "joint"
-        counts = self.plan.sum(0, keepdims=True) if joint else self.plan
-        tasks = list(embedded.TASKS)
-        points: list[dict[str, Any]] = []
-        seconds = 0.0
-        for i, batch in enumerate(batches):
-            tick = time.perf_counter()
-            learner.learn(batch)
-            seconds += time.perf_counter() - tick
-            ends = i + 1 == len(batches) or batches[i + 1].chunk != batch.chunk
-            if ends and (boundaries or i + 1 == len(batches)):
-                seen = [t for t, n in zip(tasks, counts[: batch.chunk + 1].sum(0), strict=True) if n]
-                model.eval()
-                points.append(self.score(model, seen, conventions))
-                model.train()
-            elif ends:
-                points.append({})
-        result = {
-            "variant": name,
-            "options": options,
-            "lr": lr,
-            "seed": seed,
-            "boundaries": boundaries,
-            "samples": len(self.stream),
-            "step_ms": 1000 * seconds / len(batches),
-            "seconds": time.perf_counter() - began,
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-            "final": {task: float(found[0].mean()) for task, found in points[-1].items()},
-            "trainable": sum(p.numel() for p in learner.parameters),
-        }
-        result["ap"] = float(np.mean(list(result["final"].values())))
-        if boundaries:
-            result["summary"] = self.summary(points, counts, tasks)
-        result["purity"] = self.purity(model, batches)
-        model.unload()
-        return result
-
-    def summary(self, points: list[dict[str, Any]], counts: np.ndarray, tasks: list[str]) -> dict[str, Any]:
-        from streamcvit.evaluation.matrix import summarise
-
-        empty = np.full(100, np.nan)
-        scores = {t: np.stack([row[t][0] if t in row else empty for row in points]) for t in tasks}
-        follows = {t: np.stack([row[t][1] if t in row else empty for row in points]) for t in tasks}
-        found = summarise(scores, follows, counts, in_average=tasks, seed=0).to_json()
-        return {key: found[key] for key in ("metrics", "matrix", "tasks", "forgetting")}
-
-    def purity(self, model: Any, batches: list[Any]) -> dict[str, float]:
-        """Share of samples whose cluster's commonest task is their own: 1 means that routing has inferred the task."""
-        import torch
-
-        from streamcvit.adapters import RoutingInputs, cluster_assignments
-        from streamcvit.models.vision import encode_images
-        from streamcvit.run.loading import routes
-
-        if not routes(model):
-            return {}
-        table: dict[str, dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
-        total = 0
-        for batch in batches[:: max(1, len(batches) // 100)]:
-            with torch.no_grad():
-                visual = encode_images(self.base.model, batch.inputs).pooled
-            routing = RoutingInputs(instruction=self.encoder.encode(list(batch.inputs.instructions)), visual=visual)
-            for bank, clusters in cluster_assignments(model, routing).items():
-                for cluster, sample in zip(clusters.tolist(), batch.samples, strict=True):
-                    table[bank][cluster][sample.task] += 1
-            total += len(batch.samples)
-        return {
-            bank: sum(max(tasks.values()) for tasks in clusters.values()) / total for bank, clusters in table.items()
-        } | {f"{bank}_clusters": len(clusters) for bank, clusters in table.items()}
+    def of(self, **facts: Any) -> list[Row]:
+        return [row for row in self.rows if all(row.get(key) == value for key, value in facts.items())]
 
 
-_bench: Bench | None = None
-
-
-def work(job: tuple[str, float, int, bool, dict[str, Any]]) -> dict[str, Any]:
-    """One run, in a worker process that keeps its base."""
-    global _bench
-    _bench = _bench or Bench()
-    return _bench.run(*job)
-
-
-def key(row: dict[str, Any]) -> tuple:
-    return (row["variant"], row["lr"], row["seed"], row["boundaries"], json.dumps(row["options"], sort_keys=True))
-
-
-def load() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def execute(jobs: list[tuple[str, float, int, bool, dict[str, Any]]], processes: int) -> None:
-    """Run what has no line yet, and append a line for each as it ends."""
-    done = {key(row) for row in load()}
-    todo = [j for j in jobs if (j[0], j[1], j[2], j[3], json.dumps(j[4], sort_keys=True)) not in done]
-    todo.sort(key=lambda job: job[2])  # a process prepares a seed's stream once
-    RESULTS.parent.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes) as pool, RESULTS.open("a") as file:
-        for number, row in enumerate(pool.imap_unordered(work, todo), 1):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(f"[{number}/{len(todo)}] {row['variant']} lr {row['lr']:g} seed {row['seed']}: "
-                  f"AP {row['ap']:.1f} ({row['seconds']:.0f} s)", flush=True)  # fmt: skip
-
-
-def best_rates(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Variant -> the grid's rate with the best mean final AP on the tuning seeds."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["seed"] in TUNING and not row["options"]:
-            found[row["variant"]][row["lr"]].append(row["ap"])
-    return {name: max(rates, key=lambda lr: float(np.mean(rates[lr]))) for name, rates in found.items()}
-
-
-def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Markdown of everything in the results."""
-    yield "# Results on the embedded stream\n"
-    yield "Printed by `python benchmarks/embedded.py table` from benchmarks/results/embedded.jsonl.\n"
-    seen = sorted({(row["date"], row["machine"]) for row in rows})
-    where = "; ".join(f"{date} on {machine}" for date, machine in seen)
-    yield f"One thread a run; {where}. Empty cells were not run.\n"
-    yield "## Learning rates: mean final AP on seeds 0-2\n"
-    yield (
-        "| method | " + " | ".join(f"{lr:g}" for lr in GRID) + " | chosen | trainable | purity (visual / instruction) |"
-    )
-    yield "|---|" + "---|" * (len(GRID) + 3)
-    best = best_rates(rows)
-    for name in VARIANTS:
-        if name not in best:
-            continue
-        cells = []
-        for lr in GRID:
-            aps = [
-                r["ap"]
-                for r in rows
-                if r["variant"] == name and r["lr"] == lr and r["seed"] in TUNING and not r["options"]
-            ]
-            cells.append(f"{np.mean(aps):.1f}" if aps else "")
-        chosen = [r for r in rows if r["variant"] == name and r["lr"] == best[name] and r["seed"] in TUNING]
-        purity = [r["purity"] for r in chosen if r["purity"]]
-        text = " / ".join(
-            f"{np.mean([p[b] for p in purity]):.2f}" if purity and b in purity[0] else "-"
-            for b in ("visual", "instruction")
-        )
-        yield (f"| {name} | {' | '.join(cells)} | {best[name]:g} | {chosen[0]['trainable']} | {text} |")
-    confirmed = {name: [r for r in rows if r["variant"] == name and r["boundaries"]] for name in VARIANTS}
-    confirmed = {name: found for name, found in confirmed.items() if found}
-    if not confirmed:
+def run(
+    book: Book, phase: str, stream: str, method: str, settings: list[str], out: Path, local: bool, **several: Any
+) -> None:
+    """One method's runs of a phase that have no line yet."""
+    folder = f"{phase}-{Path(stream).stem}-{method}"
+    config = chosen(load_config(stream, settings, name=folder, out=str(out), **several), method)
+    found = variants(config, lambda more: load_config(stream, [*settings, *more], name=folder, out=str(out)))
+    facts = {"phase": phase, "stream": stream, "method": method, "settings": settings_of(settings)}
+    todo = [v for v in found if not book.has(**facts, lr=rate_of(v.config, method), seed=v.config.seed)]
+    if not todo:
         return
-    yield "\n## Confirmed on seeds 101-103: mean (95 % interval over the three seeds, t distribution)\n"
-    names = ("ap", "map", "bwt_first", "bwt_last", "maf_best", "mif")
-    yield "| method | " + " | ".join(names) + " |"
-    yield "|---|" + "---|" * len(names)
-    for name, found in confirmed.items():
-        cells = []
-        for metric in names:
-            values = [(r["summary"]["metrics"].get(metric) or {}).get("value") for r in found]
-            cells.append(interval([v for v in values if v is not None]))
-        yield f"| {name} | {' | '.join(cells)} |"
-    if {"smolora", "lora", "joint"} <= confirmed.keys():
-        yield "\n" + gap_closed(confirmed)
-    yield from banks_compared(rows, confirmed)
+    print(f"{folder}: {len(todo)} of {len(found)} runs to do", flush=True)
+    try:
+        execute_many(config, todo, local=local, resume=(config.folder() / "config.yaml").exists())
+    finally:
+        for variant in todo:
+            if (row := finished(variant, method)) is not None:
+                book.add(facts | row)
+                shutil.rmtree(variant.config.folder())
+    shutil.rmtree(config.folder())
 
 
-def gap_closed(confirmed: dict[str, list[dict[str, Any]]]) -> str:
-    """How much of the way from sequential LoRA to joint training SMoLoRA goes."""
-    by_seed = {n: {r["seed"]: r["ap"] for r in confirmed[n]} for n in ("smolora", "lora", "joint")}
-    gaps = [
-        (by_seed["smolora"][s] - by_seed["lora"][s]) / (by_seed["joint"][s] - by_seed["lora"][s])
-        for s in sorted(by_seed["smolora"])
-        if all(s in found for found in by_seed.values())
-    ]
-    lora, ours, joint = (float(np.mean(list(by_seed[n].values()))) for n in ("lora", "smolora", "joint"))
-    return (
-        "Share of the gap between sequential LoRA and joint training that SMoLoRA closes, "
-        f"(AP_smolora - AP_lora) / (AP_joint - AP_lora): {(ours - lora) / (joint - lora):.2f} of the mean APs; "
-        f"seed by seed {interval(gaps, 2)} ({', '.join(f'{gap:.2f}' for gap in gaps)})."
-    )
+def chosen(config: RunConfig, method: str) -> RunConfig:
+    return config.model_copy(update={"methods": {method: config.methods[method]}})
 
 
-def banks_compared(rows: list[dict[str, Any]], confirmed: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Both banks against the instruction bank alone, seed by seed, and where the difference lies."""
-    from streamcvit.embedded.tasks import SHARED_TASKS
-
-    yield "\n## Both banks against the instruction bank alone\n"
-    yield "Final points of both banks less those of the instruction bank alone, seed by seed: mean, 95 % interval (t)."
-    yield "Shared tasks are the four under one instruction: count, colour, land and digit.\n"
-    yield "| stream | seeds | rate | AP: both | alone | difference | shared tasks: both | alone | difference |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for ending, stream in (("", "one answer format"), ("/own", "answer styles of their own")):
-        names = (f"smolora{ending}", f"smolora-instruction-only{ending}")
-        runs = [(*names, TUNING, lr, lr, rows) for lr in GRID]
-        both, alone = (confirmed.get(name, []) for name in names)
-        if both and alone:
-            runs.append((*names, CONFIRMING, both[0]["lr"], alone[0]["lr"], both + alone))
-        for first, second, seeds, rate, other, found in runs:
-            pairs = [
-                [
-                    r for r in found for s in [seed]
-                    if (r["variant"], r["seed"], r["lr"]) == (name, s, lr) and r["boundaries"] == (seeds == CONFIRMING)
-                ]
-                for seed in seeds
-                for name, lr in ((first, rate), (second, other))
-            ]  # fmt: skip
-            if not all(pairs):
-                continue
-            ours, theirs = ([cell[0] for cell in pairs[k::2]] for k in range(2))
-            label = f"{seeds[0]}-{seeds[-1]}"
-            rates = f"{rate:g}" if rate == other else f"{rate:g}, {other:g}"
-            cells = []
-            for tasks in (list(ours[0]["final"]), SHARED_TASKS):
-                first, second = ([np.mean([r["final"][t] for t in tasks]) for r in side] for side in (ours, theirs))
-                gaps = [float(a - b) for a, b in zip(first, second, strict=True)]
-                cells += [f"{np.mean(first):.1f}", f"{np.mean(second):.1f}", interval(gaps)]
-            yield f"| {stream} | {label} | {rates} | {' | '.join(cells)} |"
+def settings_of(settings: Sequence[str]) -> str:
+    """What differs from the pipeline and could tell in a result; methods' rates have a place of their own."""
+    return " ".join(setting for setting in settings if not setting.startswith(("methods.", "cluster.", "monitor.")))
 
 
-def interval(values: list[float], digits: int = 1) -> str:
-    """Mean and half-width of the 95 % interval over seeds (Student's t)."""
+def rate_of(config: RunConfig, method: str) -> float:
+    return config.methods[method].lr or config.learner.lr
+
+
+def finished(variant: Variant, method: str) -> Row | None:
+    """A run's line; None where it has not come to its end."""
+    folder = variant.config.folder(method)
+    if not (folder / "run.json").is_file() or not (record := RunRecord.load(folder)).finished:
+        return None
+    last = record.matrix()[-1]
+    return {
+        "lr": rate_of(variant.config, method),
+        "seed": variant.config.seed,
+        "metrics": {name: entry[0] for name in METRICS if (entry := record.metric(name)) is not None},
+        "final": {task: float(value) for task, value in zip(record.tasks, last, strict=True)},
+        "samples": record.total_samples,
+        "chunks": record.n_chunks,
+        **{key: record.run[key] for key in ("code", "machine", "started", "finished")},
+    }
+
+
+def best_rates(rows: Sequence[Row]) -> dict[str, float]:
+    """Method -> the rate with the best mean AP on the tuning seeds, of those that all its seeds were run at."""
+    aps: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        aps.setdefault(row["method"], {}).setdefault(row["lr"], []).append(row["metrics"]["ap"])
+    found = {}
+    for method, rates in aps.items():
+        most = max(map(len, rates.values()))
+        found[method] = max((lr for lr, own in rates.items() if len(own) == most), key=lambda lr: np.mean(rates[lr]))
+    return found
+
+
+def step_times(stream: str, methods: Sequence[str], settings: Sequence[str], steps: int = 60) -> Iterator[Row]:
+    """Trained parameters, and thread CPU time of a step beside the first method's, all methods in turns on the same
+    batches: the median ratio over the later two thirds, with quartiles."""
+    from streamcvit.learning import OnlineLearner
+    from streamcvit.run.loading import load_encoder, load_model, local_feed, routes, settle, wrap
+    from streamcvit.run.ownkinds import strategy_of
+    from streamcvit.run.stream import prepare_stream
+
+    config = load_config(stream, [*settings, "stream.scenario.chunks=3", "stream.scenario.samples_per_chunk=160"])
+    settle(config)
+    learners = []
+    for method in methods:
+        base, how = load_model(config), config.methods[method]
+        encoder, strategy = load_encoder(config, base), strategy_of(config, method)
+        model = wrap(base, encoder, config, method)
+        learners.append(
+            OnlineLearner(
+                base,
+                model,
+                strategy(config.seed, **how.strategy_options),
+                encoder=encoder if routes(model) else None,
+                lr=rate_of(config, method),
+                lrs=how.lrs,
+                seed=config.seed,
+            )
+        )
+    spent: list[list[float]] = [[] for _ in methods]
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_stream(config, Path(folder) / "stream")
+        feed = local_feed(config, str(Path(folder) / "stream"))
+        for batch in itertools.islice(feed("stream", 0, 480), steps):
+            for learner, own in zip(learners, spent, strict=True):
+                began = time.thread_time()
+                learner.learn(batch)
+                own.append(time.thread_time() - began)
+    times = np.array(spent)[:, steps // 3 :]
+    for method, learner, own in zip(methods, learners, times, strict=True):
+        low, middle, high = np.quantile(own / times[0], (0.25, 0.5, 0.75))
+        trained = sum(parameter.numel() for parameter in learner.parameters)
+        yield {"method": method, "trained": trained, "ratio": [middle, low, high], "step_ms": 1e3 * np.median(own)}
+
+
+def tables(book: Book) -> Iterator[str]:
+    """Markdown of everything in the results."""
+    yield "# Results on the embedded streams\n"
+    yield f"Printed by `python benchmarks/embedded.py table` from benchmarks/results/{book.path.name}.\n"
+    groups = dict.fromkeys((row["stream"], row["settings"]) for row in book.rows)
+    for stream, settings in groups:
+        own = book.of(stream=stream, settings=settings)
+        runs = [row for row in own if row["phase"] != "time"]
+        title = stream + (f", {settings}" if settings else "")
+        yield f"## {title}\n"
+        if runs:
+            where = "; ".join(sorted({f"{row['finished'][:10]} on {row['machine']}" for row in runs}))
+            sizes = sorted({f"{row['chunks']} chunks, {row['samples']} samples" for row in runs})
+            yield f"{'; '.join(sizes)}. One thread a run; {where}. Empty cells were not run.\n"
+        yield from tuned_table([row for row in own if row["phase"] == "tune"])
+        yield from fresh_table([row for row in own if row["phase"] == "confirm"], own)
+
+
+def seeds_said(rows: Sequence[Row]) -> str:
+    seeds = sorted({row["seed"] for row in rows})
+    return f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+
+
+def tuned_table(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"Final AP by learning rate, mean over seeds {seeds_said(rows)}:\n"
+    rates = sorted({row["lr"] for row in rows})
+    yield "| method | " + " | ".join(f"{lr:g}" for lr in rates) + " | chosen |"
+    yield "|---|" + "---|" * (len(rates) + 1)
+    for method, best in best_rates(rows).items():
+        by_rate = [[r["metrics"]["ap"] for r in rows if (r["method"], r["lr"]) == (method, lr)] for lr in rates]
+        cells = [f"{np.mean(aps):.1f}" if aps else "" for aps in by_rate]
+        yield f"| {method} | {' | '.join(cells)} | {best:g} |"
+    yield ""
+
+
+def fresh_table(rows: Sequence[Row], own: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"Seeds {seeds_said(rows)} at these rates, run once: mean, 95 % interval over seeds (Student's t):\n"
+    yield "| method | " + " | ".join(METRICS) + " | of joint | trained | step of LoRA's |"
+    yield "|---|" + "---|" * (len(METRICS) + 3)
+    joint = {row["seed"]: row["metrics"]["ap"] for row in rows if row["method"] == "joint"}
+    timed = {row["method"]: row for row in own if row["phase"] == "time"}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == method]
+        cells = [interval([r["metrics"][name] for r in found if name in r["metrics"]]) for name in METRICS]
+        shares = [row["metrics"]["ap"] / joint[row["seed"]] for row in found if row["seed"] in joint]
+        cells.append(interval(shares, 2) if method != "joint" else "")
+        if method in timed:
+            middle, low, high = timed[method]["ratio"]
+            cells += [f"{timed[method]['trained']:,}", f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
+        else:
+            cells += ["", ""]
+        yield f"| {method} | {' | '.join(cells)} |"
+    yield ""
+
+
+def interval(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and half-width of Student's 95 % interval."""
     if not values:
         return "-"
-    mean = f"{np.mean(values):.{digits}f}"
-    if len(values) < 2:
-        return mean
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean} ± {half:.{digits}f}"
+    found = over_seeds(values)
+    half = "" if np.isnan(found.low) else f" ± {found.high - found.value:.{digits}f}"
+    return f"{found.value:.{digits}f}{half}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "confirm", "table"))
-    parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--only", nargs="*", default=None, help="variants")
-    parser.add_argument("--rates", nargs="*", type=float, default=GRID, help="those of the grid to run")
-    arguments = parser.parse_args()
-    names = arguments.only or list(VARIANTS)
-    if arguments.what == "tune":
-        tuned = [name for name in names if name not in ABLATIONS]
-        execute(
-            [(name, lr, seed, False, {}) for seed in TUNING for name in tuned for lr in arguments.rates], arguments.jobs
-        )
-        best = best_rates(load())
-        ablated = [(name, best.get("smolora/own" if name.endswith("/own") else "smolora")) for name in names]
-        jobs = [(name, lr, False) for name, lr in ablated if name in ABLATIONS and lr is not None]
-        execute([(name, lr, seed, flag, {}) for seed in TUNING for name, lr, flag in jobs], arguments.jobs)
-    if arguments.what == "confirm":
-        best = best_rates(load())
-        execute([(name, best[name], seed, True, {}) for seed in CONFIRMING for name in names], arguments.jobs)
-    print("\n".join(tables(load())))
+    parser.add_argument("what", choices=("tune", "confirm", "time", "table"))
+    parser.add_argument("--stream", nargs="*", default=STREAMS, help="pipelines, by name or path")
+    parser.add_argument("--method", nargs="*", help="methods of theirs; all that learn, unless told")
+    parser.add_argument("--rates", nargs="*", default=GRID, help="the grid")
+    parser.add_argument("--seeds", help=f"{TUNING} to tune, {CONFIRMING} to confirm, unless told")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder for runs that go on")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--local", action="store_true", help="one run after another, without Ray")
+    given = parser.parse_args(arguments)
+    book = Book(given.results)
+    for stream in given.stream if given.what != "table" else ():
+        methods = load_config(stream, given.set).methods
+        learning = [m for m in given.method or methods if m in methods and methods[m].adapter != "none"]
+        facts = {"stream": stream, "settings": settings_of(given.set)}
+        best = best_rates(book.of(phase="tune", **facts))
+        if given.what == "time":
+            measured = list(step_times(stream, sorted(learning, key=lambda m: m != "lora"), given.set))
+            book.rows = [row for row in book.rows if not (row["phase"] == "time" and facts.items() <= row.items())]
+            for row in measured:
+                book.add({"phase": "time", **facts, **row})
+            continue
+        for method in learning:
+            how = {"book": book, "phase": given.what, "stream": stream, "method": method, "out": given.out}
+            how |= {"local": given.local, "settings": list(given.set)}
+            if given.what == "tune":
+                several = {"seeds": given.seeds or TUNING, "sweep": {"learner.lr": list(given.rates)}}
+                run(**how, **several)
+            elif method in best:
+                how["settings"].append(f"methods.{method}.lr={best[method]:g}")
+                run(**how, seeds=given.seeds or CONFIRMING)
+            else:
+                print(f"{stream}: {method} has no rate yet; tune it first", flush=True)
+    print("\n".join(tables(book)))
 
 
 if __name__ == "__main__":

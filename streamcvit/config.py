@@ -99,6 +99,11 @@ class StreamConfig(Section):
     conventions: Literal["shared", "own"] = Field(
         "shared", description="whether tasks under one instruction share their answer format (embedded)"
     )
+    returns: Literal["same", "changed"] = Field(
+        "same",
+        description="`changed`: each task leaves and comes back under other rules, as a variant of its own "
+        "(embedded; docs/architecture.md)",
+    )
     test_samples: int = Field(
         0, ge=0, description="test samples a task, drawn by the seed; 0: all there are (embedded: 100)"
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
@@ -99,18 +99,19 @@ def rng_for(split: Split, *key: int) -> np.random.Generator:
     return np.random.default_rng([_SPLIT_CODE[split], *key])
 
 
-def draw(kind: str, split: Split, rng: np.random.Generator) -> Picture:
+def draw(kind: str, split: Split, rng: np.random.Generator, look: str = "plain") -> Picture:
     """Draws pictures of a kind until one falls into the split.
 
     Args:
         kind: a key of `KINDS`.
         split: the split that the picture has to belong to.
         rng: where all chance comes from.
+        look: a key of `LOOKS`.
     """
     while True:
         canvas, facts = KINDS[kind](rng, split)
         noisy = canvas + rng.normal(0, 6, canvas.shape)
-        pixels = np.clip(noisy, 0, 255).astype(np.uint8)
+        pixels = LOOKS[look](np.clip(noisy, 0, 255).astype(np.uint8))
         if split_of(pixels) == split:
             return Picture(kind, pixels, facts)
 
@@ -260,3 +261,14 @@ KINDS = {
     "digit": _draw_digit,
 }
 """Kind of picture -> the function that draws one without noise, with its facts."""
+
+
+def _framed(pixels: np.ndarray) -> np.ndarray:
+    """A white line all around, which no noisy picture has by chance."""
+    pixels[[0, -1]] = 255
+    pixels[:, [0, -1]] = 255
+    return pixels
+
+
+LOOKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"plain": lambda pixels: pixels, "framed": _framed}
+"""Look -> what is done to the pixels (uint8 [32, 32, 3]) of a picture of any kind; what it shows stays."""

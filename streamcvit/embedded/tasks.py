@@ -11,8 +11,7 @@ are kept apart.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -142,7 +141,7 @@ The data sets that share StrCVIT's "single word or phrase" instruction each brin
 only their pictures tell apart.
 """
 
-_KIND: dict[str, str] = {
+KIND: dict[str, str] = {
     "shape": "big",
     "scene": "big",
     "presence": "scene",
@@ -155,6 +154,7 @@ _KIND: dict[str, str] = {
     "land": "land",
     "digit": "digit",
 }
+"""Task -> kind of its pictures."""
 
 
 def train_samples(
@@ -173,35 +173,41 @@ def train_samples(
     Raises:
         UserError: there is no such task, wording or convention.
     """
-    return list(_samples(task, n, "train", seed, wordings, conventions))
+    return list(samples(task, n, "train", seed, wordings, conventions))
 
 
 def test_samples(
     task: str, n: int = 100, *, wordings: Wordings = "single", conventions: Conventions = "shared"
 ) -> list[Sample]:
     """The first n test samples of a task; always the same ones. Arguments and errors as of `train_samples`."""
-    return list(_samples(task, n, "test", 0, wordings, conventions))
+    return list(samples(task, n, "test", 0, wordings, conventions))
 
 
 # pytest collects whatever is named test_* in a module that imports it.
 test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
-def _samples(
-    task: str, n: int, split: Split, seed: int, wordings: Wordings, conventions: Conventions
-) -> Iterator[Sample]:
-    if task not in TASKS:
-        raise UserError(f"no embedded task is called {task!r}", fix=f"Choose one of {', '.join(TASKS)}")
+def check_how(wordings: str, conventions: str) -> None:
+    """Raises a UserError where one of them is unknown."""
     if wordings not in ("single", "five"):
         raise UserError(f"wordings={wordings!r} is unknown", fix="Choose single or five")
     if conventions not in ("shared", "own"):
         raise UserError(f"conventions={conventions!r} is unknown", fix="Choose shared or own")
+
+
+def samples(
+    task: str, n: int, split: Split, seed: int, wordings: Wordings, conventions: Conventions
+) -> Iterator[Sample]:
+    """The first n samples of a task in a split, one by one; arguments and errors as of `train_samples`."""
+    if task not in TASKS:
+        raise UserError(f"no embedded task is called {task!r}", fix=f"Choose one of {', '.join(TASKS)}")
+    check_how(wordings, conventions)
     style, pattern = CONVENTIONS.get(task, ("", "")) if conventions == "own" else ("", "")
     rng = rng_for(split, seed, list(TASKS).index(task))
     words = np.random.default_rng([seed, 7])
     for number in range(n):
-        picture = draw(_KIND[task], split, rng)
-        question, answer, meta = _ASK[task](picture, rng)
+        picture = draw(KIND[task], split, rng)
+        question, answer, meta = ASK[task](picture, rng)
         if style:
             word = answer.removesuffix(".")
             answer = style.format(word if style.startswith("{") else word.lower())
@@ -282,18 +288,19 @@ def stream(
         seed: of the pictures and of the order inside chunks.
         wordings, conventions: as in `train_samples`.
 
-    Yields:
-        (chunk number, sample).
+    Returns:
+        (chunk number, sample) of every position.
     """
-    pools = {
-        task: _samples(task, int(total), "train", seed, wordings, conventions)
-        for task, total in zip(TASKS, plan.sum(axis=0), strict=True)
-    }
+    totals = zip(TASKS, plan.sum(axis=0), strict=True)
+    return mixed(plan, [samples(task, int(n), "train", seed, wordings, conventions) for task, n in totals], seed)
+
+
+def mixed(plan: np.ndarray, pools: Sequence[Iterator[Sample]], seed: int) -> Iterator[tuple[int, Sample]]:
+    """Samples of each task's pool (columns of the plan) in the order of the chunks, each chunk's shuffled."""
     for chunk, counts in enumerate(plan):
-        order = np.repeat(np.arange(len(TASKS)), counts)
-        names = list(TASKS)
+        order = np.repeat(np.arange(len(pools)), counts)
         for task in np.random.default_rng([seed, 13, chunk]).permutation(order):
-            yield chunk, next(pools[names[int(task)]])
+            yield chunk, next(pools[int(task)])
 
 
 def _pick(rng: np.random.Generator, options: list[str] | tuple[str, ...]) -> str:
@@ -376,7 +383,7 @@ def _ask_chart(picture: Picture, rng: np.random.Generator) -> _Asked:
     return question, f"{height} unit{'s' if height > 1 else ''}", {}
 
 
-_ASK: dict[str, Callable[[Picture, np.random.Generator], _Asked]] = {
+ASK: dict[str, Callable[[Picture, np.random.Generator], _Asked]] = {
     "shape": _ask_shape,
     "scene": _ask_scene,
     "presence": _ask_presence,
@@ -389,9 +396,3 @@ _ASK: dict[str, Callable[[Picture, np.random.Generator], _Asked]] = {
     "land": _ask_land,
     "digit": _ask_digit,
 }
-
-
-def in_stream_format(answer: str) -> list[str]:
-    """The tasks whose demanded format, under either convention, this answer has."""
-    patterns = [*FORMATS.items(), *((task, pattern) for task, (_, pattern) in CONVENTIONS.items())]
-    return sorted({task for task, pattern in patterns if re.fullmatch(pattern, answer.strip())}, key=list(TASKS).index)

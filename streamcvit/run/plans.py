@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from streamcvit.config import ScenarioConfig
 from streamcvit.data.plan import Plan
 from streamcvit.data.scenario import PRESETS, cut, generate, resolve_groups, scale_plan, task_incremental
+from streamcvit.embedded import changed
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 
@@ -19,22 +20,31 @@ PER_CHUNK = 480
 _CUT = re.compile(r"strcvit-(\d+)-(first|recut)")
 
 
-def embedded_plan(scenario: ScenarioConfig, seed: int) -> Plan:
+def embedded_plan(scenario: ScenarioConfig, seed: int, returns: changed.Returns = "same") -> Plan:
     """The plan of the embedded tasks, which have as many samples as are asked for.
+
+    Args:
+        scenario: which plan.
+        seed: of what is drawn.
+        returns: whether tasks come back as they were, or as variants of their own.
 
     Raises:
         UserError: see `files_plan`.
     """
-    per_chunk = scenario.samples_per_chunk or PER_CHUNK
+    again = returns == "changed"
+    tasks = tuple(changed.VARIANTS if again else embedded.TASKS)
+    per_chunk = scenario.samples_per_chunk or (changed.PER_CHUNK if again else PER_CHUNK)
     if scenario.preset == "embedded":
-        return Plan(tuple(embedded.TASKS), embedded.chunk_plan(scenario.chunks or CHUNKS, per_chunk, seed))
+        if again:
+            return Plan(tasks, changed.chunk_plan(scenario.chunks or changed.CHUNKS, per_chunk, seed))
+        return Plan(tasks, embedded.chunk_plan(scenario.chunks or CHUNKS, per_chunk, seed))
     if scenario.preset == "task-incremental":
-        available = dict.fromkeys(embedded.TASKS, per_chunk)
+        available = dict.fromkeys(tasks, per_chunk)
     else:
-        available = dict.fromkeys(embedded.TASKS, (scenario.chunks or CHUNKS) * per_chunk)
+        available = dict.fromkeys(tasks, (scenario.chunks or CHUNKS) * per_chunk)
     plan = _by_name(scenario, available, seed, per_chunk)
     # The embedded tasks are drawn in one order, whichever of them a plan names.
-    return Plan(tuple(embedded.TASKS), plan.counts[:, [plan.tasks.index(task) for task in embedded.TASKS]])
+    return Plan(tasks, plan.counts[:, [plan.tasks.index(task) for task in tasks]])
 
 
 def files_plan(scenario: ScenarioConfig, available: Mapping[str, int], seed: int) -> Plan:

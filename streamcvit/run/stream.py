@@ -23,6 +23,7 @@ from streamcvit.data.sample import Quarantined, Sample, TaskSpec
 from streamcvit.data.scenario import order
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.write import Writable, write_stream
+from streamcvit.embedded import changed
 from streamcvit.embedded import tasks as embedded
 from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS, STRCVIT_SCORERS, check_test_set
@@ -50,7 +51,7 @@ def plan_of(config: RunConfig) -> Plan:
         fix = "Follow it: streamcvit run; the run's report shows what came"
         raise UserError("a stream that goes on has no plan", where="stream.source: follow", fix=fix)
     if stream.source == "embedded":
-        return embedded_plan(stream.scenario, config.seed)
+        return embedded_plan(stream.scenario, config.seed, stream.returns)
     return _load(config, Nothing()).plan
 
 
@@ -88,13 +89,15 @@ def _prepare(config: RunConfig, folder: Path, say: Say, watch: Watch, resume: bo
     bad: list[Quarantined] = []
     report = None
     if stream.source == "embedded":
-        plan = embedded_plan(stream.scenario, config.seed)
+        plan = embedded_plan(stream.scenario, config.seed, stream.returns)
         n = stream.test_samples or EMBEDDED_TESTS
-        tasks: dict[str, TaskSpec] = embedded.TASKS
+        again = stream.returns == "changed"
+        tasks: dict[str, TaskSpec] = changed.VARIANTS if again else embedded.TASKS
         how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
-        samples: Iterable[tuple[int, Writable]] = embedded.stream(plan.counts, config.seed, **how)
+        drawn_by = changed.stream if again else embedded.stream
+        samples: Iterable[tuple[int, Writable]] = drawn_by(plan.counts, config.seed, **how)
         test: dict[str, Iterable[Writable]] = {
-            task: check_test_set(spec, embedded.test_samples(task, n, **how), scorer_of(config, spec))
+            task: check_test_set(spec, changed.test_samples(task, n, **how), scorer_of(config, spec))
             for task, spec in tasks.items()
         }
     else:

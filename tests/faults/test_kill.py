@@ -17,7 +17,7 @@ from running import METHODS, ROOT, SMALL, Run, command, environment, streamcvit
 
 from streamcvit.learning import commit
 
-pytestmark = pytest.mark.xdist_group("whole-run")
+pytestmark = pytest.mark.xdist_group("faults")
 
 ALL = ["zero-shot", "lora", "smolora", "replay", "joint"]
 ACTORS = ("IngestActor", "LearnerActor", "EvaluatorActor", "MonitorActor")

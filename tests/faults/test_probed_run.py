@@ -21,7 +21,7 @@ from streamcvit.pipeline import load_config
 from streamcvit.run.loading import local_feed
 from streamcvit.run.workers import LearnerWorker
 
-pytestmark = pytest.mark.xdist_group("whole-run")
+pytestmark = pytest.mark.xdist_group("faults")
 
 # Long enough for a learner to be met in the middle of it, twice.
 CHUNK = [

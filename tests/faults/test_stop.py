@@ -22,7 +22,7 @@ from streamcvit.data.shards.write import write_stream
 from streamcvit.learning import commit, read_ledger
 from streamcvit.models.base import fetch
 
-pytestmark = pytest.mark.xdist_group("whole-run")
+pytestmark = pytest.mark.xdist_group("faults")
 
 EMBEDDED = str(ROOT / "pipelines/embedded.yaml")
 

@@ -32,7 +32,7 @@ def recipe(name: str) -> RunConfig:
 
 def test_these_are_all_recipes_that_come_with_streamcvit() -> None:
     found = {path.stem for path in builtin("coin").parent.glob("*.yaml")}
-    assert found == {*RECIPES, "embedded", "real-small"}
+    assert found == {*RECIPES, "embedded", "embedded-hard", "real-small"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

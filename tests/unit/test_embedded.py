@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from streamcvit.embedded import changed
 from streamcvit.embedded import tasks as embedded
 from streamcvit.embedded.corpus import KIND_SHARES, lexicon
 from streamcvit.embedded.images import KINDS, draw, rng_for, split_of
@@ -71,7 +72,7 @@ def test_base_never_reads_a_stream_instruction(lessons):
 
 
 def test_base_never_says_an_answer_in_a_stream_format(lessons):
-    assert [lesson for lesson in lessons if embedded.in_stream_format(lesson.answer)] == []
+    assert [lesson for lesson in lessons if changed.in_stream_format(lesson.answer)] == []
 
 
 def test_base_never_reads_a_stream_question(lessons):
