@@ -25,7 +25,6 @@ from streamcvit.run.growth import Growth, task_counts
 from streamcvit.run.guard import Stop
 from streamcvit.run.local import Pool
 from streamcvit.run.messages import ChunkReport, Job, Probed, Progress, TaskScores
-from streamcvit.run.ownkinds import strategy_of
 from streamcvit.run.probes import Prober, keep_until
 from streamcvit.run.scores import ZERO
 from streamcvit.screen import about
