@@ -137,8 +137,11 @@ def main() -> None:
                 row = learn(seed, kind, share, settings, size)
                 with RESULTS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-    print("\n".join(table(load())))
-    draw([row for row in load() if row["size"] == size])
+    rows = load()
+    if not any(row["size"] == size for row in rows):
+        raise SystemExit(f"no results of {size} size in {RESULTS.name}: run it without --table first")
+    print("\n".join(table(rows)))
+    draw([row for row in rows if row["size"] == size])
 
 
 if __name__ == "__main__":
