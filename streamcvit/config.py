@@ -15,6 +15,7 @@ from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 from streamcvit.guarding import GuardConfig, check_guard
 from streamcvit.published import PublishedTable, check_published
+from streamcvit.sharing import check_learners
 from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorConfig, Section, Seeds, Sweep
 
 OWN_CODE = "own_code"
@@ -378,6 +379,7 @@ class RunConfig(Section):
                     f"allowed: {', '.join(sorted(STRATEGIES))}, or my.py:Mine"
                 )
         check_guard(self.guard, self.methods, self.learner.batch_size)
+        check_learners(self.cluster, self.learner, self.methods)
         return self
 
     def folder(self, method: str | None = None) -> Path:

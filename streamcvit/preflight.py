@@ -26,6 +26,7 @@ from streamcvit.run import own, ownkinds
 from streamcvit.run.loading import adapter_options, collation, selection_of
 from streamcvit.run.origin import lines as origin_lines
 from streamcvit.run.origincheck import check as check_origin
+from streamcvit.sharing import check_local
 
 ANY_SIZES = {"instruction_dim": 1, "visual_dim": 1}  # of a model that is not loaded yet
 
@@ -55,6 +56,8 @@ def check_settings(config: RunConfig, local: bool) -> list[str]:
     check_ready(config.monitor.sinks, config.monitor.sink_options)
     check_traces(config.monitor.traces, local)
     encoder_identity(config.model.instruction_encoder)  # a missing one is said, or downloaded
+    if local:
+        check_local(config)
     if local or config.cluster.address == "local":
         check_machine(config.model)
     if not local:

@@ -111,6 +111,20 @@ class ClusterConfig(Section):
     address: str = Field("local", description="`local` starts a private Ray on this machine; or a cluster's address")
     ingest_actors: int = Field(2, ge=1, le=256, description="actors that read and preprocess")
     evaluators: int = Field(1, ge=1, le=256, description="actors that score")
+    learners: int = Field(
+        1, ge=1, le=256, description="ranks that share each batch, one actor each (docs/cluster.md); 1: no group"
+    )
+    learner_mode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="of several learners. `exact`: gradients of micro-batches are summed in stream order, so that any "
+        "number of learners gives the same bits; `fast`: by all-reduces while the backward pass runs, the same to rounding",
+    )
+    compare_every: int = Field(
+        100,
+        ge=1,
+        description="steps after which the ranks compare weights, routers, optimizers and strategies; a difference stops "
+        "the run",
+    )
     side_by_side: int = Field(
         0,
         ge=0,
@@ -130,6 +144,12 @@ class ClusterConfig(Section):
     backoff_seconds: float = Field(
         1.0, ge=0, description="before the second restart in a row, then doubled, 30 at most"
     )
+
+
+    def micro_batch(self, batch_size: int, micro_batch: int) -> int:
+        """Samples of a micro-batch, given what `learner` says: where a fast group shares whole batches, a rank's part."""
+        whole = self.learners > 1 and self.learner_mode == "fast" and not micro_batch
+        return -(-batch_size // self.learners) if whole else micro_batch
 
 
 class MonitorConfig(Section):

@@ -112,6 +112,19 @@ def expert_usage(peft_model: Any, reset: bool = True) -> dict[str, ExpertUsage]:
     return {} if tuner is None else tuner.usage(reset)
 
 
+def take_usage(peft_model: Any) -> list[list[Any]]:
+    """The counts behind `expert_usage` as JSON values, and reset them; empty where nothing was routed."""
+    tuner = tuner_of(peft_model)
+    return [] if tuner is None else tuner._usage.take()
+
+
+def put_usage(peft_model: Any, taken: list[list[Any]]) -> None:
+    """Count what `take_usage` gave of the same adapter elsewhere, such as on another rank."""
+    tuner = tuner_of(peft_model)
+    if tuner is not None:
+        tuner._usage.put(taken)
+
+
 def checkpointing_kwargs(peft_model: Any) -> dict[str, Any]:
     """`gradient_checkpointing_kwargs` under which a recomputed block sees the routing inputs of its own forward."""
     tuner = tuner_of(peft_model)

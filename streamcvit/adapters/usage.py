@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -101,6 +101,18 @@ class UsageCounter:
             del self._counts[key]
         before = self._counts.get((label, layers))
         self._counts[label, layers] = counts if before is None else before.to(counts.device) + counts
+
+    def take(self) -> list[list[Any]]:
+        """What was counted since the last reset, as JSON values, and reset it; waits for the device."""
+        found = [[label, names, counts.tolist()] for (label, names), counts in self._counts.items()]
+        self._counts = {}
+        return found
+
+    def put(self, taken: list[list[Any]]) -> None:
+        """Count what another counter gave."""
+        for label, names, rows in taken:
+            held = self._counts.get((label, tuple(names)))
+            self._add(label, tuple(names), torch.tensor(rows, dtype=None if held is None else held.dtype))
 
     def read(self, reset: bool) -> dict[str, ExpertUsage]:
         """Use by bank since the last reset; waits for the device."""

@@ -20,20 +20,25 @@ from typing import Any
 import ray
 from torch import nn
 
-from streamcvit.cluster.actor import MAILBOX, Actor, work
+from streamcvit.cluster.actor import MAILBOX, PULSE, Actor, work
+from streamcvit.cluster.ranks import group_options, together
 from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.errors import UserError
 from streamcvit.learning import Schedule
 from streamcvit.learning.epochs import Turn
+from streamcvit.learning.group import Group
+from streamcvit.learning.meeting import Lead, Meeting
 from streamcvit.models.batch import Batch
 from streamcvit.models.snapshot import Snapshot
 from streamcvit.monitoring import traces
 from streamcvit.run.evaluating import EvaluatorWorker
+from streamcvit.run.leading import Leading
 from streamcvit.run.loading import Feed, local_feed, schedule_of, settle, traced
 from streamcvit.run.mailbox import Mailbox
 from streamcvit.run.messages import ChunkReport, Job, Order, Probed, Progress, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
+from streamcvit.sharing import extends
 
 KEPT_MIB = 128
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit
@@ -77,6 +82,7 @@ class IngestActor(Actor):
         self.again = {order for order, count in orders.items() if count > 1}
         self.kept: dict[tuple[str, int], Batch] = {}
         self.room = KEPT_MIB << 20
+        self.shared: dict[tuple[str, int], Batch] = {}
 
     @cached_property
     def feed(self) -> Feed:
@@ -90,17 +96,23 @@ class IngestActor(Actor):
         return os.getpid()
 
     @work
-    def batch(self, order: str, cursor: int) -> Batch:
-        """The batch of `order` that starts at `cursor`."""
-        batch = self.kept.get((order, cursor))
+    def batch(self, order: str, cursor: int, rank: int = 0) -> Batch:
+        """The batch of `order` that starts at `cursor`, with the pictures that a rank of the learners works on."""
+        batch = self.kept.get((order, cursor)) or self.shared.get((order, cursor))
         if batch is None:
             batch = next(self.feed(order, cursor, cursor + 1))
             size = size_of(batch)
             if order in self.again and size <= self.room:
                 self.kept[order, cursor] = batch
                 self.room -= size
+            elif self.config.cluster.learners > 1:  # it is made once, for all ranks
+                self.shared[order, cursor] = batch
+                while len(self.shared) > 2 * self.config.cluster.look_ahead:
+                    del self.shared[next(iter(self.shared))]
         self.move()
-        return batch
+        if self.config.cluster.learners == 1 or extends(self.config):
+            return batch
+        return batch.only(Group(rank, self.config.cluster.learners).share(len(batch.parts)))
 
 
 class RemoteFeed:
@@ -114,6 +126,7 @@ class RemoteFeed:
         stream: folder of shards and index.
         alive: called while it waits: a learner that waits for others is not stuck.
         canceled: asked whether the call that takes the batches is.
+        rank: whose batches they are, where several learners share them.
     """
 
     def __init__(
@@ -122,7 +135,9 @@ class RemoteFeed:
         stream: str,
         alive: Callable[[], None] = lambda: None,
         canceled: Callable[[], bool] = lambda: False,
+        rank: int = 0,
     ) -> None:
+        self.rank = rank
         self.config, self.index, self.alive, self.canceled = config, StreamIndex.open(stream), alive, canceled
         self.schedules: dict[str, Schedule] = {}
         self.ahead: dict[tuple[str, int], Any] = {}
@@ -168,7 +183,7 @@ class RemoteFeed:
         try:
             if number not in self.actors:
                 self.actors[number] = ray.get_actor(ingest_name(number))
-            self.ahead[order, cursor] = self.actors[number].batch.remote(order, cursor)
+            self.ahead[order, cursor] = self.actors[number].batch.remote(order, cursor, self.rank)
         except (ValueError, ray.exceptions.RayError):
             self.actors.pop(number, None)
             return False
@@ -205,6 +220,7 @@ class LearnerActor(Actor):
         super().__init__(config)
         self.stream, self.turn = stream, turn
         self.mailbox = Mailbox()
+        self.lead: Lead | None = None
 
     @cached_property
     def worker(self) -> LearnerWorker:
@@ -212,8 +228,14 @@ class LearnerActor(Actor):
         canceled = ray.get_runtime_context().is_canceled
         self.feed = RemoteFeed(self.config, self.stream, self.move, canceled)
         loaded = partial(count_forwards, move=self.move)
-        between = self.mailbox.look_in
-        return LearnerWorker(self.config, self.stream, self.feed, self._tell, canceled, self.turn, loaded, between)
+        between, leading = self.mailbox.look_in, None
+        if self.config.cluster.learners > 1:
+            cluster = self.config.cluster
+            options = group_options(self.config, self.move)
+            self.lead = Lead(stopped=canceled, patience=cluster.restarts, **options)
+            leading = Leading(self.lead, cluster.compare_every)
+        common = self.config, self.stream, self.feed, self._tell, canceled, self.turn, loaded, between
+        return LearnerWorker(*common, leading)
 
     def _tell(self, word: Progress) -> None:
         # A copy: it holds counts that go on changing.
@@ -231,12 +253,18 @@ class LearnerActor(Actor):
 
         Where the driver cancels the call, the learner commits after the batch it is at; nobody reads what it returns.
         """
-        report = self.worker.learn_chunk(method, chunk, orders)
+        worker = self.worker
+        report = together(self.lead, lambda: worker.base.device, worker.learn_chunk, method, chunk, orders)
         if report.version != self.worker.learner.step:
             return report, None
         with traces.span("publish", report.trace, method=method, chunk=chunk, version=report.version):
             snapshot = [ray.put(self.worker.learner.snapshot())]
             return replace(report, trace=traces.here()), snapshot
+
+    @ray.method(concurrency_group=PULSE)
+    def meeting(self) -> Meeting | None:
+        """Where the other ranks of its group find it; None: nowhere."""
+        return self.lead and self.lead.meeting
 
     @ray.method(concurrency_group=MAILBOX)
     def newest(self) -> Weights | None:

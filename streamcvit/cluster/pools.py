@@ -13,6 +13,7 @@ from streamcvit.config import RunConfig
 from streamcvit.run.folder import build_labels
 from streamcvit.run.local import Answer, Probing
 from streamcvit.run.messages import ChunkReport, Job, Order, Progress, Restart
+from streamcvit.sharing import gpu_shares
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 FAREWELL_SECONDS = 120
@@ -40,6 +41,7 @@ class RayPool:
         from streamcvit.cluster import actors
         from streamcvit.cluster.actor import MAILBOX, PULSE
         from streamcvit.cluster.monitor import MONITOR, MonitorActor
+        from streamcvit.cluster.ranks import RankActor, rank_name
 
         self.evaluators = config.cluster.evaluators
         self.supervisor = Supervisor(ray, config.cluster)
@@ -55,7 +57,7 @@ class RayPool:
         self.told: Progress | None = None
         self.told_faults: list[tuple[str, str]] = []
         self.done: dict[str, int] = {}  # method -> the chunk whose last word came with its report
-        gpus, labels = _gpus(ray, config), build_labels()
+        (own_gpus, gpus), labels = _gpus(ray, config), build_labels()
         # Beside the driver, so that the address it prints is this machine's.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
@@ -69,22 +71,27 @@ class RayPool:
             return self.supervisor.start(name, lambda lives: actor.options(name=name).remote(config, *arguments(lives)))
 
         readers = [actors.ingest_name(i) for i in range(config.cluster.ingest_actors)]
+        ranks = {rank_name(rank): rank for rank in range(1, config.cluster.learners)}
         scorers = [f"evaluator-{i}" for i in range(self.evaluators)]
         self.monitor = post(
             MONITOR,
             MonitorActor,
-            lambda lives: (self.port, token, lives > 0, labels, (MONITOR, "learner", *readers, *scorers)),
+            lambda lives: (self.port, token, lives > 0, labels, (MONITOR, "learner", *ranks, *readers, *scorers)),
             num_cpus=0,
             scheduling_strategy=here,
         )
         self.learner = post(
-            "learner", actors.LearnerActor, lambda lives: (stream, (start, lives)), num_cpus=1, num_gpus=gpus
+            "learner", actors.LearnerActor, lambda lives: (stream, (start, lives)), num_cpus=1, num_gpus=own_gpus
         )
+        self.ranks = [
+            post(name, RankActor, lambda _, rank=rank: (stream, rank), num_cpus=1, num_gpus=own_gpus)  # type: ignore[misc]
+            for name, rank in ranks.items()
+        ]
         ingest = [post(name, actors.IngestActor, lambda _: (stream,), num_cpus=0.5) for name in readers]
         self.workers = [
             post(name, actors.EvaluatorActor, lambda _: (stream,), num_cpus=1, num_gpus=gpus) for name in scorers
         ]
-        self.posts = [self.monitor, self.learner, *ingest, *self.workers]
+        self.posts = [self.monitor, self.learner, *self.ranks, *ingest, *self.workers]
         self.probing = self.mail = Mail(self.supervisor, self.learner, self._to_monitor)
 
     def ready(self) -> RayPool:
@@ -95,6 +102,8 @@ class RayPool:
         """
         ready = self.supervisor.result([self.supervisor.call(post, "ready") for post in self.posts])
         (self.url, self.port), self.base_digest = ready[:2]
+        for rank in self.ranks:
+            self.supervisor.call(rank, "follow")  # which does not end before the run
         return self
 
     def learn(self, method: str, chunk: int, orders: Mapping[int, Order] | None = None) -> Hashable:
@@ -185,9 +194,7 @@ class RayPool:
             getattr(self.monitor.actor, method).remote(*values)
 
 
-def _gpus(ray: Any, config: RunConfig) -> float:
-    """GPU share of each actor that holds the model: whole ones where there are enough, else the one is shared."""
-    there = ray.cluster_resources().get("GPU", 0)
-    if config.model.device == "cpu" or not there:
-        return 0
-    return 1 if there >= 1 + config.cluster.evaluators else there / (1 + config.cluster.evaluators)
+def _gpus(ray: Any, config: RunConfig) -> tuple[float, float]:
+    """GPU share of each learner and of each evaluator."""
+    there = 0 if config.model.device == "cpu" else ray.cluster_resources().get("GPU", 0)
+    return gpu_shares(there, config.cluster.learners, config.cluster.evaluators)

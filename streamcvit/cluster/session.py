@@ -21,6 +21,7 @@ import psutil
 from streamcvit.config import MonitorConfig, RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import is_loopback
+from streamcvit.sharing import check_there, cpus
 
 SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a socket
 SOCKET = (
@@ -35,7 +36,7 @@ STORE_MIB = 256  # object store of a private Ray: look-ahead batches and a few s
 
 def needed_mib(config: RunConfig, base_bytes: int) -> int:
     """Memory that a run's actors need together, MiB."""
-    with_model = 1 + config.cluster.evaluators
+    with_model = config.cluster.learners + config.cluster.evaluators
     return (with_model + config.cluster.ingest_actors) * ACTOR_MIB + with_model * base_bytes // 2**20 + STORE_MIB
 
 
@@ -148,7 +149,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             # A batch of small pictures goes with the answer itself, not by way of the object store.
             os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE_BYTES))
         ray = _ray()
-        asked = 2 + config.cluster.ingest_actors + config.cluster.evaluators
+        asked = cpus(config)
         settings: dict[str, Any] = {
             "logging_level": "error",
             "log_to_driver": False,
@@ -169,13 +170,7 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
         except Exception as error:  # a node that does not start in 30 s is a bare one
             raise _start_error(error, config.cluster.address) from None
         try:
-            there = ray.cluster_resources()
-            if there.get("CPU", 0) < asked:
-                raise UserError(
-                    f"the cluster has {there.get('CPU', 0):.0f} CPUs, the run asks for {asked}",
-                    where=config.cluster.address,
-                    fix="Lower cluster.ingest_actors or cluster.evaluators, or add a node",
-                )
+            check_there(config, ray.cluster_resources())
             yield ray
         finally:
             ray.shutdown()

@@ -31,10 +31,12 @@ from streamcvit.adapters import (
 from streamcvit.errors import UserError
 from streamcvit.learning import commit as commits
 from streamcvit.learning.epochs import Epoch
+from streamcvit.learning.group import Group
 from streamcvit.learning.microbatch import Seen, gradients
 from streamcvit.learning.optim import ExpertAdamW
 from streamcvit.learning.outputs import Outputs
 from streamcvit.learning.rates import grouped
+from streamcvit.learning.shared import shared_gradients
 from streamcvit.learning.soundness import Diverged, Verdicts, judge
 from streamcvit.learning.strategies import Sequential
 from streamcvit.learning.strategies.base import load_strategy_state, strategy_state
@@ -72,6 +74,7 @@ class OnlineLearner:
     `streamcvit.learning.optim` and `streamcvit.learning.soundness` for how that costs the device no wait.
 
     Attributes:
+        group: with whom it shares each batch; None: with nobody.
         idle: trained parameters, by name, that got no gradient yet: after some batches, those of modules that the model
             never calls.
 
@@ -133,6 +136,7 @@ class OnlineLearner:
         self.sees = bool(touched_before_language(base.model))  # else image features need no gradient
         self.step, self.cursor, self.chunk = 0, 0, -1
         self._snapshot: Snapshot | None = None
+        self.group: Group | None = None
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global state
         random.seed(seed)
@@ -178,7 +182,7 @@ class OnlineLearner:
         """The report, and the verdict on the step as far as it is known."""
         if self._frozen.training or not self.model.training:  # someone evaluated in between
             learning_mode(self.model)
-        losses_B, correct_B, loss = gradients(self, batch)
+        losses_B, correct_B, loss = (gradients if self.group is None else shared_gradients)(self, batch)
         if self.idle:
             self.idle = {name: p for name, p in self.idle.items() if p.grad is None}
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)

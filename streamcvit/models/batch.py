@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,11 @@ class ModelInputs:
             self.instructions,
             self.pictures,
         )
+
+    def text(self) -> ModelInputs:
+        """The same inputs without what belongs to no token: pixels, and whatever else a vision tower reads."""
+        shape = self.image_mask.shape
+        return replace(self, tensors={name: t for name, t in self.tensors.items() if t.shape == shape})
 
     def widened(self, width: int, pad_token_id: int) -> ModelInputs:
         """The same inputs, right-padded to `width` tokens a row."""
@@ -98,3 +103,12 @@ class Batch:
     def parts(self) -> tuple[ModelInputs, ...]:
         """The processor output of all samples, whole or in micro-batches; empty where there is no sample."""
         return self.micro if self.inputs is None else (self.inputs,)
+
+    def only(self, own: range) -> Batch:
+        """The same batch, with what the model sees of pictures in some of its micro-batches only.
+
+        Args:
+            own: places of these micro-batches.
+        """
+        micro = tuple(part if place in own else part.text() for place, part in enumerate(self.micro))
+        return replace(self, micro=micro)

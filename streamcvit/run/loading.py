@@ -135,10 +135,11 @@ def local_feed(config: RunConfig, stream: str) -> Feed:
     reader = ShardReader(index)
     collator = Collator.from_pretrained(config.model.name_or_path, **collation(config))
 
+    micro = config.cluster.micro_batch(config.learner.batch_size, config.learner.micro_batch)
     schedules = cache(partial(schedule_of, config, index))  # one batch may be asked for at a time
 
     def feed(order: str, cursor: int, stop: int) -> Iterator[Batch]:
-        source = BatchSource(reader, collator, schedules(order), config.learner.micro_batch)
+        source = BatchSource(reader, collator, schedules(order), micro)
         while cursor < stop:
             with traces.span("ingest", order=order, cursor=cursor):
                 batch = source.batch(cursor)

@@ -76,11 +76,19 @@ def setting_changes(config: RunConfig) -> Changes:
         UserError: the folder's config.yaml cannot be read.
     """
     before, after = _saved(config.folder() / "config.yaml"), config.model_dump(mode="json")
+    rounding = [_rounding(tree.get("cluster") or {}) for tree in (before, after)]
     for section in MAY_CHANGE:
         before.pop(section, None), after.pop(section)
+    before["cluster"], after["cluster"] = rounding
     for key in PROBE_SETTINGS:
         before["evaluation"].pop(key), after["evaluation"].pop(key)
     return _differences(before, after)
+
+
+def _rounding(cluster: dict[str, Any]) -> dict[str, Any]:
+    """What of a cluster decides how gradients are rounded: nothing, unless several learners sum them fast."""
+    fast = cluster["learners"] > 1 and cluster["learner_mode"] == "fast"
+    return {key: cluster[key] for key in ("learners", "learner_mode")} if fast else {}
 
 
 def changes(config: RunConfig, base_digest: str, index_digest: str) -> Changes:

@@ -21,6 +21,7 @@ from streamcvit.learning import commit as commits
 from streamcvit.learning.drift import DriftMeter
 from streamcvit.learning.durable import room
 from streamcvit.learning.epochs import Fenced, Turn
+from streamcvit.learning.online import StepReport
 from streamcvit.learning.putback import put_back
 from streamcvit.learning.soundness import Diverged
 from streamcvit.learning.strategies import Replay
@@ -30,6 +31,7 @@ from streamcvit.monitoring import traces
 from streamcvit.monitoring.definitions import COMMIT_BOUNDS, BucketCounts
 from streamcvit.run.boundaries import boundary_report
 from streamcvit.run.driftsets import probe_sets
+from streamcvit.run.leading import Leading
 from streamcvit.run.loading import Feed, load_encoder, load_model, routes, schedule_of, settle, wrap
 from streamcvit.run.losses import unusable
 from streamcvit.run.messages import ChunkReport, Commits, Order, Progress
@@ -51,6 +53,7 @@ class LearnerWorker:
         turn: among the run's learners, where there may be others.
         loaded: told of the base model, each time one is loaded.
         between: called between two steps of a chunk, with the method and its learner.
+        lead: tells the other ranks of a group what to do; None: it learns alone.
     """
 
     learner: OnlineLearner
@@ -65,10 +68,11 @@ class LearnerWorker:
         turn: Turn | None = None,
         loaded: Callable[[torch.nn.Module], None] = lambda _: None,
         between: Callable[[str, OnlineLearner], None] = lambda method, learner: None,
+        lead: Leading | None = None,
     ) -> None:
         settle(config)
         self.config, self.feed, self.progress, self.stop, self.turn = config, feed, progress, stop, turn
-        self.between = between
+        self.between, self.lead = between, lead
         self.fenced: Fenced | None = None
         self.index = StreamIndex.open(stream)
         self.known_bad = {bad.position for bad in unusable(self.index)}
@@ -146,8 +150,8 @@ class LearnerWorker:
         self.loaded(self.base.model)
         self.probes = probe_sets(self.config, self.index, self.base.collator)
 
-    def _begin(self, method: str) -> None:
-        """Set up a method's learner, from its newest commit where there is one.
+    def _build(self, method: str) -> None:
+        """Make a method's learner, at its start.
 
         Every method starts from the base as it was loaded, and where the one before left something else, loaded again.
         """
@@ -176,7 +180,7 @@ class LearnerWorker:
             encoder=self.encoder if routes(self.model) else None,
             lr=settings.lr or config.learner.lr,
             lrs=settings.lrs,
-            micro_batch=config.learner.micro_batch,
+            micro_batch=config.cluster.micro_batch(config.learner.batch_size, config.learner.micro_batch),
             gradient_checkpointing=config.learner.gradient_checkpointing,
             compiled=config.model.compile,
             weight_decay=config.learner.weight_decay,
@@ -186,21 +190,35 @@ class LearnerWorker:
             max_skipped_steps=config.learner.max_skipped_steps,
             seed=config.seed,
         )
+
+    def _begin(self, method: str) -> None:
+        """Set up a method's learner, from its newest commit where there is one."""
+        if self.lead is not None:
+            self.lead.begin(method)
+        self._build(method)
         self.drift = DriftMeter(self.learner, self.probes)
         self.epoch, found = commits.take_over(self.folder / "commits", self.turn)
         self.damaged = tuple(found[2]) if found else ()
+        if self.lead is not None:
+            self.lead.resume(self.learner, found[0] if found else None)
         self.part: dict[str, Any] = {}  # what a former life noted of the chunk it stopped in
         if found is not None:
             state = self.learner.resume(found[0])
             self.drift.load(found[0] / commits.RESUME)
             self.part = {} if state.get("boundary") else state
-        elif settings.start:
-            put_on(self.model, self.folder / START)
-            self.learner.optimizer.load_copies({})  # of halves, as they are now
+        else:
+            self._start(method)
         self.ledger = Ledger(self.folder / "ledger", self.epoch)
         self.ledger.rewind(self.learner.step)
         self.method, self.step_seconds = method, BucketCounts()
         self.commits: Commits | None = None
+
+    def _start(self, method: str) -> None:
+        """Put the adapter that a method starts from on the model, if it names one."""
+        if self.config.methods[method].start:
+            assert self.model is not None
+            put_on(self.model, self.folder / START)
+            self.learner.optimizer.load_copies({})  # of halves, as they are now
 
     def _next_chunk(self) -> int:
         """The first chunk whose end is not committed: the one that the learner is in, or the one after it."""
@@ -217,6 +235,8 @@ class LearnerWorker:
         if isinstance(self.learner.strategy, Rehearsing | Replay):
             self.learner.strategy.share = order.share
         self.order = order
+        if self.lead is not None:
+            self.lead.obey(None if self.part else order.version, order.digest, order.share)
 
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""
@@ -233,6 +253,8 @@ class LearnerWorker:
 
         def note() -> dict[str, Any]:
             learner.verdicts.settle()
+            if self.lead is not None:
+                self.lead.collect(self.model)
             skipped.extend(skip.event() for skip in learner.verdicts.take())
             now = {
                 "samples": sum(len(part) for part in losses),
@@ -270,7 +292,7 @@ class LearnerWorker:
             return word
 
         if first == stop:
-            learner.learn(Batch(first, stop, chunk, (), (), None))  # an empty chunk has a version of its own too
+            self._learn(Batch(first, stop, chunk, (), (), None))  # an empty chunk has a version of its own too
         while learner.cursor < stop:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -281,7 +303,7 @@ class LearnerWorker:
                     self._commit(chunk=chunk, boundary=False, info=note(), quarantined=quarantined, skipped=skipped)
                 raise Stopped
             with traces.span("learn", batch.trace, method=self.method, chunk=chunk, step=learner.step):
-                report, self.learned_in = learner.learn(batch), traces.here()
+                report, self.learned_in = self._learn(batch), traces.here()
             self.step_seconds.observe(time.perf_counter() - arrived)
             quarantined += [event_of(bad) for bad in batch.quarantined]
             if report is not None:
@@ -310,6 +332,9 @@ class LearnerWorker:
         info = {**info, "commit_s": time.perf_counter() - learned, "commit_bytes": self.commits.size_bytes}
         done = self.method, chunk, str(folder), state["step"], state["digest"]
         return ChunkReport(*done, info, quarantined, skipped, tell(), trace=self.committed_in)
+
+    def _learn(self, batch: Batch) -> StepReport | None:
+        return self.learner.learn(batch) if self.lead is None else self.lead.learn(self.learner, batch)
 
     def _drift(self, chunk: int) -> dict[str, Any]:
         """What the drift meter says of a chunk's end, the seconds it took, and seen tasks that it has no samples of."""
