@@ -15,8 +15,8 @@ from streamcvit.data.formats import BAD_SHARE
 from streamcvit.explain import NAME, NAME_RULE
 from streamcvit.guarding import GuardConfig, check_guard
 from streamcvit.published import PublishedTable, check_published
-from streamcvit.sharing import check_learners
 from streamcvit.sections import OWN, ClusterConfig, EvaluationConfig, MonitorConfig, Section, Seeds, Sweep
+from streamcvit.sharing import check_learners
 
 OWN_CODE = "own_code"
 """The setting that notes such files, and the folder of a run that holds their copies."""

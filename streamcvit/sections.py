@@ -117,13 +117,13 @@ class ClusterConfig(Section):
     learner_mode: Literal["exact", "fast"] = Field(
         "exact",
         description="of several learners. `exact`: gradients of micro-batches are summed in stream order, so that any "
-        "number of learners gives the same bits; `fast`: by all-reduces while the backward pass runs, the same to rounding",
+        "number of learners gives the same bits; `fast`: by all-reduces while the backward pass runs, to rounding",
     )
     compare_every: int = Field(
         100,
         ge=1,
-        description="steps after which the ranks compare weights, routers, optimizers and strategies; a difference stops "
-        "the run",
+        description="steps between comparisons of the ranks' weights, routers, optimizers and strategies; a difference "
+        "stops the run",
     )
     side_by_side: int = Field(
         0,
@@ -145,9 +145,8 @@ class ClusterConfig(Section):
         1.0, ge=0, description="before the second restart in a row, then doubled, 30 at most"
     )
 
-
     def micro_batch(self, batch_size: int, micro_batch: int) -> int:
-        """Samples of a micro-batch, given what `learner` says: where a fast group shares whole batches, a rank's part."""
+        """Samples of a micro-batch, given what `learner` says; a rank's part where a fast group shares whole batches."""
         whole = self.learners > 1 and self.learner_mode == "fast" and not micro_batch
         return -(-batch_size // self.learners) if whole else micro_batch
 

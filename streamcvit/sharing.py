@@ -24,8 +24,8 @@ def check_learners(cluster: ClusterConfig, learner: LearnerConfig, methods: Mapp
     micro = cluster.micro_batch(size, learner.micro_batch)
     if not micro:
         raise ValueError(
-            f"cluster.learners: {ranks} learners share a batch exactly by its micro-batches; set learner.micro_batch to "
-            f"{max(1, size // ranks)} or less, or cluster.learner_mode to fast"
+            f"cluster.learners: {ranks} learners share a batch exactly by its micro-batches; set learner.micro_batch "
+            f"to {max(1, size // ranks)} or less, or cluster.learner_mode to fast"
         )
     if (parts := math.ceil(size / micro)) < ranks:
         raise ValueError(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Group:
     """One rank's view of its group.
 
-    Every rank runs the same learner on the same batches, and computes the gradients of its own micro-batches alone. From
-    the sum on all ranks do the same, so that weights, optimizers, routers and strategies stay equal.
+    Every rank runs the same learner on the same batches, and computes the gradients of its own micro-batches alone.
+    From the sum on all ranks do the same, so that weights, optimizers, routers and strategies stay equal.
 
     Args:
         rank: from 0; rank 0 leads, and is the one that commits.

@@ -1,9 +1,9 @@
 """How ranks find each other, and what the first tells the others to do: a small store on the machine of rank 0.
 
 Rank 0 opens a store and says where it is; the others come, and a wire is made between all of them. From then on rank 0
-leads: each step, and whatever else changes what is learned, is a numbered word in the store, which the others take up one
-by one. A rank that is lost breaks the wire; whoever notices lets go of it, so that all do, and they meet anew at another
-store, the lost rank's successor among them.
+leads: each step, and whatever else changes what is learned, is a numbered word in the store, which the others take up
+one by one. A rank that is lost breaks the wire; whoever notices lets go of it, so that all do, and they meet anew at
+another store, the lost rank's successor among them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gradients of micro-batches summed in the order of the stream, whoever computed them: the same to the bit on any ranks."""
+"""Gradients of micro-batches summed in the stream's order, whoever computed them: the same to the bit on any ranks."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def give_back(parameters: Sequence[torch.nn.Parameter], flat: torch.Tensor, met:
 class OrderedSum:
     """Adds up one step's gradients.
 
-    Floating-point sums depend on their order. One process adds the gradient of each micro-batch to the sum of those before
-    it; so does this: the sum so far travels from rank to rank, each of which adds those of its own micro-batches, one by
-    one, and the last hands the whole to all. What travels is the adapter's size, however many micro-batches there are; a
-    rank holds the gradients of its own ones meanwhile.
+    Floating-point sums depend on their order. One process adds the gradient of each micro-batch to the sum of those
+    before it; so does this: the sum so far travels from rank to rank, each of which adds those of its own
+    micro-batches, one by one, and the last hands the whole to all. What travels is the adapter's size, however many
+    micro-batches there are; a rank holds the gradients of its own ones meanwhile.
 
     Args:
         group: who sums.
@@ -86,7 +86,9 @@ class OrderedSum:
         notes = torch.cat([notes, notes.new_tensor(self.met)])
         sends: list[Any] = []
         first = self.taken[0] if group.rank == 0 else None
-        empty = [torch.empty(sum(p.numel() for p in kind), dtype=kind[0].dtype, device=notes.device) for kind in self.kinds]
+        empty = [
+            torch.empty(sum(p.numel() for p in kind), dtype=kind[0].dtype, device=notes.device) for kind in self.kinds
+        ]
         totals = [torch.zeros_like(notes), *(first or empty)]
         mine = [[notes], *([flats[k] for flats in self.taken] if first is None else [] for k in range(len(self.kinds)))]
         for total, own in zip(totals, mine, strict=True):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What `streamcvit.learning.microbatch.gradients` computes, shared by the ranks of the learner's group.
 
-    Each micro-batch weighs as it does there: its samples over those of the whole batch, and what is averaged over tokens
-    by its tokens. In an exact group the result is that of one process with the same `micro_batch`, to the bit.
+    Each micro-batch weighs as it does there: its samples over those of the whole batch, and what is averaged over
+    tokens by its tokens. In an exact group the result is that of one process with the same `micro_batch`, to the bit.
 
     Args:
         learner: takes the step; its gradients are set.

@@ -69,7 +69,7 @@ class Leading:
                         f"rank {rank} holds other weights, routers, moments or strategy state than rank 0 after step "
                         f"{learner.step}",
                         where="cluster.learners",
-                        fix="Give all ranks machines of one kind and continue with --resume; the last commit is rank 0's",
+                        fix="Give all ranks machines of one kind, and continue with --resume from rank 0's last commit",
                     )
         return report
 
@@ -88,4 +88,3 @@ def drops(model: torch.nn.Module) -> bool:
         if isinstance(module, ExpertLayer) and any(module.dropout.values()):
             return True
     return False
-

@@ -1,6 +1,6 @@
 """Kill anything at any moment, and show that a run leaves behind what an undisturbed one leaves.
 
-    python tests/faults/chaos.py --kills 50 --seed 7 [--nodes 0] [--local-reference]
+    python tests/faults/chaos.py --kills 50 --seed 7 [--nodes 0] [--learners 2] [--local-reference]
 
 The embedded scenario is run once undisturbed (with --local-reference without Ray) and once under fire: kill -9 of
 ingest, learner, evaluator, monitor, the driver (then --resume), a whole Ray node (without --nodes the learner instead),
@@ -38,7 +38,13 @@ from streamcvit.learning import commit, read_ledger
 
 DECK = ("learner", "commit", "ingest", "evaluator", "stop", "again", "learner", "monitor", "driver", "node")
 """What ten kills consist of; each ten is shuffled."""
-KINDS = {"learner": "LearnerActor", "ingest": "IngestActor", "evaluator": "EvaluatorActor", "monitor": "MonitorActor"}
+KINDS = {
+    "learner": "LearnerActor",
+    "rank": "RankActor",
+    "ingest": "IngestActor",
+    "evaluator": "EvaluatorActor",
+    "monitor": "MonitorActor",
+}
 CUT_OFF = "the learner's node, cut off"
 PATIENCE = 600.0  # seconds: until a victim is there, or the run goes on
 SETTINGS = [
@@ -70,6 +76,7 @@ class Fire:
         seed: draws victims and moments.
         nodes: Ray nodes besides the head; 0: a private Ray on this machine.
         victims: who is hit, in this order; None: drawn.
+        learners: that share each batch under fire; every other kill of a learner is then of one beside the first.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Fire:
         seed: int,
         nodes: int = 0,
         victims: list[str] | None = None,
+        learners: int = 1,
     ) -> None:
         rng = random.Random(seed)
         self.folder, self.rng = folder, rng
@@ -88,10 +96,17 @@ class Fire:
         while len(deck) < kills:
             deck += rng.sample(DECK, len(DECK))
         self.victims = victims or [("learner" if v == "node" and not nodes else v) for v in deck[:kills]]
+        if learners > 1:
+            places = [place for place, victim in enumerate(self.victims) if victim == "learner"]
+            self.victims = ["rank" if place in places[1::2] else v for place, v in enumerate(self.victims)]
         self.moments = sorted(rng.sample(range(1, max(kills + 2, int(total * 0.9))), kills))
         self.cluster = Cluster(nodes) if nodes else None
         self.words = [*words, "--name", folder.name, "--set", f"out={folder.parent}"]
-        for setting in [*SETTINGS, *([f"cluster.address={self.cluster.address}"] if self.cluster else [])]:
+        for setting in [
+            *SETTINGS,
+            f"cluster.learners={learners}",
+            *([f"cluster.address={self.cluster.address}"] if self.cluster else []),
+        ]:
             self.words += ["--set", setting]
         self.log = folder.parent / f"{folder.name}.log"
         self.began = time.monotonic()
@@ -228,7 +243,9 @@ class Fire:
             except psutil.NoSuchProcess:  # it fell to something else in this moment
                 time.sleep(0.1)
         inside = kind == "learner" and bool(self.drafts())
-        self._note(number, f"{kind}, stopped" if victim == "stop" else kind, learner=kind == "learner", inside=inside)
+        self._note(
+            number, f"{kind}, stopped" if victim == "stop" else kind, learner=kind in ("learner", "rank"), inside=inside
+        )
         if victim == "stop":
             self.stopped.append(target)
         return None
@@ -328,6 +345,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nodes", type=int, default=2, help="Ray nodes on this machine; 0: a private Ray")
+    parser.add_argument("--learners", type=int, default=1, help="that share each batch in the run under fire")
     parser.add_argument("--local-reference", action="store_true", help="the undisturbed run goes without Ray")
     parser.add_argument("--methods", default="smolora,replay,joint")
     parser.add_argument("--chunks", type=int, default=15)
@@ -339,7 +357,8 @@ def main() -> int:
     for method in methods:
         words += ["--method", method]
     sizes = (f"scenario.chunks={args.chunks}", f"scenario.samples_per_chunk={args.samples}", "test_samples=12")
-    for setting in (*(f"stream.{size}" for size in sizes), "evaluation.draws=100"):
+    parts = ["learner.micro_batch=4"] if args.learners > 1 else []
+    for setting in (*(f"stream.{size}" for size in sizes), "evaluation.draws=100", *parts):
         words += ["--set", setting]
     began = time.monotonic()
     local = ["--local"] if args.local_reference else []
@@ -347,7 +366,7 @@ def main() -> int:
     subprocess.run(calm, env=environment(), check=True, stdout=subprocess.DEVNULL)
     total = len(methods) * args.chunks * -(-args.samples // 8)
     print(f"undisturbed{' (local)' if local else ''}: {total} steps in {time.monotonic() - began:.0f} s", flush=True)
-    fire = Fire(words, place / "fire", total, args.kills, args.seed, args.nodes)
+    fire = Fire(words, place / "fire", total, args.kills, args.seed, args.nodes, learners=args.learners)
     wrong = fire.burn()
     wrong += differences(place / "calm", place / "fire", methods)
     seconds = [hit.recovered for hit in fire.hits if hit.recovered is not None]
