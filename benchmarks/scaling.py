@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,11 @@ def work(rank: int, options: argparse.Namespace, plan: list[tuple[int, int, str]
             lead.answers()
             lead.close()
         else:
-            group = Member(rank, ranks, mode == "exact", where=lambda place=place: meeting_at(place))  # type:
-            ignore[misc] group.meet(torch.device("cpu")) learner.group = group measure(learner, batches) for _ in
-            range(2):
+            group = Member(rank, ranks, mode == "exact", where=partial(meeting_at, place))
+            group.meet(torch.device("cpu"))
+            learner.group = group
+            measure(learner, batches)
+            for _ in range(2):
                 group.hear()
                 group.answer(group.sent)
             group.close()

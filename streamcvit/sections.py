@@ -146,7 +146,7 @@ class ClusterConfig(Section):
     )
 
     def micro_batch(self, batch_size: int, micro_batch: int) -> int:
-        """Samples of a micro-batch, given what `learner` says; a rank's part where a fast group shares whole batches."""
+        """Samples of a micro-batch by what `learner` says; a rank's part where a fast group shares whole batches."""
         whole = self.learners > 1 and self.learner_mode == "fast" and not micro_batch
         return -(-batch_size // self.learners) if whole else micro_batch
 

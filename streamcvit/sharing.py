@@ -35,7 +35,7 @@ def check_learners(cluster: ClusterConfig, learner: LearnerConfig, methods: Mapp
     for name, method in methods.items() if cluster.learner_mode == "exact" else ():
         if any(method.options.get(key) for key in ("lora_dropout", "dropout")):
             raise ValueError(
-                f"cluster.learners: methods.{name} drops out, and what is dropped depends on who computes a micro-batch; "
+                f"cluster.learners: methods.{name} drops out, and what depends on who computes a micro-batch; "
                 "set its lora_dropout to 0, or cluster.learner_mode to fast"
             )
 
