@@ -264,7 +264,7 @@ class LearnerActor(Actor):
     @ray.method(concurrency_group=PULSE)
     def meeting(self) -> Meeting | None:
         """Where the other ranks of its group find it; None: nowhere."""
-        return self.lead and self.lead.meeting
+        return None if self.lead is None else self.lead.meeting
 
     @ray.method(concurrency_group=MAILBOX)
     def newest(self) -> Weights | None:

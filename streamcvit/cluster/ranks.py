@@ -72,7 +72,9 @@ def together(lead: Lead | None, device: Callable[[], torch.device], do: Callable
 def _where() -> Meeting | None:
     """Where the group meets now; None while rank 0 is being replaced, or waits for work."""
     try:
-        return ray.get(ray.get_actor(LEARNER).meeting.remote(), timeout=ANSWER_SECONDS)
+        asked: Any = ray.get_actor(LEARNER).meeting.remote()
+        found: Any = ray.get(asked, timeout=ANSWER_SECONDS)
+        return found
     except (ValueError, ray.exceptions.RayError):
         return None
 

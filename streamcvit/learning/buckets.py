@@ -43,6 +43,8 @@ class BucketSum:
                 room -= parameters[place].nbytes
         self._bucket_of = {place: number for number, bucket in enumerate(self.buckets) for place in bucket}
         self._open, self.overlapped = False, 0.0
+        self._flats: list[torch.Tensor] = []
+        self._works: list[Any] = []
         self._reset()
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._hook(place))
@@ -89,8 +91,7 @@ class BucketSum:
     def _reset(self) -> None:
         self._left = [len(bucket) for bucket in self.buckets]
         self._next = 0
-        self._flats: list[torch.Tensor] = []
-        self._works: list[Any] = []
+        self._flats, self._works = [], []
 
     def _hook(self, place: int) -> Any:
         own = weakref.ref(self)
