@@ -21,6 +21,7 @@ import ray
 from torch import nn
 
 from streamcvit.cluster.actor import MAILBOX, PULSE, Actor, work
+from streamcvit.cluster.placing import extends
 from streamcvit.cluster.ranks import group_options, together
 from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import StreamIndex
@@ -38,7 +39,6 @@ from streamcvit.run.loading import Feed, local_feed, schedule_of, settle, traced
 from streamcvit.run.mailbox import Mailbox
 from streamcvit.run.messages import ChunkReport, Job, Order, Probed, Progress, TaskScores, Weights
 from streamcvit.run.workers import LearnerWorker
-from streamcvit.sharing import extends
 
 KEPT_MIB = 128
 SNAPSHOT_SECONDS = 30.0  # a published snapshot that is not there by then is read from its commit

@@ -8,12 +8,12 @@ from typing import Any
 
 from streamcvit.cluster.head import Head
 from streamcvit.cluster.mail import Mail
+from streamcvit.cluster.placing import gpu_shares
 from streamcvit.cluster.supervise import Call, Post, Supervisor
 from streamcvit.config import RunConfig
 from streamcvit.run.folder import build_labels
 from streamcvit.run.local import Answer, Probing
 from streamcvit.run.messages import ChunkReport, Job, Order, Progress, Restart
-from streamcvit.sharing import gpu_shares
 
 STOP_SECONDS = 120  # that a stop waits for the learner's batch and commit; then the commit before is the newest
 FAREWELL_SECONDS = 120

@@ -18,10 +18,10 @@ from typing import Any
 
 import psutil
 
+from streamcvit.cluster.placing import check_there, cpus
 from streamcvit.config import MonitorConfig, RunConfig
 from streamcvit.errors import UserError
 from streamcvit.monitoring.exporter import is_loopback
-from streamcvit.sharing import check_there, cpus
 
 SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a socket
 SOCKET = (

@@ -13,6 +13,7 @@ from models import tiny_base, tiny_conversations, tiny_samples
 
 from streamcvit.adapters import InstructionEncoder, attach, expert_usage
 from streamcvit.adapters.calls import put_usage, take_usage
+from streamcvit.cluster.placing import check_there, gpu_shares
 from streamcvit.config import RunConfig
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
@@ -24,7 +25,7 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
 from streamcvit.run.leading import Leading
 from streamcvit.run.resume import setting_changes
-from streamcvit.sharing import check_local, check_there, gpu_shares
+from streamcvit.sharing import check_local
 
 MICRO = 2
 CPU = torch.device("cpu")
