@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from streamcvit.errors import UserError
+from streamcvit.sections import OWN
 
 if TYPE_CHECKING:
     from streamcvit.config import LearnerConfig, MethodConfig, RunConfig
     from streamcvit.sections import ClusterConfig
+
+ADAPTERS = ("lora", "moelora", "none", "smolora", "strlora")
+STRATEGIES = ("ewc", "lwf", "mas", "replay", "sequential")
+"""What ranks can share; a strategy of one's own is taken at its word."""
 
 
 def check_learners(cluster: ClusterConfig, learner: LearnerConfig, methods: Mapping[str, MethodConfig]) -> None:
@@ -29,6 +34,13 @@ def check_learners(cluster: ClusterConfig, learner: LearnerConfig, methods: Mapp
             f"cluster.learners: a batch of {size} has {parts} micro-batches of {micro}, too few for {ranks} learners; "
             "lower learner.micro_batch or cluster.learners"
         )
+    for name, method in methods.items():
+        for key, known in (("adapter", ADAPTERS), ("strategy", STRATEGIES)):
+            if (value := getattr(method, key)) not in known and not OWN.fullmatch(value):
+                raise ValueError(
+                    f"cluster.learners: methods.{name}.{key}: {value!r} is not made for several learners; set "
+                    f"cluster.learners to 1, or take one of {', '.join(known)}"
+                )
     for name, method in methods.items() if cluster.learner_mode == "exact" else ():
         if any(method.options.get(key) for key in ("lora_dropout", "dropout")):
             raise ValueError(

@@ -45,10 +45,10 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
     learner.optimizer.zero_grad(set_to_none=True)
     own, tokens = group.share(len(items)), [int(part.tensors["attention_mask"].sum()) for part in parts]
     looks = [*_looks(learner, parts, 0, len(items)), *_looks(learner, more, len(parts), len(items))]
-    starts = [sum(len(part.image_mask) for part in parts[:place]) for place in range(len(parts))]
-    samples, total = len(batch.samples), group.sums(learner.parameters)
-    notes = torch.zeros(2 * samples + len(items), device=learner.base.device)
-    losses_B, correct_B, terms = notes.split([samples, samples, len(items)])
+    starts = [sum(len(part.image_mask) for part in items[:place]) for place in range(len(items))]
+    total = group.sums(learner.parameters)
+    notes = torch.zeros(2 * count + len(items), device=learner.base.device)
+    losses_n, correct_n, terms = notes.split([count, count, len(items)])
     for place in own:
         routes, seen = looks[place]
         total.begin(last=place == own[-1])
@@ -60,20 +60,20 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
             beside = learner.strategy.beside(items[place], out)
             if beside is not None:
                 loss = loss + beside.sum() / count
-            rows = slice(starts[place], starts[place] + len(losses_b))
-            losses_B[rows], correct_B[rows] = losses_b.detach(), correct_b.float()
             if auxiliary is not None:
                 loss = loss + auxiliary * (tokens[place] / sum(tokens))
         loss.backward()
-        terms[place] = loss.detach()
+        rows = slice(starts[place], starts[place] + len(losses_b))
+        losses_n[rows], correct_n[rows], terms[place] = losses_b.detach(), correct_b.float(), loss.detach()
         total.take()
-    losses_B, correct_B, terms = total.finish(notes).split([samples, samples, len(items)])
+    losses_n, correct_n, terms = total.finish(notes).split([count, count, len(items)])
     penalty = learner.strategy.penalty(learner.model)
     if penalty is not None:
         if penalty.requires_grad:
             penalty.backward()
         terms = torch.cat([terms, penalty.detach().float().reshape(1)])
-    return losses_B.clone(), correct_B > 0, terms.clone().sum()
+    samples = len(batch.samples)
+    return losses_n[:samples].clone(), correct_n[:samples] > 0, terms.clone().sum()
 
 
 def _looks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from streamcvit.learning.group import fingerprint
 from streamcvit.learning.meeting import Member
 from streamcvit.learning.putback import put_back
 from streamcvit.learning.soundness import Diverged
-from streamcvit.learning.strategies import Replay
-from streamcvit.learning.strategies.rehearsing import Rehearsing
 from streamcvit.learning.wires import GroupBroken
 from streamcvit.models.batch import Batch
 from streamcvit.run.loading import Feed
@@ -45,7 +43,6 @@ class RankWorker(LearnerWorker):
     ) -> None:
         super().__init__(config, stream, feed, loaded=loaded)
         self.group, self.working = group, working
-        self.batches: Iterator[Batch] | None = None
 
     def follow(self) -> None:
         """Do what rank 0 says, in one group after another, for ever.
@@ -69,13 +66,12 @@ class RankWorker(LearnerWorker):
             pass  # rank 0 has met with the same, and says what comes next
         finally:
             self.working(False)
-            self.batches = None
             self.group.close()
 
     def _do_begin(self, method: str) -> None:
         self._build(method)
         self.learner.group = self.group
-        self.method, self.batches = method, None
+        self.method = method
 
     def _do_resume(self, commit: str | None) -> None:
         if commit is None:
@@ -86,16 +82,13 @@ class RankWorker(LearnerWorker):
     def _do_obey(self, version: int | None, digest: str, share: float) -> None:
         if version is not None:
             put_back(self.learner, self.folder / "commits", version, digest)
-        if isinstance(self.learner.strategy, Rehearsing | Replay):
-            self.learner.strategy.share = share
+        self._rehearse(share)
 
     def _do_learn(self, cursor: int, stop: int, chunk: int) -> None:
         if cursor == stop:
             self.learner.learn(Batch(cursor, stop, chunk, (), (), None))
             return
-        if self.batches is None:
-            self.batches = self.feed(self.config.methods[self.method].order, cursor, len(self.schedule))
-        batch = next(self.batches, None)
+        batch = next(self.feed(self.config.methods[self.method].order, cursor, stop), None)
         if batch is None:
             raise GroupBroken("the call that takes the batches was canceled")
         self.learner.learn(batch)

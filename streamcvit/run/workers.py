@@ -232,11 +232,14 @@ class LearnerWorker:
             order = Order.from_json(self.part.get("info", {}).get("guard"))
         elif order.version is not None:
             put_back(self.learner, self.folder / "commits", order.version, order.digest)
-        if isinstance(self.learner.strategy, Rehearsing | Replay):
-            self.learner.strategy.share = order.share
+        self._rehearse(order.share)
         self.order = order
         if self.lead is not None:
             self.lead.obey(None if self.part else order.version, order.digest, order.share)
+
+    def _rehearse(self, share: float) -> None:
+        if isinstance(self.learner.strategy, Rehearsing | Replay):
+            self.learner.strategy.share = share
 
     def _learn_to(self, chunk: int, stop: int, idle: float) -> ChunkReport:
         """The stream's inner loop: take a batch, score it, learn it, note it."""

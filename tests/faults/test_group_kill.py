@@ -15,7 +15,7 @@ from running import ROOT, command, environment, streamcvit
 
 from streamcvit.learning import commit
 
-pytestmark = pytest.mark.xdist_group("whole-run")
+pytestmark = pytest.mark.xdist_group("faults")
 
 WORDS = [
     "run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", "--method", "smolora",
