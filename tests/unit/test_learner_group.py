@@ -14,7 +14,7 @@ from models import tiny_base, tiny_conversations, tiny_samples
 from streamcvit.adapters import InstructionEncoder, attach, expert_usage
 from streamcvit.adapters.calls import put_usage, take_usage
 from streamcvit.cluster.placing import check_there, gpu_shares
-from streamcvit.config import RunConfig
+from streamcvit.config import LearnerConfig, MethodConfig, RunConfig
 from streamcvit.data.sample import Sample
 from streamcvit.errors import UserError
 from streamcvit.learning import STRATEGIES, OnlineLearner
@@ -25,7 +25,8 @@ from streamcvit.models.batch import Batch
 from streamcvit.models.vision import vision_dim
 from streamcvit.run.leading import Leading
 from streamcvit.run.resume import setting_changes
-from streamcvit.sharing import check_local
+from streamcvit.sections import ClusterConfig
+from streamcvit.sharing import check_learners, check_local
 
 MICRO = 2
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def test_what_drops_out_is_refused_where_it_would_depend_on_the_ranks() -> None:
     assert digests[0] == digests[1]
 
 
-def test_a_rank_that_is_gone_breaks_the_group_and_another_is_built() -> None:
+def test_a_rank_that_is_gone_breaks_the_group_for_all() -> None:
     learners = [learner_for("lora") for _ in range(3)]
 
     def do(group: Group) -> Any:
@@ -192,6 +193,13 @@ def config(**tree: Any) -> RunConfig:
 def test_settings_that_a_group_cannot_work_with_are_refused(tree: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         config(**tree)
+
+
+@pytest.mark.parametrize("key", ["adapter", "strategy"])
+def test_what_a_group_was_not_made_for_is_refused_by_name(key: str) -> None:
+    methods = {"mine": MethodConfig.model_validate({key: "other"})}
+    with pytest.raises(ValueError, match=f"methods.mine.{key}: 'other' is not made for several learners"):
+        check_learners(ClusterConfig(learners=2), LearnerConfig(micro_batch=4), methods)
 
 
 def test_a_fast_group_shares_a_whole_batch_and_an_exact_one_its_micro_batches() -> None:
