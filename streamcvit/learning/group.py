@@ -91,7 +91,7 @@ class Group:
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> None:
         """Give every rank what one of them holds in a contiguous tensor."""
-        self.sent += tensor.nbytes if self.rank == source else 0
+        self.sent += tensor.nbytes * (self.ranks - 1) if self.rank == source else 0
         with reaching():
             self.wire.broadcast(_bytes(tensor), source).wait()
 
