@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the ranks: torch warns of every second that one waits
     today = datetime.date.today().isoformat()
     facts = {"machine": machine(), "torch": torch.__version__, "date": today, "settings": {}, "rows": rows_of(options)}
     facts["settings"] = {key: value for key, value in vars(options).items() if key != "json"}

@@ -148,6 +148,8 @@ def session(config: RunConfig, base_bytes: int = 0) -> Iterator[Any]:
             os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
             # A batch of small pictures goes with the answer itself, not by way of the object store.
             os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE_BYTES))
+            if config.cluster.learners > 1:  # torch warns of every second that a rank waits
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         ray = _ray()
         asked = cpus(config)
         settings: dict[str, Any] = {
