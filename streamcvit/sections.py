@@ -112,7 +112,7 @@ class ClusterConfig(Section):
     ingest_actors: int = Field(2, ge=1, le=256, description="actors that read and preprocess")
     evaluators: int = Field(1, ge=1, le=256, description="actors that score")
     learners: int = Field(
-        1, ge=1, le=256, description="ranks that share each batch, one actor each (docs/cluster.md); 1: no group"
+        1, ge=1, le=256, description="ranks that share each batch, one actor each (docs/learners.md); 1: no group"
     )
     learner_mode: Literal["exact", "fast"] = Field(
         "exact",
