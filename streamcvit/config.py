@@ -390,6 +390,8 @@ class RunConfig(Section):
         check_guard(self.guard, self.methods, self.learner.batch_size)
         check_learners(self.cluster, self.learner, self.methods)
         if self.stream.source == "follow":
+            if self.cluster.learners > 1:
+                raise ValueError("cluster.learners: a stream that goes on is learned by one learner; set it to 1")
             orders = {name: method.order for name, method in self.methods.items()}
             check_follow(self.stream.data, self.evaluation.unseen, orders)
         return self

@@ -73,6 +73,7 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
             penalty.backward()
         terms = torch.cat([terms, penalty.detach().float().reshape(1)])
     samples = len(batch.samples)
+    learner.strategy.scored(losses_n[:samples].clone(), losses_n[samples:].clone())
     return losses_n[:samples].clone(), correct_n[:samples] > 0, terms.clone().sum()
 
 

@@ -52,6 +52,9 @@ def check(config: RunConfig, tasks: Collection[str] | None = None) -> None:
     for name, method in config.methods.items():
         if not told(config, name):
             continue
+        if config.stream.source == "follow":
+            fix = "Take a method that is told no task"
+            raise UserError("the tasks of a stream that goes on are not known ahead", where=f"methods.{name}", fix=fix)
         if "tasks" in method.options:
             raise UserError("tasks are those of the stream", where=f"methods.{name}.options.tasks", fix="Remove it")
         found = known_tasks(config) if tasks is None else tasks
