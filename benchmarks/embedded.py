@@ -181,7 +181,8 @@ def tables(book: Book) -> Iterator[str]:
             sizes = sorted({f"{row['chunks']} chunks, {row['samples']} samples" for row in runs})
             yield f"{'; '.join(sizes)}. One thread a run; {where}. Empty cells were not run.\n"
         yield from tuned_table([row for row in own if row["phase"] == "tune"])
-        yield from fresh_table([row for row in own if row["phase"] == "confirm"], own)
+        fresh = [row for row in own if row["phase"] == "confirm"]
+        yield from fresh_table(fresh, own) if fresh else timed_table([row for row in own if row["phase"] == "time"])
 
 
 def seeds_said(rows: Sequence[Row]) -> str:
@@ -222,6 +223,17 @@ def fresh_table(rows: Sequence[Row], own: Sequence[Row]) -> Iterator[str]:
         else:
             cells += ["", ""]
         yield f"| {method} | {' | '.join(cells)} |"
+    yield ""
+
+
+def timed_table(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        return
+    yield "| method | trained | step of LoRA's |"
+    yield "|---|---|---|"
+    for row in rows:
+        middle, low, high = row["ratio"]
+        yield f"| {row['method']} | {row['trained']:,} | {middle:.2f} [{low:.2f}, {high:.2f}] |"
     yield ""
 
 
