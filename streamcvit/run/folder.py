@@ -254,12 +254,7 @@ class RunFolder:
             open_ = self._open(ZERO, digest, audit)
             return [Job(self.method, ZERO, task, 0, digest, start, audit.get(task, 0)) for task in open_]
         audit = self._audit(report.chunk)
-        told: dict[str, Any] = {
-            "version": report.version,
-            "digest": report.digest,
-            "commit": report.commit,
-            "trace": report.trace,
-        }
+        told: dict[str, Any] = {key: getattr(report, key) for key in ("version", "digest", "commit", "trace")}
         return [
             Job(self.method, report.chunk, task, audit=audit.get(task, 0), **told)
             for task in self._open(report.chunk, report.digest, audit)
