@@ -10,19 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from streamcvit import (
-    __version__,
-    clicompare,
-    cliguard,
-    cliimport,
-    clipush,
-    clirun,
-    cliscore,
-    clishards,
-    cliuse,
-    cliwatch,
-)
+from streamcvit import __version__, clicompare, cliguard, cliimport, clirun, cliscore, clishards, cliuse, cliwatch
 from streamcvit.clilog import LogFormat, show_results
+from streamcvit.clipush import push
 from streamcvit.errors import Stopped, UserError
 from streamcvit.screen import Screen, log_as_json, plain_streams
 
@@ -277,7 +267,7 @@ def shard(
 
 app.command()(clishards.index)
 app.command()(clishards.verify)
-app.command()(clipush.push)
+app.command()(push)
 for _command in (
     *(clirun.status, clirun.ls, clirun.logs, clirun.stop),
     *(cliguard.resume, cliwatch.watch, clicompare.report),

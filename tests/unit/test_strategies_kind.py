@@ -88,5 +88,5 @@ def test_a_strategy_that_is_told_tasks_is_refused_on_a_stream_that_tells_none_ap
     with pytest.raises(UserError) as caught:
         execute(RunConfig.model_validate({**tree, "stream": one_task}), local=True)
     said = str(caught.value)
-    assert said.startswith("methods.mine.strategy: ") and "all samples of the stream are of one (cats)" in said
+    assert said.startswith("methods.mine: mine must be told the task of each sample") and "only 'cats'" in said
     assert "\n" not in said and sorted(tmp_path.iterdir()) == before
