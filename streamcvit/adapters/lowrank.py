@@ -40,18 +40,19 @@ def low_ranks(model: PeftModel) -> list[LowRank]:
     adapter, found = str(model.active_adapter), []
     for name, module in model.named_modules():
         layer: Any = module
-        pair: tuple[Any, Any]
+        a: Any
+        b: Any
         if isinstance(layer, ExpertLayer) and adapter in layer.r:
-            pair = layer.experts(adapter)
-            found.append(LowRank(name, *pair, layer.r[adapter]))
+            a, b = layer.experts(adapter)
+            found.append(LowRank(name, a, b, layer.r[adapter]))
         elif isinstance(layer, LoraLayer) and adapter in layer.r:
             if adapter not in layer.lora_A or not isinstance(layer.get_base_layer(), nn.Linear):
                 kind = type(layer.get_base_layer()).__name__
                 raise UserError(f"{_short(name)} is no linear layer but {kind}", fix="Leave it out of target_modules")
             if layer.use_dora.get(adapter):
                 raise UserError("DoRA's magnitudes belong to all ranks together", fix="Set use_dora to false")
-            pair = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            found.append(LowRank(name, *pair, layer.r[adapter]))
+            a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            found.append(LowRank(name, a, b, layer.r[adapter]))
     if not found:
         kind = str(model.peft_config[adapter].peft_type).rpartition(".")[2].lower()
         raise UserError(f"the adapter {kind} has no low-rank matrices", fix="Take lora or a mixture of experts")
