@@ -129,6 +129,8 @@ class Following:
         least = min(self.done.values())
         while self.arrived and self.arrived[0][0] < least:
             self.arrived.popleft()
+        if self.ended:  # the run may end before there is another look
+            self._tell(self.clock())
 
     @property
     def full(self) -> bool:
