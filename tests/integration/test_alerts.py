@@ -113,4 +113,5 @@ def test_every_query_of_the_dashboard_finds_something(seen: Seen) -> None:
         for query in queries
         if not seen.prometheus.over(query.replace("$run", ".*").replace("$method", ".*"), seen.began, seen.ended)
     ]
-    assert silent == []
+    # This stream is whole; the numbers of one that goes on are read in test_followed_run.py.
+    assert silent == [query for query in queries if "arriv" in query]
