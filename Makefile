@@ -40,8 +40,9 @@ $(VENV)/quantize: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ bitsandbytes
 	@touch $@
 
+# A file stays in one worker, so that what its tests share is made once; the long ones come first, in the order of their folders.
 test: lint $(VENV)/quantize ## Lint, types and all tests
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=$(VENV)/quantize $(BIN)/python -m pytest tests/unit/test_quantize.py
 
 docs: setup      ## Make docs/settings.md again from the settings themselves

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from chaos import CUT_OFF, Fire, differences, restarts
 from running import METHODS, ROOT, SMALL, Run
-
-pytestmark = pytest.mark.xdist_group("faults")
 
 ALL = ["zero-shot", "lora", "smolora", "replay", "joint"]
 WORDS = [str(ROOT / "pipelines/embedded.yaml"), *METHODS, *SMALL]

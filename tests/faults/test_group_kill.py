@@ -8,14 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
 from chaos import differences, restarts
 from nodes import tree
 from running import ROOT, command, environment, streamcvit
 
 from streamcvit.learning import commit
-
-pytestmark = pytest.mark.xdist_group("faults")
 
 WORDS = [
     "run", str(ROOT / "pipelines/embedded.yaml"), "--name", "small", "--method", "smolora",

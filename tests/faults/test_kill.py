@@ -10,14 +10,11 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 from chaos import differences, restarts
 from nodes import Cluster, kill, tree
 from running import METHODS, ROOT, SMALL, Run, command, environment, streamcvit
 
 from streamcvit.learning import commit
-
-pytestmark = pytest.mark.xdist_group("faults")
 
 ALL = ["zero-shot", "lora", "smolora", "replay", "joint"]
 ACTORS = ("IngestActor", "LearnerActor", "EvaluatorActor", "MonitorActor")

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from chaos import restarts
 from running import ROOT, boundaries, command, environment
 from test_kill import actors_of
@@ -20,8 +19,6 @@ from streamcvit.monitoring.record import RunRecord
 from streamcvit.pipeline import load_config
 from streamcvit.run.loading import local_feed
 from streamcvit.run.workers import LearnerWorker
-
-pytestmark = pytest.mark.xdist_group("faults")
 
 # Long enough for a learner to be met in the middle of it, twice.
 CHUNK = [

@@ -22,8 +22,6 @@ from streamcvit.data.shards.write import write_stream
 from streamcvit.learning import commit, read_ledger
 from streamcvit.models.base import fetch
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 EMBEDDED = str(ROOT / "pipelines/embedded.yaml")
 
 

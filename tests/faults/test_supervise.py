@@ -17,8 +17,6 @@ from streamcvit.cluster.supervise import Pulse, Supervisor
 from streamcvit.config import ClusterConfig, RunConfig
 from streamcvit.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:

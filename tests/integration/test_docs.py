@@ -11,8 +11,6 @@ from running import ROOT, Run, environment
 
 from streamcvit.settings import settings_page
 
-pytestmark = pytest.mark.xdist_group("whole-run")
-
 
 def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.S)

@@ -15,8 +15,6 @@ import psutil
 import pytest
 from running import ROOT, SMALL, command, environment
 
-pytestmark = pytest.mark.xdist_group("whole-run")
-
 JOIN = """
 import sys, ray
 ray.init(address=sys.argv[1], logging_level="error")

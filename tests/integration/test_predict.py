@@ -31,8 +31,6 @@ from streamcvit.predict import predict_file, predictor_of
 from streamcvit.questions import question
 from streamcvit.trained import find
 
-pytestmark = pytest.mark.xdist_group("whole-run")  # one worker, so that the run is made once
-
 TASKS = ("shape", "colour")
 
 

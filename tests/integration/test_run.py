@@ -19,8 +19,6 @@ from streamcvit.data.shards.index import StreamIndex
 from streamcvit.learning import commit, read_ledger
 from streamcvit.monitoring import RunRecord
 
-pytestmark = pytest.mark.xdist_group("whole-run")  # one worker, so that the run is made once
-
 LEARNED = ("lora", "smolora", "replay", "joint")
 ALL = ("zero-shot", *LEARNED)
 

@@ -21,7 +21,6 @@ from streamcvit.monitoring.definitions import METRICS
 from streamcvit.monitoring.record import RunRecord
 from streamcvit.run.feeding import BETWEEN, Feed
 
-pytestmark = pytest.mark.xdist_group("whole-run")
 SINKS = {"tensorboard": {}, "mlflow": {"tracking_uri": ""}, "wandb": {"mode": "offline"}}
 Points = dict[str, list[tuple[int, float]]]
 """tag -> (step, value) in the order they lie there."""

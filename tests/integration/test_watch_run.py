@@ -9,12 +9,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pytest
 from running import METHODS, ROOT, SMALL, Run, command, environment
 
 from streamcvit.monitoring.record import RunRecord
-
-pytestmark = pytest.mark.xdist_group("whole-run")
 
 
 def test_a_tab_sees_a_run_on_ray_from_its_scores_to_its_end(ray_run: Run) -> None:

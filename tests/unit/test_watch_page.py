@@ -17,8 +17,6 @@ from watched_runs import advance, going_on, pause, write_watched
 from streamcvit.monitoring.exporter import Server, serve
 from streamcvit.monitoring.watch import Follower, Site
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
