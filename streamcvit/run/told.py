@@ -13,11 +13,13 @@ from streamcvit.run.ownkinds import strategy_of
 
 
 def told(config: RunConfig, method: str) -> bool:
-    """Whether a method is told the task of samples, by its adapter or its strategy.
+    """Whether a method is told the task of samples, by its adapter or its strategy; one that the config lacks is not.
 
     Raises:
         UserError: the strategy is one's own and cannot be loaded.
     """
+    if method not in config.methods:
+        return False
     adapter = ADAPTERS.get(config.methods[method].adapter)
     return (adapter is not None and adapter.needs_task) or strategy_of(config, method).needs_task
 
