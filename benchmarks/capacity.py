@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import heapq
 import json
 import math
@@ -155,6 +156,7 @@ def stream_of(chunks: int, samples: float, tasks: int, tests: int, full_every: i
     return Work([round(samples / chunks)] * chunks, [[n] * known for n, known in zip(of, seen, strict=True)])
 
 
+@functools.cache
 def embedded(chunks: int, samples: int, tests: int) -> Work:
     """The embedded stream's own chunks and tasks."""
     from streamcvit.pipeline import builtin, load_config
