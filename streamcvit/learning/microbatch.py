@@ -71,16 +71,21 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
                     loss = loss + auxiliary * (share / sum(weighs))
             else:
                 again.append(losses_b.detach())
-            loss.backward()
+            backward(loss)
             terms.append(loss.detach())
     penalty = learner.strategy.penalty(learner.model)
     if penalty is not None:
-        if penalty.requires_grad:
-            penalty.backward()
+        backward(penalty)
         terms.append(penalty.detach())
     losses_B = torch.cat(losses)
     learner.strategy.scored(losses_B, torch.cat(again) if again else losses_B[:0])
     return losses_B, torch.cat(correct), torch.stack([term.float() for term in terms]).sum()
+
+
+def backward(loss: torch.Tensor) -> None:
+    """Add up gradients; none where a loss depends on nothing that learns, as of texts where projectors alone do."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def _weight(part: ModelInputs, per_sample: bool) -> int:
@@ -105,7 +110,7 @@ def _whole(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch.Te
         if term is not None:
             loss = loss + term
     learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    backward(loss)
     learner.strategy.scored(losses_B.detach(), replayed.detach())
     return losses_B.detach(), correct_B, loss.detach()
 

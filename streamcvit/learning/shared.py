@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamcvit.adapters import RoutingInputs, auxiliary_loss, decide_routes, shares_routes
-from streamcvit.learning.microbatch import Seen
+from streamcvit.learning.microbatch import Seen, backward
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.vision import vision_dim
 
@@ -62,15 +62,14 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
                 loss = loss + beside.sum() / count
             if auxiliary is not None:
                 loss = loss + auxiliary * (tokens[place] / sum(tokens))
-        loss.backward()
+        backward(loss)
         rows = slice(starts[place], starts[place] + len(losses_b))
         losses_n[rows], correct_n[rows], terms[place] = losses_b.detach(), correct_b.float(), loss.detach()
         total.take()
     losses_n, correct_n, terms = total.finish(notes).split([count, count, len(items)])
     penalty = learner.strategy.penalty(learner.model)
     if penalty is not None:
-        if penalty.requires_grad:
-            penalty.backward()
+        backward(penalty)
         terms = torch.cat([terms, penalty.detach().float().reshape(1)])
     samples = len(batch.samples)
     learner.strategy.scored(losses_n[:samples].clone(), losses_n[samples:].clone())

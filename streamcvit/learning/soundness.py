@@ -43,7 +43,8 @@ class Skip:
 
 def judge(loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
     """The verdict on a step as a 0-dim float32 tensor; nothing waits for the device."""
-    loss_fine, norm_fine = torch.isfinite(torch.stack((loss.detach().float(), grad_norm.detach().float())))
+    norm = grad_norm.detach().float().to(loss.device)  # that of no gradients at all is on the host
+    loss_fine, norm_fine = torch.isfinite(torch.stack((loss.detach().float(), norm)))
     return torch.where(loss_fine, 2.0 * ~norm_fine, 1.0)
 
 

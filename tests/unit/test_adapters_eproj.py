@@ -16,7 +16,7 @@ from streamcvit.adapters import InstructionEncoder, RoutingInputs, attach, auxil
 from streamcvit.adapters.eproj import EProjLayer, choosing_projectors
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator
-from streamcvit.learning import EWC, OnlineLearner, Sequential
+from streamcvit.learning import EWC, BalancedReplay, OnlineLearner, Replay, Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import encode_images, vision_dim
@@ -170,6 +170,25 @@ def test_micro_batches_choose_and_learn_as_the_whole_batch(kind: str) -> None:
     assert found[0][1:] == found[1][1:] and found[0][2] > 1
     for name, grad in found[0][0].items():
         torch.testing.assert_close(found[1][0][name], grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "micro"), [(Sequential, 0), (Sequential, 1), (EWC, 0), (BalancedReplay, 0), (BalancedReplay, 1)]
+)
+def test_samples_without_pictures_are_scored_and_leave_all_projectors_to_the_bit(
+    strategy: type[Sequential], micro: int
+) -> None:
+    learner = learner_for(tiny_base("llava"), strategy(3), micro_batch=micro)
+    texts = [tiny_conversations()[name] for name in ("none", "talk")]
+    before: dict[str, torch.Tensor] = {}
+    for start, samples in ((0, texts), (2, tiny_samples(2)), (4, [*tiny_samples(3)[2:], texts[0]]), (6, texts)):
+        before = weights(layer_of(learner))
+        report = learner.learn(batch_of(learner.base, samples, start, start // 4))
+        assert report is not None and report.loss.isfinite().all() and not report.skipped
+    if isinstance(learner.strategy, Replay):  # which learns pictures beside the texts
+        assert len(learner.strategy.kept) == len(learner.strategy.notes) == 8
+    else:
+        assert all(torch.equal(now, before[name]) for name, now in weights(layer_of(learner)).items())
 
 
 def test_key_loss_is_the_mean_of_both_distances_and_reaches_the_keys_alone() -> None:

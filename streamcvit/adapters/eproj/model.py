@@ -51,6 +51,7 @@ class EProjModel(ExpertTuner):
         # The language model's own call comes after that of the projectors, and decides nothing.
         if call.routes:
             super()._end(call)
+            self.routed = None  # a sample without a picture has no route
 
     def banks(self, config: Any) -> dict[str, Bank]:
         """One."""

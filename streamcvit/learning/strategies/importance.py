@@ -89,8 +89,10 @@ class Importance(Sequential, ABC):
     def _said(self, value: torch.Tensor) -> torch.Tensor:
         """What the gradient of one sample's scalar says of each weight, [N]."""
         asked = {name: p for name, p in self.weights.items() if p.requires_grad}
-        found = torch.autograd.grad(value, list(asked.values()), allow_unused=True)
-        given = {name: g for name, g in zip(asked, found, strict=True) if g is not None}
+        given: dict[str, torch.Tensor] = {}
+        if value.requires_grad:  # a text depends on nothing where projectors alone learn
+            found = torch.autograd.grad(value, list(asked.values()), allow_unused=True)
+            given = {name: g for name, g in zip(asked, found, strict=True) if g is not None}
         self.met |= given.keys()
         flat = torch.cat([
             (given[name].float() if name in given else torch.zeros_like(p, dtype=torch.float32)).flatten()
