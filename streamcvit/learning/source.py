@@ -48,7 +48,7 @@ class Schedule:
             places, stops = np.random.default_rng([seed, 1]).permutation(n), np.array([n])
         else:
             places = np.arange(n)
-            stops = np.array([index.chunk_bounds(chunk)[1] for chunk in range(index.n_chunks)])
+            stops = np.searchsorted(index.chunk_of, np.arange(index.n_chunks), side="right")
         if lengths is not None:
             places = grouped(places, stops, lengths, batch_size, seed)
         return cls(places, stops, batch_size)

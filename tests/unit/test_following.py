@@ -91,6 +91,7 @@ def test_shards_of_any_size_become_chunks_of_the_size_asked_for_and_read_back_wh
     assert not ended.follows and ended.identity == index.digest != ended.digest
     assert ended.plan.totals == {"colour": 13} and len(ended.eval_index()) == 3
     assert ended.grown() is ended and index.grown().n_chunks == 4
+    assert StreamIndex.open(stream.folder).digest == ended.digest  # read at once, or chunk by chunk
     again = Following(stream.config, stream.folder.with_name("again")).first()
     assert again.digest == ended.digest and again.identity != ended.identity
 

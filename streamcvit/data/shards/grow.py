@@ -62,8 +62,7 @@ class GrownIndex(StreamIndex):
 
     def eval_index(self) -> StreamIndex:
         """The test sets of all tasks so far; their shards lie beneath the stream's folder."""
-        tests = [test for _, test in self._parts.read[: self._count] if test is not None]
-        return StreamIndex(self.folder, *_joined(tests, test=True))
+        return self._parts.tests(self._count)
 
 
 class Parts:
@@ -81,6 +80,7 @@ class Parts:
         self.folder = os.fspath(folder)
         self.read: list[tuple[StreamIndex, StreamIndex | None]] = []
         self.ended = False
+        self._joined = _Joined()
 
     def look(self) -> None:
         """Read the chunks that are new, and whether more may follow."""
@@ -103,11 +103,17 @@ class Parts:
             identity = ""
         if not self.read or not identity:
             raise UserError("no chunk of this stream has arrived yet", where=self.folder, fix="Wait for its first one")
-        table, meta = _joined([index for index, _ in self.read])
+        self._joined.add([index for index, _ in self.read[self._joined.parts :]])
         tests = identity  # there are some; which ones, the parts' own digests vouch for
         if self.ended:
-            tests = table_digest(*_joined([test for _, test in self.read if test is not None], test=True))
-        return GrownIndex(self, table, {**meta, "eval": tests}, identity, self.ended)
+            tests = self.tests(len(self.read)).digest
+        return GrownIndex(self, self._joined.table, {**self._joined.meta(), "eval": tests}, identity, self.ended)
+
+    def tests(self, chunks: int) -> StreamIndex:
+        """The test sets that came with the first so many chunks."""
+        joined = _Joined(test=True)
+        joined.add([test for _, test in self.read[:chunks] if test is not None])
+        return StreamIndex(self.folder, joined.table, joined.meta())
 
 
 def write_part(
@@ -182,37 +188,58 @@ def has_one_each(table: pa.Table) -> bool:
     return len(np.unique(position)) == len(position) and "" not in table["image_ext"].to_pylist()
 
 
-def _joined(parts: Sequence[StreamIndex], test: bool = False) -> tuple[pa.Table, dict[str, Any]]:
-    """Table and metadata of parts as of one stream, a chunk each."""
-    tasks: dict[str, dict[str, Any]] = {}
-    for part in parts:
-        for task in part.meta["tasks"]:
-            tasks.setdefault(task["name"], task)
-    column = {task: place for place, task in enumerate(tasks)}
-    tables, position = [], 0
-    shards: list[dict[str, Any]] = []
-    chunks = np.zeros((0 if test else len(parts), len(tasks)), np.int64)
-    for number, part in enumerate(parts):
-        columns = {
-            "position": part.table["position"].to_numpy() + position,
-            "shard": (part.table["shard"].to_numpy() + len(shards)).astype(np.int32),
-            "chunk": np.full(part.table.num_rows, -1 if test else number, np.int32),
+class _Joined:
+    """Parts as one stream, a chunk each; those that come are put behind what is there.
+
+    Args:
+        test: they are test sets, and of no chunk.
+
+    Attributes:
+        parts: how many there are.
+        table: their rows.
+    """
+
+    def __init__(self, test: bool = False) -> None:
+        self.test, self.parts, self.table = test, 0, SCHEMA.empty_table()
+        self._samples, self._head = 0, dict[str, Any]()
+        self._shards: list[dict[str, Any]] = []
+        self._tasks: dict[str, dict[str, Any]] = {}
+        self._chunks = np.zeros((0, 0), np.int64)
+
+    def add(self, parts: Sequence[StreamIndex]) -> None:
+        """Put parts behind those that are there."""
+        for part in parts:
+            self._head = self._head or {key: part.meta[key] for key in ("version", "seed", "format")}
+            self._head["version"] = max(self._head["version"], part.meta["version"])
+            for task in part.meta["tasks"]:
+                self._tasks.setdefault(task["name"], task)
+        column = {task: place for place, task in enumerate(self._tasks)}
+        more = 0 if self.test else len(parts)
+        self._chunks = np.pad(self._chunks, [(0, more), (0, len(column) - self._chunks.shape[1])])
+        tables = [self.table]
+        for number, part in enumerate(parts, self.parts):
+            columns = {
+                "position": part.table["position"].to_numpy() + self._samples,
+                "shard": (part.table["shard"].to_numpy() + len(self._shards)).astype(np.int32),
+                "chunk": np.full(part.table.num_rows, -1 if self.test else number, np.int32),
+            }
+            arrays = [pa.array(columns[name]) if name in columns else part.table[name] for name in SCHEMA.names]
+            tables.append(pa.table(arrays, schema=SCHEMA))
+            self._shards += part.meta["shards"]
+            self._samples += len(part)
+            if not self.test:
+                plan = part.meta["plan"]
+                self._chunks[number, [column[task] for task in plan["tasks"]]] = plan["chunks"][0]
+        self.table, self.parts = pa.concat_tables(tables), self.parts + len(parts)
+
+    def meta(self) -> dict[str, Any]:
+        """Their metadata; test sets have none of their own."""
+        return {
+            **self._head,
+            "shards": list(self._shards),
+            "tasks": list(self._tasks.values()),
+            "plan": {"tasks": list(self._tasks), "chunks": self._chunks.tolist()},
+            "eval": None,
+            "n_faults": 0,
+            "faults": [],
         }
-        arrays = [pa.array(columns[name]) if name in columns else part.table[name] for name in SCHEMA.names]
-        tables.append(pa.table(arrays, schema=SCHEMA))
-        shards += part.meta["shards"]
-        position += len(part)
-        if not test:
-            chunks[number, [column[task] for task in part.meta["plan"]["tasks"]]] = part.meta["plan"]["chunks"][0]
-    meta = {
-        "version": max(part.meta["version"] for part in parts),
-        "seed": parts[0].meta["seed"],
-        "format": parts[0].meta["format"],
-        "shards": shards,
-        "tasks": list(tasks.values()),
-        "plan": {"tasks": list(tasks), "chunks": chunks.tolist()},
-        "eval": None,
-        "n_faults": 0,
-        "faults": [],
-    }
-    return pa.concat_tables(tables), meta

@@ -63,9 +63,8 @@ class FolderSource:
                 fix="Bring it back, then continue with --resume",
             ) from None
         found = Look(ended=ended)
-        for name in sorted(names, key=_in_order):
-            if name in known or not name.endswith((SHARD, MANIFEST)):
-                continue
+        news = (name for name in names if name.endswith((SHARD, MANIFEST)) and name not in known)
+        for name in sorted(news, key=_in_order):
             beside = [name + ending for ending in (INDEXED, CHECKSUM, DONE) if name + ending in names]
             if name.endswith(MANIFEST):
                 text = self._text(name)
