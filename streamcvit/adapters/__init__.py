@@ -42,7 +42,7 @@ from streamcvit.adapters.routing import RoutingInputs
 from streamcvit.adapters.smolora import SMoLoraConfig
 from streamcvit.adapters.strlora import StrLoraConfig
 from streamcvit.adapters.targets import target_modules, touched_before_language
-from streamcvit.adapters.tasklora import TaskLoraConfig
+from streamcvit.adapters.tasklora import TaskLoraConfig, TaskLoraModel
 from streamcvit.adapters.usage import ExpertUsage
 from streamcvit.errors import UserError
 
@@ -122,7 +122,7 @@ ADAPTERS = {
         Adapter(SMoLoraConfig, "smolora"),
         Adapter(StrLoraConfig, "strlora"),
         Adapter(EProjConfig, "eproj"),
-        Adapter(TaskLoraConfig, "tasklora", needs_task=True),
+        Adapter(TaskLoraConfig, "tasklora", needs_task=TaskLoraModel.needs_task),
     )
 }
 """Adapter name -> builder(options, target_modules) of its PEFT configuration."""

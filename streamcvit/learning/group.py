@@ -119,8 +119,7 @@ def fingerprint(learner: OnlineLearner) -> str:
     found |= {f"strategy.{name}": tensor for name, tensor in tensors.items()}
     for index, entry in learner.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
-    text = json.dumps(values, sort_keys=True).encode()
-    found["values"] = torch.frombuffer(bytearray(text or b"\0"), dtype=torch.uint8)
+    found["values"] = torch.frombuffer(bytearray(json.dumps(values, sort_keys=True).encode()), dtype=torch.uint8)
     return state_digest(found)
 
 

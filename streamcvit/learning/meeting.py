@@ -72,7 +72,7 @@ class Lead(Group):
         self.fruitless = 0
         self._store: Any = None
         self._number = time.time_ns()  # a successor's meetings are others
-        self._words, self._said, self._taken = 0, deque[tuple[int, int]](), -1
+        self._words, self._said = 0, deque[tuple[int, int]]()
 
     def meet(self, device: torch.device) -> None:
         """Have the group whole: open a meeting, and wait until every rank is there.
@@ -99,7 +99,7 @@ class Lead(Group):
                 use_libuv=False,
             )
         self._number += 1
-        self._words, self._said, self._taken = 0, deque(), -1
+        self._words, self._said = 0, deque()
         self.meeting = Meeting(self.host, port, self._number)
         for rank in range(1, self.ranks):
             while not _there(self._store, f"here/{rank}"):

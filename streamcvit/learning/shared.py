@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from streamcvit.adapters import RoutingInputs, auxiliary_loss, decide_routes, shares_routes
@@ -41,7 +42,8 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
     more = collate(extra, size) if extra else ()
     count, items = len(batch.samples) + len(extra), [*parts, *more]
     if not group.exact:  # what is dropped out differs from rank to rank, and is the same again after a restart
-        torch.manual_seed((group.seed << 40) + learner.step * group.ranks + group.rank)
+        own_rng = np.random.default_rng([group.seed, 4, learner.step, group.rank])  # torch reads 32 bits of a seed
+        torch.manual_seed(int(own_rng.integers(1 << 32)))
     learner.optimizer.zero_grad(set_to_none=True)
     own, tokens = group.share(len(items)), [int(part.tensors["attention_mask"].sum()) for part in parts]
     looks = [*_looks(learner, parts, 0, len(items)), *_looks(learner, more, len(parts), len(items))]

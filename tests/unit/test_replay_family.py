@@ -67,6 +67,7 @@ def test_the_reservoir_holds_every_sample_with_the_same_probability(bound: dict)
 def test_the_bound_in_bytes_holds_at_every_moment_and_sizes_decide_little() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.choice([500, 4000], 60)
+    too_large = sample(60, 30_000)  # and counts as none
     counts = np.zeros(60)
     for kind in (Replay, LossReplay, BalancedReplay):
         for seed in range(100 if kind is Replay else 10):
@@ -75,6 +76,10 @@ def test_the_bound_in_bytes_holds_at_every_moment_and_sizes_decide_little() -> N
                 replay.offer(sample(number, int(size)), f"{number % 3}" if kind is BalancedReplay else 0.5)
                 real = sum(len(s.text_bytes()) + len(s.pictures[0].data) for s in replay.kept)
                 assert real == replay.held_bytes <= 20_000 and len(replay.notes) == len(replay.kept) <= 50
+            replay.offer(too_large, "0")
+            assert replay.seen == 60 and too_large not in replay.kept
+            if isinstance(replay, BalancedReplay):
+                assert replay.met.total() == 60
             if kind is Replay:
                 for kept in replay.kept:
                     counts[int(kept.sample_id)] += 1
@@ -102,6 +107,10 @@ def test_balanced_holds_as_many_of_each_cluster_where_the_reservoir_holds_what_t
 
 def test_draws_follow_losses_in_proportion_and_alpha_bends_them() -> None:
     losses = [0.1, 0.2, 0.3, 0.4, 1.0, 2.0]
+    extreme = offered(LossReplay(0, memory=4, alpha=10.0), [sample(k) for k in range(4)], [0.0, 0.0, 1e-9, 50.0])
+    assert len(extreme.draw(4)) == 4 and (extreme.chances() > 0).all()
+    with pytest.raises(ValueError, match="alpha must be from 0 to 10"):
+        LossReplay(0, alpha=100.0)
     for alpha in (0.0, 1.0, 2.0):
         replay = offered(LossReplay(0, memory=6, alpha=alpha), [sample(k) for k in range(6)], losses)
         counts = np.zeros(6)

@@ -98,11 +98,15 @@ class Replay(Sequential):
         """Keep a sample, in the place of another one where there is no room, or let it go."""
         if 0 < self.memory_bytes < _size(sample):  # alone too large
             return
-        self.seen += 1
+        self.meet(note)
         if self.seen == len(self.kept) + 1 and self.fits(sample):  # none was let go yet
             self.keep(sample, note)
         else:
             self.admit(sample, note)
+
+    def meet(self, note: Any) -> None:
+        """Count a sample that could be kept."""
+        self.seen += 1
 
     def admit(self, sample: Sample, note: Any) -> None:
         """The rule, from the first sample on that finds no room: keep a sample, or let it go."""

@@ -63,10 +63,10 @@ class BalancedReplay(Replay):
         assert self.clusters is not None
         return self.clusters.take(len(batch.samples))
 
-    def offer(self, sample: Sample, note: Any) -> None:
-        """Count a sample with its cluster, then as the reservoir."""
+    def meet(self, note: Any) -> None:
+        """Count a sample with its cluster, too."""
+        super().meet(note)
         self.met[note] += 1
-        super().offer(sample, note)
 
     def admit(self, sample: Sample, note: Any) -> None:
         """Keep a sample in the place of one of the largest cluster or of its own, or let it go."""

@@ -28,7 +28,7 @@ class LossReplay(Replay):
     correction by importance weights, which takes the bias back, is left out.
 
     Args:
-        alpha: 0 draws all alike, 1 in proportion to the losses.
+        alpha: 0 draws all alike, 1 in proportion to the losses; 10 at most.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LossReplay(Replay):
         alpha: float = 1.0,
     ) -> None:
         super().__init__(seed, memory, per_step, share, memory_bytes)
-        self.alpha = number("alpha", alpha)
+        self.alpha = number("alpha", alpha, most=10)  # beyond it chances run out of float64's range
         self._losses: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def chances(self) -> np.ndarray:
