@@ -135,24 +135,24 @@ def step_times(stream: str, methods: Sequence[str], settings: Sequence[str], ste
     config = load_config(stream, [*settings, "stream.scenario.chunks=3", "stream.scenario.samples_per_chunk=160"])
     settle(config)
     learners = []
-    for method in methods:
-        base, how = load_model(config), config.methods[method]
-        encoder, strategy = load_encoder(config, base), strategy_of(config, method)
-        model = wrap(base, encoder, config, method)
-        learners.append(
-            OnlineLearner(
-                base,
-                model,
-                strategy(config.seed, **how.strategy_options),
-                encoder=encoder if routes(model) else None,
-                lr=rate_of(config, method),
-                lrs=how.lrs,
-                seed=config.seed,
-            )
-        )
     spent: list[list[float]] = [[] for _ in methods]
     with tempfile.TemporaryDirectory() as folder:
-        prepare_stream(config, Path(folder) / "stream")
+        index = prepare_stream(config, Path(folder) / "stream")
+        for method in methods:
+            base, how = load_model(config), config.methods[method]
+            encoder, strategy = load_encoder(config, base), strategy_of(config, method)
+            model = wrap(base, encoder, config, method, index.tasks)
+            learners.append(
+                OnlineLearner(
+                    base,
+                    model,
+                    strategy(config.seed, **how.strategy_options),
+                    encoder=encoder if routes(model) else None,
+                    lr=rate_of(config, method),
+                    lrs=how.lrs,
+                    seed=config.seed,
+                )
+            )
         feed = local_feed(config, str(Path(folder) / "stream"))
         for batch in itertools.islice(feed("stream", 0, 480), steps):
             for learner, own in zip(learners, spent, strict=True):

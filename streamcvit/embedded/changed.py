@@ -159,6 +159,11 @@ VARIANTS: dict[str, TaskSpec] = TASKS | {
 """All variants, those that came back last; the order is the order of columns everywhere."""
 
 
+def tasks_of(returns: Returns) -> dict[str, TaskSpec]:
+    """The tasks of a stream, in the order of its columns: with variants where they come back changed."""
+    return VARIANTS if returns == "changed" else TASKS
+
+
 def instructions_of(variant: str) -> tuple[str, ...]:
     """The wordings of a variant's instruction."""
     task = variant.removesuffix(ENDING)
@@ -279,11 +284,7 @@ def chunk_plan(chunks: int = CHUNKS, samples_per_chunk: int = PER_CHUNK, seed: i
             for back, places in enumerate(role)
             if chunk in places
         ]
-        floor = samples_per_chunk // 6
-        shares = rng.dirichlet([4.0] * len(columns))
-        counts = floor + np.floor(shares * (samples_per_chunk - floor * len(columns))).astype(np.int64)
-        counts[0] += samples_per_chunk - counts.sum()
-        plan[chunk, columns] = counts
+        plan[chunk, columns] = embedded.shared_out(samples_per_chunk, len(columns), rng)
     return plan
 
 

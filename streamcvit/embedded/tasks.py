@@ -270,12 +270,16 @@ def chunk_plan(chunks: int = 15, samples_per_chunk: int = 480, seed: int = 0) ->
     task_of_role = rng.permutation(len(TASKS))
     plan = np.zeros((chunks, len(TASKS)), np.int64)
     for chunk, roles in enumerate(_ROLE_CHUNKS[:chunks]):
-        floor = samples_per_chunk // 6
-        shares = rng.dirichlet([4.0] * len(roles))
-        counts = floor + np.floor(shares * (samples_per_chunk - floor * len(roles))).astype(np.int64)
-        counts[0] += samples_per_chunk - counts.sum()
-        plan[chunk, task_of_role[list(roles)]] = counts
+        plan[chunk, task_of_role[list(roles)]] = shared_out(samples_per_chunk, len(roles), rng)
     return plan
+
+
+def shared_out(samples: int, tasks: int, rng: np.random.Generator) -> np.ndarray:
+    """How many of a chunk's samples each of its tasks gets, int64 [tasks]: Dirichlet shares, no less than a sixth."""
+    floor = samples // 6
+    counts = floor + np.floor(rng.dirichlet([4.0] * tasks) * (samples - floor * tasks)).astype(np.int64)
+    counts[0] += samples - counts.sum()
+    return counts
 
 
 def stream(

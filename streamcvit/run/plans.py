@@ -32,7 +32,7 @@ def embedded_plan(scenario: ScenarioConfig, seed: int, returns: changed.Returns 
         UserError: see `files_plan`.
     """
     again = returns == "changed"
-    tasks = tuple(changed.VARIANTS if again else embedded.TASKS)
+    tasks = tuple(changed.tasks_of(returns))
     per_chunk = scenario.samples_per_chunk or (changed.PER_CHUNK if again else PER_CHUNK)
     if scenario.preset == "embedded":
         if again:

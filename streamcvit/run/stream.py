@@ -92,7 +92,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say, watch: Watch, resume: bo
         plan = embedded_plan(stream.scenario, config.seed, stream.returns)
         n = stream.test_samples or EMBEDDED_TESTS
         again = stream.returns == "changed"
-        tasks: dict[str, TaskSpec] = changed.VARIANTS if again else embedded.TASKS
+        tasks: dict[str, TaskSpec] = changed.tasks_of(stream.returns)
         how: dict[str, Any] = {"wordings": stream.wordings, "conventions": stream.conventions}
         drawn_by = changed.stream if again else embedded.stream
         samples: Iterable[tuple[int, Writable]] = drawn_by(plan.counts, config.seed, **how)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from streamcvit.adapters import ADAPTERS
 from streamcvit.config import RunConfig
 from streamcvit.data.shards.index import INDEX_NAME, StreamIndex
-from streamcvit.embedded import tasks as embedded
+from streamcvit.embedded.changed import tasks_of
 from streamcvit.errors import UserError
 from streamcvit.run.ownkinds import strategy_of
 
@@ -28,7 +28,7 @@ def known_tasks(config: RunConfig) -> list[str]:
     """The tasks of a config's stream in the order of its index, before that is written."""
     stream = config.stream
     if stream.source == "embedded":
-        return list(embedded.TASKS)
+        return list(tasks_of(stream.returns))
     if stream.source == "shards":
         copy = config.folder() / "stream"
         return list(StreamIndex.open(copy if (copy / INDEX_NAME).exists() else stream.data).tasks)

@@ -22,6 +22,7 @@ from streamcvit.errors import UserError
 from streamcvit.evaluation import FOLLOW_RULES, SCORERS
 from streamcvit.pipeline import load_config
 from streamcvit.run.stream import plan_of, prepare_stream
+from streamcvit.run.told import known_tasks
 
 HOW = {"wordings": "five", "conventions": "own"}
 PIPELINE = Path(__file__).resolve().parents[2] / "pipelines" / "embedded-hard.yaml"
@@ -172,6 +173,7 @@ def test_the_pipeline_writes_this_stream_with_test_sets_of_every_variant(tmp_pat
     small = config.model_copy(update={"stream": config.stream.model_copy(update={"test_samples": 2})})
     index = prepare_stream(small, tmp_path / "stream")
     assert (plan_of(small).counts == chunk_plan(7, 8, seed=3)).all()
+    assert known_tasks(small) == list(VARIANTS)  # what is told the task counts a LoRA for each
     assert list(index.tasks) == list(VARIANTS) and set(index.eval_index().task_of) == set(VARIANTS)
     assert load_config(PIPELINE).stream.returns == "changed"
 
