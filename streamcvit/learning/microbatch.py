@@ -55,7 +55,7 @@ def gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor, torch
     again: list[torch.Tensor] = []
     terms: list[torch.Tensor] = []
     for group, own in ((parts, True), (collate(extra, size) if extra else (), False)):
-        weighs = [_weight(part, per_sample) for part in group]
+        weighs = [weight(part, per_sample) for part in group]
         for part, share, (routes, seen) in zip(group, weighs, _looks(learner, group), strict=True):
             out = learner.outputs(part, routes, seen)
             losses_b, correct_b = out.losses()
@@ -88,7 +88,7 @@ def backward(loss: torch.Tensor) -> None:
         loss.backward()
 
 
-def _weight(part: ModelInputs, per_sample: bool) -> int:
+def weight(part: ModelInputs, per_sample: bool) -> int:
     """Samples of a micro-batch, or its tokens, on the host still."""
     return len(part.answer_mask) if per_sample else int(part.tensors["attention_mask"].sum())
 

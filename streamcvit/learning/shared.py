@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamcvit.adapters import RoutingInputs, auxiliary_loss, decide_routes, shares_routes
-from streamcvit.learning.microbatch import Seen, backward
+from streamcvit.adapters import RoutingInputs, auxiliary_loss, by_samples, decide_routes, shares_routes
+from streamcvit.learning.microbatch import Seen, backward, weight
 from streamcvit.models.batch import Batch, ModelInputs
 from streamcvit.models.vision import vision_dim
 
@@ -21,7 +21,8 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
     """What `streamcvit.learning.microbatch.gradients` computes, shared by the ranks of the learner's group.
 
     Each micro-batch weighs as it does there: its samples over those of the whole batch, and what is averaged over
-    tokens by its tokens. In an exact group the result is that of one process with the same `micro_batch`, to the bit.
+    tokens or samples by these. In an exact group the result is that of one process with the same `micro_batch`, to the
+    bit.
 
     Args:
         learner: takes the step; its gradients are set.
@@ -45,7 +46,8 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
         own_rng = np.random.default_rng([group.seed, 4, learner.step, group.rank])  # torch reads 32 bits of a seed
         torch.manual_seed(int(own_rng.integers(1 << 32)))
     learner.optimizer.zero_grad(set_to_none=True)
-    own, tokens = group.share(len(items)), [int(part.tensors["attention_mask"].sum()) for part in parts]
+    own, per_sample = group.share(len(items)), by_samples(learner.model)
+    weighs = [weight(part, per_sample) for part in parts]
     looks = [*_looks(learner, parts, 0, len(items)), *_looks(learner, more, len(parts), len(items))]
     starts = [sum(len(part.image_mask) for part in items[:place]) for place in range(len(items))]
     total = group.sums(learner.parameters)
@@ -63,7 +65,7 @@ def shared_gradients(learner: OnlineLearner, batch: Batch) -> tuple[torch.Tensor
             if beside is not None:
                 loss = loss + beside.sum() / count
             if auxiliary is not None:
-                loss = loss + auxiliary * (tokens[place] / sum(tokens))
+                loss = loss + auxiliary * (weighs[place] / sum(weighs))
         backward(loss)
         rows = slice(starts[place], starts[place] + len(losses_b))
         losses_n[rows], correct_n[rows], terms[place] = losses_b.detach(), correct_b.float(), loss.detach()

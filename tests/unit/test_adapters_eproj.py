@@ -16,7 +16,7 @@ from streamcvit.adapters import InstructionEncoder, RoutingInputs, attach, auxil
 from streamcvit.adapters.eproj import EProjLayer, choosing_projectors
 from streamcvit.errors import UserError
 from streamcvit.evaluation.generate import Generator
-from streamcvit.learning import EWC, BalancedReplay, OnlineLearner, Replay, Sequential
+from streamcvit.learning import EWC, BalancedReplay, LwF, OnlineLearner, Replay, Sequential
 from streamcvit.models.base import Base
 from streamcvit.models.batch import Batch
 from streamcvit.models.vision import encode_images, vision_dim
@@ -189,6 +189,19 @@ def test_samples_without_pictures_are_scored_and_leave_all_projectors_to_the_bit
         assert len(learner.strategy.kept) == len(learner.strategy.notes) == 8
     else:
         assert all(torch.equal(now, before[name]) for name, now in weights(layer_of(learner)).items())
+
+
+def test_without_forgetting_a_sample_is_answered_by_the_projectors_that_were_taken_at_the_boundary() -> None:
+    strategy = LwF(3)
+    learner = learner_for(tiny_base("llava"), strategy, lr=1e-3)
+    first, second = tiny_samples(2)
+    keys: Any = layer_of(learner).eproj_keys["default"]
+    learner.learn(batch_of(learner.base, [first]))
+    learner.learn(batch_of(learner.base, [second], 1, 1))
+    assert keys.used == 2
+    with strategy._taught():
+        assert keys.used == 1
+    assert keys.used == 2
 
 
 def test_key_loss_is_the_mean_of_both_distances_and_reaches_the_keys_alone() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from streamcvit.adapters.eproj.layer import ProjectorKeys
 from streamcvit.adapters.prototypes import Prototypes
 from streamcvit.errors import UserError
 from streamcvit.learning.outputs import Outputs, judging
@@ -44,7 +45,7 @@ class LwF(Sequential):
         self.teacher: dict[str, torch.Tensor] = {}
 
     def bind(self, learner: OnlineLearner) -> None:
-        """Remember what learns: the trained weights, and the routers' prototypes."""
+        """Remember what learns: the trained weights, and what routers know besides."""
         # Weakly: a learner that is let go of frees its device's memory at once.
         self.learner: Any = weakref.proxy(learner)
         self.places: dict[str, tuple[dict[str, Any], str]] = {}
@@ -53,7 +54,7 @@ class LwF(Sequential):
                 name: (module._parameters, name) for name, p in module._parameters.items() if p is not None
             }
             own = {name: place for name, place in own.items() if place[0][name].requires_grad}
-            if isinstance(module, Prototypes):
+            if isinstance(module, Prototypes | ProjectorKeys):
                 own |= {name: (module._buffers, name) for name in module._buffers}
             self.places |= {f"{path}.{name}" if path else name: place for name, place in own.items()}
 
