@@ -229,13 +229,14 @@ class Following:
             raise Refused("duplicate", f"the task {spec.name!r} is there already")
         shard = read_shard(self.source, test, self.folder)
         check_tests(shard, spec, self.folder)
-        self.journal.append(journal.TASK, name=name, test=test, task=asdict(spec), **shard.note)
-        self._task_taken(name, spec, shard)
+        line = self.journal.append(journal.TASK, name=name, test=test, task=asdict(spec), **shard.note)
+        self._task_taken(line, spec, shard)
         self._moved = self.clock()
 
-    def _task_taken(self, name: str, spec: TaskSpec, shard: Arrived | None) -> None:
-        self.held.pop(name, None)
-        self.known.add(name)
+    def _task_taken(self, line: dict[str, Any], spec: TaskSpec, shard: Arrived | None) -> None:
+        self.held.pop(line["name"], None)
+        self.known.add(line["name"])
+        self.bytes[line["sha256"]] = line["test"]  # what is asked is not learned
         self.tasks[spec.name] = spec
         if shard is not None:
             self.tests[spec.name] = (shard.table, shard.note)
@@ -320,7 +321,7 @@ class Following:
                 case journal.TASK:
                     old = self.chunks < written  # a chunk that is there has closed behind it
                     shard = None if old else self._again(line, line["test"])
-                    self._task_taken(line["name"], TaskSpec(**line["task"]), shard)
+                    self._task_taken(line, TaskSpec(**line["task"]), shard)
                 case journal.HOLD:
                     self.waited.add(line["name"])
                 case journal.TAKE:

@@ -63,6 +63,9 @@ class Growth:
         if following is not None:
             for event in following.past:
                 self._note(event)
+            for folder in folders.values():
+                if folder.n_chunks and folder.finished():  # an earlier life has learned it
+                    following.learned(folder.method, folder.n_chunks - 1)
 
     def learned(self, report: ChunkReport) -> None:
         """Hear of a learned chunk."""

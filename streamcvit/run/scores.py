@@ -108,7 +108,10 @@ class Scores:
         self.tasks, self.counts, self.n_chunks = list(index.tasks), counts, len(counts)
         self._seen = np.cumsum(counts, axis=0) > 0
         self.in_average = [task for task, spec in index.tasks.items() if spec.in_average]
-        test, known = index.eval_index(), set(self.columns)
+        known = set(self.columns)
+        if known.issuperset(index.tasks):  # as after most chunks of a stream that goes on
+            return
+        test = index.eval_index()
         for task, name in zip(test.task_of, test.sample_id_of, strict=True):
             if task not in known:
                 self.columns[task].setdefault(name, len(self.columns[task]))

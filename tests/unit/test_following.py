@@ -16,9 +16,13 @@ from streamcvit.data.sample import Picture, Sample
 from streamcvit.data.shards.index import StreamIndex
 from streamcvit.data.shards.read import ShardReader
 from streamcvit.errors import UserError
+from streamcvit.monitoring.terminal import LiveView
 from streamcvit.run import following as module
+from streamcvit.run.folder import RunFolder
 from streamcvit.run.following import Following
+from streamcvit.run.growth import Growth, task_counts
 from streamcvit.run.journal import JOURNAL
+from streamcvit.screen import Screen
 
 
 class Clock:
@@ -175,6 +179,38 @@ def test_what_cannot_be_taken_is_set_aside_by_name_and_the_rest_goes_on(stream: 
     stream.start()  # the same after a kill
     assert stream.aside() == expected and stream.look().news == [] and stream.following.ended
     assert list(stream.following.index().tasks) == ["colour"] and len(stream.following.index()) == 8
+
+
+def test_a_test_set_is_not_learned(stream: Stream) -> None:
+    stream.give(4, "shape", "shard-1.tar")
+    (stream.data / "shape.task.json").write_text('{"task": "shape", "test": "shard-1.tar"}')
+    stream.give(4, name="shard-2.tar")
+    assert stream.look().chunks == 1 and stream.aside() == {"shard-1.tar": "duplicate"}
+    shutil.copy(stream.data / "shard-1.tar", stream.data / "shard-3.tar")
+    complete(stream.data, "shard-3.tar")
+    stream.start()  # known after a kill too
+    assert stream.look().chunks == 1 and stream.aside()["shard-3.tar"] == "duplicate"
+
+
+def test_names_that_no_file_can_have_or_nobody_can_print_stop_nothing(stream: Stream) -> None:
+    stream.give(4, name="shard-1.tar")
+    stream.give(4, name="shard-2\x1b.tar")
+    stream.give(4, name="shard-3\udcff.tar")
+    (stream.data / "shape.task.json").write_text(json.dumps({"task": "shape", "test": "a" * 5000}))
+    (stream.data / "END").touch()
+    assert stream.look().ended and stream.following.chunks == 1
+    assert stream.aside() == {"shape.task.json": "damaged"}
+
+
+def test_a_method_that_an_earlier_life_finished_has_nothing_left_to_learn(stream: Stream) -> None:
+    stream.give(4)
+    (stream.data / "END").touch()
+    index = stream.look().index()
+    folder = RunFolder(stream.config, "lora", index, task_counts(stream.config, index, "lora"), "base")
+    folder.finish()
+    view = LiveView(["lora"], len(index), {"lora": 1}, Screen())
+    Growth(stream.config, {"lora": folder}, view, stream.start())
+    assert json.loads((stream.folder / "arrivals.json").read_text())["oldest"] is None
 
 
 def test_shards_out_of_order_are_taken_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@
 | `stream.json` | `{"stream": NAME}`: which stream this is |
 | `END` | an empty file: nothing follows |
 
-Files whose names begin with a dot are in the making.
+Files whose names begin with a dot are in the making; those whose names cannot be printed are none of a stream.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FolderSource:
         ended = (self.folder / END).exists()  # asked first: whatever was complete before it came is found now
         try:
             with os.scandir(self.folder) as entries:
-                names = {entry.name for entry in entries if not entry.name.startswith(".")}
+                names = {name for entry in entries if (name := entry.name).isprintable() and not name.startswith(".")}
         except OSError as fault:
             raise UserError(
                 f"the followed folder cannot be read ({fault.strerror})",
@@ -81,8 +81,8 @@ class FolderSource:
 
     def complete(self, name: str) -> bool:
         """Whether a shard or test set is there as a whole."""
-        there = (self.folder / name).is_file()
-        return there and any((self.folder / (name + ending)).is_file() for ending in (INDEXED, CHECKSUM, DONE))
+        path = os.path.join(self.folder, name)  # a manifest may name anything
+        return os.path.isfile(path) and any(os.path.isfile(path + ending) for ending in (INDEXED, CHECKSUM, DONE))
 
     def fetch(self, name: str, folder: Path) -> str:
         """A path through a link to the folder; errors as `Source.fetch`."""
